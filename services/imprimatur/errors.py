@@ -1,0 +1,170 @@
+"""The exception tree, on one page. Whether an error may be retried is its class.
+
+Two branches: `RequestError` is an answer to a caller and maps to one gRPC status (`gateway.errors` does it, by
+the `code` and `reason` given here); `AttemptError` is the end of one attempt at a job, and `retry` decides what
+follows. Messages reach clients and result pages: they name the field and what is allowed, never a secret.
+"""
+
+import grpc
+
+
+class ImprimaturError(Exception):
+    """Root of everything this system raises on purpose."""
+
+
+# --- answers to a caller ---------------------------------------------------------------------------------
+
+
+class RequestError(ImprimaturError):
+    """A request cannot be served as asked.
+
+    `reason` is the stable UPPER_SNAKE_CASE identifier of AIP-193; `metadata` its machine-readable details.
+    """
+
+    code: grpc.StatusCode = grpc.StatusCode.INTERNAL
+    reason: str = "INTERNAL"
+
+    def __init__(self, message: str, *, reason: str | None = None, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or type(self).reason
+        self.metadata = metadata
+
+
+class InvalidRequest(RequestError):
+    """A field has a value that is not allowed. `metadata["field"]` is its path, e.g. "items[3].task"."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_FIELD"
+
+    def __init__(self, field: str, message: str, *, reason: str | None = None, **metadata: str) -> None:
+        super().__init__(f"{field}: {message}", reason=reason, field=field, **metadata)
+        self.field = field
+        self.description = message
+
+
+class Unauthenticated(RequestError):
+    """No key, or one that does not exist or was revoked."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "INVALID_API_KEY"
+
+
+class PermissionDenied(RequestError):
+    """The key is good, but its role or its user may not do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "ROLE_NOT_ALLOWED"
+
+
+class NotFound(RequestError):
+    """Does not exist, or belongs to another tenant or user: the two are not told apart."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "NOT_FOUND"
+
+
+class AlreadyExists(RequestError):
+    """The same identifier stands for something else already."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "ALREADY_EXISTS"
+
+
+class FailedPrecondition(RequestError):
+    """The thing exists but is not in a state that allows this."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "WRONG_STATE"
+
+
+class ResourceExhausted(RequestError):
+    """A limit of this system or tenant is reached."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "LIMIT_REACHED"
+
+
+class Unavailable(RequestError):
+    """Something this service needs is out of reach now; the same call may succeed soon."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "TEMPORARILY_UNAVAILABLE"
+
+
+class Unimplemented(RequestError):
+    """Part of the contract that this server does not serve yet."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+    reason = "NOT_SUPPORTED"
+
+
+# --- ends of an attempt ----------------------------------------------------------------------------------
+
+
+class AttemptError(ImprimaturError):
+    """One attempt at a job ended without a result.
+
+    `code` is a stable snake_case word; `message` tells a person what to do; `stage` is where it struck.
+    """
+
+    code: str = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None, stage: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.stage = stage
+
+
+class TransientError(AttemptError):
+    """May pass by itself: a network fault, a provider's 5xx, an engine process that died."""
+
+    code = "transient"
+
+
+class TimedOut(TransientError):
+    """The attempt took longer than its time-out."""
+
+    code = "timed_out"
+
+
+class RateLimited(AttemptError):
+    """The provider asks to wait. Spends no attempt."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after_seconds: float, stage: str = "") -> None:
+        super().__init__(message, stage=stage)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class PermanentError(AttemptError):
+    """Trying again cannot help, for example because an engine refuses to answer."""
+
+    code = "permanent"
+
+
+class UnreviewableInput(PermanentError):
+    """The input itself cannot be worked on, such as an image that is not one. The job fails."""
+
+    code = "unreviewable_input"
+
+
+# --- faults of the surroundings --------------------------------------------------------------------------
+
+
+class BrokerError(ImprimaturError):
+    """The broker did not confirm. Whether it has the message is unknown: publish again, same message id."""
+
+
+class Unroutable(BrokerError):
+    """The broker has no queue for the message: the topology must be declared again."""
+
+
+class MalformedMessage(ImprimaturError):
+    """A broker message that this version cannot read. It is set aside, never retried."""
+
+
+class ConfigurationError(ImprimaturError):
+    """The process cannot start as configured; the message names the setting."""

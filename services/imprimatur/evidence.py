@@ -1,0 +1,135 @@
+"""What is reviewed and what an engine found: creatives in, evidence out.
+
+Only values live here. How evidence becomes a decision is `policy`; how it is found is `reviewer.engines`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Category(StrEnum):
+    """What an ad may touch. The first group follows the sensitive topics of the IAB Ad Product Taxonomy 2.0,
+    the second the categories usual in content moderation."""
+
+    POLITICAL = "political"
+    HEALTHCARE = "healthcare"
+    PHARMACEUTICAL = "pharmaceutical"
+    FINANCIAL = "financial"
+    ALCOHOL = "alcohol"
+    TOBACCO = "tobacco"
+    CANNABIS = "cannabis"
+    GAMBLING = "gambling"
+    WEAPONS = "weapons"
+    ADULT = "adult"
+    DIETING = "dieting"
+    CRYPTO = "crypto"
+    SENSITIVE_SOCIAL_ISSUE = "sensitive_social_issue"
+
+    HATE = "hate"
+    HARASSMENT = "harassment"
+    VIOLENCE = "violence"
+    SELF_HARM = "self_harm"
+    ILLICIT = "illicit"
+    SCAM = "scam"
+
+
+class Part(StrEnum):
+    """A kind of content that a creative can have and that an engine may or may not be able to examine."""
+
+    TEXT = "text"
+    LANGUAGE = "language"  #: the text is in a language that the engine does not read
+    IMAGE = "image"
+    VIDEO = "video"
+    AUDIO = "audio"
+    LANDING_PAGE = "landing_page"
+    CRITERIA = "criteria"  #: the tenant's free-text criteria
+
+
+class Recommendation(StrEnum):
+    """What an engine would do. Advice only: `policy.decide` decides."""
+
+    APPROVE = "approve"
+    REJECT = "reject"
+    HUMAN = "human"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """One image of a creative, as encoded bytes (PNG, JPEG, GIF or WebP)."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Creative:
+    """One ad as its seller submits it. Texts are plain Unicode; absent ones are empty."""
+
+    creative_id: str
+    name: str = ""
+    format: str = ""
+    headline: str = ""
+    body: str = ""
+    call_to_action: str = ""
+    advertiser: str = ""
+    landing_page_url: str = ""
+    language: str = ""  #: BCP 47 tag as declared by the caller, or empty
+    declared_categories: tuple[Category, ...] = ()
+    images: tuple[Image, ...] = ()
+    video_urls: tuple[str, ...] = ()
+    audio_urls: tuple[str, ...] = ()
+
+    def texts(self) -> tuple[tuple[str, str], ...]:
+        """(field name, text) of each text a reader of the ad would see, empty ones left out."""
+        fields = ("headline", "body", "call_to_action", "name", "advertiser")
+        return tuple((field, text) for field in fields if (text := getattr(self, field)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryScore:
+    """P(the creative belongs to `category`), in [0, 1]."""
+
+    category: Category
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing worth a person's look: what it is, how sure, and the words or measure that show it."""
+
+    category: Category | None
+    score: float
+    field: str  #: e.g. "headline", "images[0]"
+    quote: str  #: the words of the creative, or a measured fact such as "2 x 2 px"
+    explanation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineIdentity:
+    """Which engine, exactly: recorded in every result."""
+
+    name: str
+    version: str
+    model: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What one engine found in one creative.
+
+    `approval_score` is P(compliant) in [0, 1]. `unexamined` names every part that the creative has and the
+    engine could not look at: an engine that leaves one out here claims to have examined it.
+    """
+
+    engine: EngineIdentity
+    approval_score: float
+    recommendation: Recommendation
+    reason: str
+    categories: tuple[CategoryScore, ...]
+    findings: tuple[Finding, ...] = ()
+    examined_categories: frozenset[Category] = frozenset(Category)
+    unexamined: frozenset[Part] = frozenset()
+    truncated: bool = False
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_micros: int = 0  #: millionths of a US dollar

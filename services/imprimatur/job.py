@@ -1,0 +1,274 @@
+"""The job and its transition table. Pure: no I/O, no clock, no SQL, no protobuf.
+
+Every change of a job's state, in whatever service, is one of the happenings below and follows this table;
+`storage.transitions` is the only place that writes a state.
+"""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum, StrEnum
+
+from imprimatur.errors import AttemptError, ImprimaturError, PermanentError, UnreviewableInput
+from imprimatur.retry import Backoff
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"  #: accepted; waits for its time, its turn or its next attempt
+    RUNNING = "running"  #: a worker holds a lease on it
+    SUCCEEDED = "succeeded"  #: terminal, with a result
+    FAILED = "failed"  #: terminal, with an error
+    CANCELLED = "cancelled"  #: terminal, by the caller or superseded
+    AWAITING_REVIEW = "awaiting_review"  #: a person decides
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing follows."""
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+
+class JobType(StrEnum):
+    """What kind of work a job is."""
+
+    CREATIVE_REVIEW = "creative_review"
+
+
+class Priority(IntEnum):
+    """Lower numbers first."""
+
+    HIGH = 1
+    NORMAL = 2
+    LOW = 3
+
+
+class AttemptOutcome(StrEnum):
+    """How one attempt ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"  #: the worker fell silent
+    HANDED_BACK = "handed_back"  #: the worker was stopping
+    CANCELLED = "cancelled"  #: the job was cancelled meanwhile
+
+
+class Happening(StrEnum):
+    """What can happen to a job; the value is the kind of the event that it leaves in the job's history."""
+
+    CLAIMED = "started"
+    COMPLETED = "succeeded"
+    REFERRED = "awaiting_review"  #: the AI may not decide it
+    GAVE_UP = "failed"
+    RETRY_SCHEDULED = "retry_scheduled"
+    HANDED_BACK = "handed_back"
+    LEASE_LOST = "lease_lost"
+    CANCELLED = "cancelled"
+    HELD_BY_PERSON = "claimed_by_person"
+    DECIDED = "decided"
+
+
+#: The kind of the first event in every history; it makes the job rather than changing it.
+SUBMITTED = "submitted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """From which states something may happen, and to which state it leads.
+
+    `notifies` is the webhook event type that tells of it, empty for none.
+    """
+
+    sources: frozenset[State]
+    target: State
+    notifies: str = ""
+
+
+_RUNNING = frozenset({State.RUNNING})
+_AWAITING = frozenset({State.AWAITING_REVIEW})
+#: A queued job gives up or is referred when its deadline passes.
+_UNFINISHED_BY_MACHINE = frozenset({State.QUEUED, State.RUNNING})
+
+TRANSITIONS: Mapping[Happening, Transition] = {
+    Happening.CLAIMED: Transition(sources=frozenset({State.QUEUED}), target=State.RUNNING),
+    Happening.COMPLETED: Transition(sources=_RUNNING, target=State.SUCCEEDED, notifies="job.succeeded"),
+    Happening.REFERRED: Transition(
+        sources=_UNFINISHED_BY_MACHINE, target=State.AWAITING_REVIEW, notifies="job.awaiting_review"
+    ),
+    Happening.GAVE_UP: Transition(sources=_UNFINISHED_BY_MACHINE, target=State.FAILED, notifies="job.failed"),
+    Happening.RETRY_SCHEDULED: Transition(sources=_RUNNING, target=State.QUEUED),
+    Happening.HANDED_BACK: Transition(sources=_RUNNING, target=State.QUEUED),
+    Happening.LEASE_LOST: Transition(sources=_RUNNING, target=State.QUEUED),
+    Happening.CANCELLED: Transition(
+        sources=frozenset({State.QUEUED, State.RUNNING, State.AWAITING_REVIEW}),
+        target=State.CANCELLED,
+        notifies="job.cancelled",
+    ),
+    Happening.HELD_BY_PERSON: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
+    Happening.DECIDED: Transition(sources=_AWAITING, target=State.SUCCEEDED, notifies="job.succeeded"),
+}
+
+#: Every webhook event type.
+WEBHOOK_EVENT_TYPES = tuple(sorted({step.notifies for step in TRANSITIONS.values() if step.notifies}))
+
+
+class IllegalTransition(ImprimaturError):
+    """This cannot happen to a job in that state."""
+
+
+def step(state: State, happening: Happening) -> Transition:
+    """The transition that `happening` is for a job in `state`.
+
+    Raises:
+        IllegalTransition: the table has none.
+    """
+    transition = TRANSITIONS[happening]
+    if state not in transition.sources:
+        raise IllegalTransition(f"{happening.name} cannot happen to a job that is {state}")
+    return transition
+
+
+def after_giving_up(job_type: JobType, error: AttemptError) -> Happening:
+    """What giving up means: a creative that can be reviewed at all goes to a person, never away."""
+    if job_type is JobType.CREATIVE_REVIEW and not isinstance(error, UnreviewableInput):
+        return Happening.REFERRED
+    return Happening.GAVE_UP
+
+
+#: Pauses between attempts, by job type.
+BACKOFFS: Mapping[JobType, Backoff] = {
+    JobType.CREATIVE_REVIEW: Backoff(first_seconds=2.0, cap_seconds=60.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobError:
+    """What went wrong, for a person to act on."""
+
+    code: str
+    message: str
+    stage: str = ""
+    retryable: bool = False
+
+    @classmethod
+    def of(cls, error: AttemptError) -> "JobError":
+        """The part of an attempt's error that is kept and shown."""
+        return cls(
+            code=error.code,
+            message=error.message,
+            stage=error.stage,
+            retryable=not isinstance(error, PermanentError),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One try at a job by one worker."""
+
+    claim_no: int
+    worker: str
+    started_at: datetime
+    finished_at: datetime | None = None
+    outcome: AttemptOutcome | None = None
+    error: JobError | None = None
+    engine: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_micros: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """A job about to be accepted. `input` and `content_hash` are the task's canonical bytes and their digest.
+
+    `run_in_seconds` and `deadline_seconds` are counted from the database's clock, the latter from the run time.
+    """
+
+    id: uuid.UUID
+    tenant_id: uuid.UUID
+    type: JobType
+    user_id: str
+    priority: Priority
+    request_id: str | None
+    content_hash: bytes
+    subject_id: str
+    labels: Mapping[str, str]
+    parameters: Mapping[str, str]
+    input: bytes
+    callback_url: str
+    max_attempts: int
+    timeout_seconds: float
+    run_at: datetime | None
+    deadline_seconds: float
+    estimated_seconds: float | None = None
+    retry_of: uuid.UUID | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A job as stored; field by field the columns that anyone outside storage may see."""
+
+    id: uuid.UUID
+    tenant_id: uuid.UUID
+    type: JobType
+    state: State
+    user_id: str
+    priority: Priority
+    version: int
+    request_id: str | None
+    subject_id: str
+    labels: Mapping[str, str]
+    parameters: Mapping[str, str]
+    callback_url: str
+    max_attempts: int
+    attempts: int
+    timeout_seconds: float
+    progress_percent: int
+    progress_stage: str
+    progress_message: str
+    error: JobError | None
+    decision: str
+    policy_triggered: str
+    result: bytes | None
+    result_count: int
+    retry_of: uuid.UUID | None
+    appeal_of: uuid.UUID | None
+    superseded_by: uuid.UUID | None
+    estimated_seconds: float | None
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    run_at: datetime
+    deadline_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """One line of a job's history."""
+
+    version: int
+    kind: str
+    state: State
+    at: datetime
+    details: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a worker holds: a job, fenced by `claim_no`. Every write needs both and state RUNNING."""
+
+    job_id: uuid.UUID
+    claim_no: int
+    tenant_id: uuid.UUID
+    type: JobType
+    input: bytes
+    attempts: int
+    max_attempts: int
+    timeout_seconds: float
+    remaining_seconds: float  #: until the job's deadline, when it was claimed

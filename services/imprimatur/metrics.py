@@ -1,0 +1,121 @@
+"""Every metric, defined once: name, help, labels. Ids are never labels.
+
+Conventions of Prometheus: base units (seconds, bytes), `_total` for counters. Each service exports the whole
+registry on its own /metrics; a metric that a service never touches stays at zero there or shows no series.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SLOW = (0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
+
+# --- gateway ---------------------------------------------------------------------------------------------
+rpc_requests = Counter(
+    "imprimatur_rpc_requests_total", "gRPC calls answered, by method and status code.", ["rpc", "code"]
+)
+rpc_seconds = Histogram("imprimatur_rpc_duration_seconds", "Time to answer a unary gRPC call.", ["rpc"], buckets=_FAST)
+open_streams = Gauge("imprimatur_open_streams", "Watch streams open now.", ["rpc"])
+jobs_submitted = Counter(
+    "imprimatur_jobs_submitted_total", "Jobs accepted, by type and priority.", ["type", "priority"]
+)
+watch_lag_seconds = Histogram(
+    "imprimatur_watch_lag_seconds",
+    "From a job's change in the database to its being handed to a watcher's stream.",
+    buckets=_FAST,
+)
+jobs_by_state = Gauge("imprimatur_jobs", "Unfinished jobs, by state, type and priority.", ["state", "type", "priority"])
+oldest_due_seconds = Gauge(
+    "imprimatur_oldest_due_job_age_seconds", "Age of the oldest job that is due and waits.", ["priority"]
+)
+awaiting_oldest_seconds = Gauge(
+    "imprimatur_oldest_pending_review_age_seconds", "Age of the oldest job that waits for a person."
+)
+jobs_released = Counter(
+    "imprimatur_jobs_released_total",
+    "Jobs put up for claiming, by way: at once, by the dispatcher, again.",
+    ["way"],
+)
+leases_lost = Counter("imprimatur_leases_lost_total", "Jobs queued again because their worker fell silent.")
+human_decisions = Counter(
+    "imprimatur_human_decisions_total",
+    "Decisions by people, and whether they override the AI.",
+    ["decision", "overrides_ai"],
+)
+
+# --- reviewer --------------------------------------------------------------------------------------------
+slots = Gauge("imprimatur_worker_slots", "Jobs that this worker can run at once.")
+slots_in_use = Gauge("imprimatur_worker_slots_in_use", "Jobs that this worker runs now.")
+claims = Counter(
+    "imprimatur_claims_total", "Review messages handled, by result: claimed, stale, given_back.", ["result"]
+)
+submit_to_start_seconds = Histogram(
+    "imprimatur_submit_to_start_seconds",
+    "From the time a job was due to its first start.",
+    ["type", "priority"],
+    buckets=_SLOW,
+)
+submit_to_end_seconds = Histogram(
+    "imprimatur_submit_to_end_seconds",
+    "From a job's acceptance to the end of its machine work.",
+    ["type", "priority"],
+    buckets=_SLOW,
+)
+attempt_seconds = Histogram(
+    "imprimatur_attempt_duration_seconds",
+    "Duration of attempts, by type and outcome.",
+    ["type", "outcome"],
+    buckets=_SLOW,
+)
+engine_seconds = Histogram(
+    "imprimatur_engine_duration_seconds", "Duration of engine calls, by engine.", ["engine"], buckets=_SLOW
+)
+jobs_finished = Counter(
+    "imprimatur_jobs_finished_total",
+    "Jobs that left the machine's hands, by type and state: succeeded, failed, cancelled, awaiting_review.",
+    ["type", "state"],
+)
+decisions = Counter(
+    "imprimatur_ai_decisions_total", "Decisions by the decision table.", ["decision", "policy_triggered"]
+)
+attempt_errors = Counter(
+    "imprimatur_attempt_errors_total", "Attempts that failed, by error code.", ["type", "error_code"]
+)
+fenced_writes = Counter(
+    "imprimatur_fenced_writes_total", "Results discarded because the job was cancelled or taken over."
+)
+
+# --- notifier --------------------------------------------------------------------------------------------
+webhook_attempts = Counter(
+    "imprimatur_webhook_attempts_total",
+    "Webhook posts, by outcome: delivered, refused (an HTTP status), failed (no answer), blocked (address).",
+    ["outcome"],
+)
+webhook_seconds = Histogram("imprimatur_webhook_duration_seconds", "Duration of webhook posts.", buckets=_FAST)
+webhook_lag_seconds = Histogram(
+    "imprimatur_webhook_lag_seconds", "From an outcome to the first attempt at telling it.", buckets=_SLOW
+)
+webhook_deliveries_pending = Gauge("imprimatur_webhook_deliveries_pending", "Deliveries not yet made.")
+webhooks_pending = Gauge("imprimatur_webhook_events_pending", "Outcomes whose message is not yet stored.")
+
+# --- everywhere ------------------------------------------------------------------------------------------
+outbox_backlog = Gauge("imprimatur_outbox_messages", "Messages written and not yet confirmed by the broker.")
+outbox_published = Counter(
+    "imprimatur_outbox_published_total",
+    "Messages handed to the broker, by result: confirmed, failed.",
+    ["result"],
+)
+messages_consumed = Counter(
+    "imprimatur_broker_deliveries_total",
+    "Broker messages received, by queue and whether redelivered.",
+    ["queue", "redelivered"],
+)
+messages_set_aside = Counter(
+    "imprimatur_broker_messages_set_aside_total", "Broker messages that this version cannot read.", ["queue"]
+)
+broker_connected = Gauge("imprimatur_broker_connected", "1 while the broker connection stands.")
+database_connections = Gauge("imprimatur_database_connections_in_use", "Database connections checked out.")
+loop_failures = Counter(
+    "imprimatur_background_failures_total",
+    "Passes of background loops that failed and will be tried again.",
+    ["loop"],
+)

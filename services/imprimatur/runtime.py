@@ -1,0 +1,136 @@
+"""What every service process does the same way: logs, signals, background loops, and its HTTP port.
+
+The HTTP port serves /metrics (Prometheus), /livez (the process answers; depends on nothing else) and /readyz
+(every check passes; the failing ones are named).
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import structlog
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from imprimatur import metrics
+
+log = structlog.get_logger(__name__)
+
+#: A check returns nothing when all is well, or one sentence that says what is not.
+Check = Callable[[], Awaitable[str | None]]
+
+
+def configure_logging(*, level: str = "info", json: bool | None = None) -> None:
+    """Sentences plus fields on standard error: JSON for machines, columns on a terminal.
+
+    Args:
+        json: None chooses by whether standard error is a terminal.
+    """
+    as_json = not sys.stderr.isatty() if json is None else json
+    renderer = structlog.processors.JSONRenderer(sort_keys=True) if as_json else structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            *([structlog.processors.format_exc_info] if as_json else []),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
+
+
+async def until_signalled() -> None:
+    """Return on SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+class Loop:
+    """A step that is done again and again until stopped; the one place where a background failure ends.
+
+    A failing step is logged and counted, and done again after the usual interval.
+    """
+
+    def __init__(self, name: str, step: Callable[[], Awaitable[None]], *, interval_seconds: float) -> None:
+        self._name = name
+        self._step = step
+        self._interval_seconds = interval_seconds
+        self._woken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, with the first step at once."""
+        self._task = asyncio.create_task(self._run(), name=self._name)
+
+    def wake(self) -> None:
+        """Do the next step now."""
+        self._woken.set()
+
+    async def stop(self) -> None:
+        """Stop, in the middle of a step if need be."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            self._woken.clear()
+            try:
+                await self._step()
+            except Exception:
+                metrics.loop_failures.labels(self._name).inc()
+                log.exception("a background step failed and will be tried again", loop=self._name)
+            try:
+                async with asyncio.timeout(self._interval_seconds):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+
+
+@asynccontextmanager
+async def http_port(
+    host: str, port: int, checks: Mapping[str, Check], before_scrape: Check | None = None
+) -> AsyncIterator[int]:
+    """Serve /metrics, /livez and /readyz inside the block; gives the port (for `port` 0, the one chosen)."""
+
+    async def scrape(_request: web.Request) -> web.Response:
+        if before_scrape is not None:
+            await before_scrape()
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def live(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "live"})
+
+    async def ready(_request: web.Request) -> web.Response:
+        faults = await failing(checks)
+        return web.json_response(
+            {"status": "not ready" if faults else "ready", "failing": faults}, status=503 if faults else 200
+        )
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", scrape), web.get("/livez", live), web.get("/readyz", ready)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+async def failing(checks: Mapping[str, Check]) -> dict[str, str]:
+    """The checks that fail, with what they say."""
+    answers = await asyncio.gather(*(check() for check in checks.values()))
+    return {name: answer for name, answer in zip(checks, answers, strict=True) if answer}

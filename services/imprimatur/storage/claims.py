@@ -1,0 +1,283 @@
+"""What a worker does with a job: claim it, keep the lease, report, end the attempt.
+
+Every write is fenced: it needs state RUNNING and the claim's own `claim_no`. No row changed means that the job
+was cancelled or taken over meanwhile; the result is discarded, but what it cost is booked on the attempt.
+"""
+
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Integer, Row, and_, func, insert, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, State
+from imprimatur.storage import clock, outbox
+from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.jobs import job_of
+from imprimatur.storage.schema import attempts, jobs, workers
+from imprimatur.storage.transitions import is_job, move
+from imprimatur.wire.messages import JobChanged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One reviewer process."""
+
+    id: uuid.UUID
+    name: str
+    slots: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What an attempt used, booked whether or not its result counts."""
+
+    engine: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_micros: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conclusion:
+    """What one attempt makes of its job, as `review` and `retry` decided it.
+
+    `delay_seconds` is when it may run again, for happenings that queue it. Columns in `shown` are set as given.
+    """
+
+    happening: Happening
+    outcome: AttemptOutcome
+    spends_attempt: bool = True
+    delay_seconds: float = 0.0
+    error: JobError | None = None
+    shown: Mapping[str, Any] | None = None
+    details: Mapping[str, str] | None = None
+
+
+async def claim(
+    tx: Transaction,
+    worker: Worker,
+    *,
+    job_id: uuid.UUID,
+    release_no: int,
+    claim_id: uuid.UUID,
+    lease_seconds: float,
+) -> Claim | None:
+    """Take a released job, or find the claim again whose answer was lost.
+
+    Args:
+        release_no: from the message; a stale or duplicate one claims nothing.
+        claim_id: chosen by the caller and the same on every repetition of this call.
+
+    Returns:
+        None when the job is not (any more) there to be claimed.
+    """
+    rows: list[Row[Any]] = await move(
+        tx,
+        Happening.CLAIMED,
+        is_job(job_id),
+        jobs.c.release_no == release_no,
+        jobs.c.released_at.is_not(None),
+        jobs.c.deadline_at > clock.now(),
+        values={
+            "claim_no": jobs.c.claim_no + 1,
+            "claim_id": claim_id,
+            "worker_id": worker.id,
+            "lease_until": clock.after(lease_seconds),
+            "started_at": _first_start(),
+        },
+        details={"worker": worker.name},
+    )
+    if rows:
+        await tx.connection.execute(
+            insert(attempts).values(
+                job_id=job_id,
+                claim_no=rows[0].claim_no,
+                worker=worker.name,
+                started_at=clock.now(),
+                engine="",
+                input_tokens=0,
+                output_tokens=0,
+                cost_micros=0,
+            )
+        )
+    else:
+        mine = and_(is_job(job_id), jobs.c.claim_id == claim_id, jobs.c.state == State.RUNNING)
+        rows = list((await tx.connection.execute(select(*jobs.c).where(mine))).all())
+    return _claim_of(rows[0]) if rows else None
+
+
+def _first_start() -> ColumnElement[Any]:
+    return func.coalesce(jobs.c.started_at, clock.now(), type_=jobs.c.started_at.type)
+
+
+def _claim_of(row: Row[Any]) -> Claim:
+    return Claim(
+        job_id=row.id,
+        claim_no=row.claim_no,
+        tenant_id=row.tenant_id,
+        type=JobType(row.type),
+        input=row.input,
+        attempts=row.attempts,
+        max_attempts=row.max_attempts,
+        timeout_seconds=row.timeout_seconds,
+        remaining_seconds=(row.deadline_at - row.updated_at).total_seconds(),
+    )
+
+
+def _held(claim: Claim) -> ColumnElement[bool]:
+    """The fence."""
+    return and_(is_job(claim.job_id), jobs.c.state == State.RUNNING, jobs.c.claim_no == claim.claim_no)
+
+
+async def renew(
+    tx: Transaction, held: Collection[tuple[uuid.UUID, int]], *, lease_seconds: float
+) -> set[tuple[uuid.UUID, int]]:
+    """Prolong the leases of these (job id, claim_no) pairs; those not returned are lost to their holder."""
+    if not held:
+        return set()
+    pairs = sorted(held)
+    still_held = (
+        select(jobs.c.id)
+        .where(tuple_(jobs.c.id, jobs.c.claim_no).in_(pairs), jobs.c.state == State.RUNNING)
+        .order_by(jobs.c.id)
+        .with_for_update()
+    )
+    rows = await tx.connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(still_held), jobs.c.state == State.RUNNING)
+        .values(lease_until=clock.after(lease_seconds))
+        .returning(jobs.c.id, jobs.c.claim_no)
+    )
+    return {(row.id, row.claim_no) for row in rows} & set(held)
+
+
+async def report_progress(tx: Transaction, claim: Claim, *, percent: int, stage: str, message: str) -> bool:
+    """Show how far the job is. Never backwards within an attempt; broadcast, not part of the history."""
+    row = (
+        await tx.connection.execute(
+            update(jobs)
+            .where(_held(claim), jobs.c.progress_percent <= percent)
+            .values(
+                progress_percent=percent,
+                progress_stage=stage,
+                progress_message=message,
+                version=jobs.c.version + 1,
+                updated_at=clock.now(),
+            )
+            .returning(jobs.c.tenant_id, jobs.c.version)
+        )
+    ).one_or_none()
+    if row is None:
+        return False
+    change = JobChanged(job_id=claim.job_id, tenant_id=row.tenant_id, version=row.version, state=State.RUNNING)
+    await outbox.add(tx, [outbox.job_changed(change, kind="progress", outcome=False)])
+    return True
+
+
+async def conclude(tx: Transaction, claim: Claim, conclusion: Conclusion, spent: Spent) -> Job | None:
+    """End the attempt and move the job. None: fenced off, nothing changed but the attempt's bookkeeping."""
+    queues = conclusion.happening in (Happening.RETRY_SCHEDULED, Happening.HANDED_BACK)
+    values: dict[str, Any] = {
+        "attempts": jobs.c.attempts + (1 if conclusion.spends_attempt else 0),
+        "error": asdict(conclusion.error) if conclusion.error else None,
+        **(conclusion.shown or {}),
+    }
+    if queues:
+        values["run_at"] = clock.after(conclusion.delay_seconds)
+    rows = await move(tx, conclusion.happening, _held(claim), values=values, details=conclusion.details)
+    await book(tx, claim, conclusion, spent)
+    return job_of(rows[0]) if rows else None
+
+
+async def book(tx: Transaction, claim: Claim, conclusion: Conclusion, spent: Spent) -> None:
+    """Write the attempt's end and what it used, once; its outcome only if none is recorded yet."""
+    mine = and_(attempts.c.job_id == claim.job_id, attempts.c.claim_no == claim.claim_no)
+    await tx.connection.execute(update(attempts).where(mine).values(**asdict(spent)))
+    await tx.connection.execute(
+        update(attempts)
+        .where(mine, attempts.c.outcome.is_(None))
+        .values(
+            finished_at=clock.now(),
+            outcome=conclusion.outcome,
+            error=asdict(conclusion.error) if conclusion.error else None,
+            error_code=conclusion.error.code if conclusion.error else None,
+        )
+    )
+
+
+async def lost_leases(tx: Transaction, *, limit: int) -> list[Row[Any]]:
+    """Queue again the running jobs whose lease ran out; counted apart from attempts.
+
+    Call only after a whole lease of uninterrupted contact with the database: see `gateway.dispatcher`.
+    """
+    expired = (
+        select(jobs.c.id)
+        .where(jobs.c.state == State.RUNNING, jobs.c.lease_until < clock.now())
+        .order_by(jobs.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    rows = await move(
+        tx,
+        Happening.LEASE_LOST,
+        jobs.c.id.in_(expired),
+        jobs.c.lease_until < clock.now(),
+        values={"losses": jobs.c.losses + 1, "run_at": clock.now()},
+        details={"reason": "its worker fell silent"},
+    )
+    await end_attempts(tx, rows, AttemptOutcome.LOST, "worker_lost", "the worker fell silent; the job runs again")
+    return rows
+
+
+async def end_attempts(
+    tx: Transaction, rows: Collection[Row[Any]], outcome: AttemptOutcome, code: str, message: str
+) -> None:
+    """Close the open attempt of each of these jobs, when somebody other than its worker ends it."""
+    if rows:
+        await tx.connection.execute(
+            update(attempts)
+            .where(
+                tuple_(attempts.c.job_id, attempts.c.claim_no).in_(sorted((row.id, row.claim_no) for row in rows)),
+                attempts.c.outcome.is_(None),
+            )
+            .values(
+                finished_at=clock.now(),
+                outcome=outcome,
+                error=asdict(JobError(code=code, message=message, retryable=True)),
+                error_code=code,
+            )
+        )
+
+
+# --- workers ---------------------------------------------------------------------------------------------
+
+
+async def seen(tx: Transaction, worker: Worker, *, running: int) -> None:
+    """Record that a worker lives, with its slots and how many are in use."""
+    dialect = postgresql if tx.on_postgresql else sqlite
+    fresh = {"name": worker.name, "slots": worker.slots, "running": running, "seen_at": clock.now()}
+    await tx.connection.execute(
+        dialect.insert(workers)
+        .values(id=worker.id, started_at=clock.now(), **fresh)
+        .on_conflict_do_update(index_elements=["id"], set_=fresh)
+    )
+
+
+async def gone(tx: Transaction, worker: Worker) -> None:
+    """Record that a worker has stopped."""
+    await tx.connection.execute(workers.delete().where(workers.c.id == worker.id))
+
+
+async def live_capacity(reader: Reader, *, silent_seconds: float) -> tuple[int, int]:
+    """(worker processes, slots) of the workers heard of within the last `silent_seconds`."""
+    row = (
+        await reader.connection.execute(
+            select(func.count(), func.coalesce(func.sum(workers.c.slots), 0, type_=Integer)).where(
+                workers.c.seen_at > clock.after(-silent_seconds)
+            )
+        )
+    ).one()
+    return row[0], row[1]

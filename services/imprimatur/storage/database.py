@@ -1,0 +1,213 @@
+"""The connection to the database: transactions, reads, and what its faults mean.
+
+A `Transaction` collects the outbox rows that it writes; after the commit they are handed to whoever
+`on_commit` names, so that publishing cannot be forgotten and cannot happen before the commit.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy import event, exc, make_url, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+from imprimatur.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
+#: SQLSTATEs that mean "not now": shutdown, too many connections, lock time-outs, read-only after a failover.
+_PASSING_SQLSTATES = ("08", "53", "57", "40001", "40P01", "55P03", "25006", "25P03")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutboxRow:
+    """A message about a change made in the same transaction.
+
+    `stored` ones are rows of the outbox and reach the broker sooner or later; the others are broadcast once,
+    for watchers who would find the change by themselves a little later.
+    """
+
+    id: uuid.UUID
+    exchange: str
+    routing_key: str
+    body: bytes
+    stored: bool
+
+
+@dataclass(kw_only=True)
+class Reader:
+    """One connection to read with."""
+
+    connection: AsyncConnection
+
+    @property
+    def on_postgresql(self) -> bool:
+        """Which of two spellings to use."""
+        return self.connection.dialect.name == "postgresql"
+
+
+@dataclass(kw_only=True)
+class Transaction(Reader):
+    """One write transaction, with the outbox rows it has written."""
+
+    outbox: list[OutboxRow] = field(default_factory=list)
+
+
+class Database:
+    """Where everything is kept. One per process.
+
+    Args:
+        url: "postgresql://user:password@host/name" or "sqlite:////folder/file".
+        pool_size: connections kept, PostgreSQL only.
+        command_timeout_seconds: the longest that one statement may take, PostgreSQL only.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 10, command_timeout_seconds: float = 5.0) -> None:
+        self.on_commit: Callable[[Sequence[OutboxRow]], None] = lambda _rows: None
+        self.on_postgresql = make_url(url).get_backend_name() == "postgresql"
+        if self.on_postgresql:
+            self._writer = self._reader = _postgresql(url, pool_size, command_timeout_seconds)
+        else:
+            self._writer = _sqlite(url, writes=True)
+            self._reader = _sqlite(url, writes=False)
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[Transaction]:
+        """A write transaction: committed at the end of the block, rolled back if it raises.
+
+        Raises:
+            Unavailable: the database is out of reach or refuses for now. Whether a commit under way has
+                happened is then unknown.
+        """
+        with _faults_explained():
+            async with self._writer.begin() as connection:
+                transaction = Transaction(connection=connection)
+                yield transaction
+        if transaction.outbox:
+            self.on_commit(transaction.outbox)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Reader]:
+        """A connection for reading; each statement sees what is committed when it runs.
+
+        Raises:
+            Unavailable: the database is out of reach.
+        """
+        with _faults_explained():
+            async with self._reader.connect() as connection:
+                if self.on_postgresql:
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                yield Reader(connection=connection)
+
+    async def ping(self, timeout_seconds: float = 1.0) -> None:
+        """Ask the database for a sign of life.
+
+        Raises:
+            Unavailable: none came within the time.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds), self.read() as reader:
+                await reader.connection.execute(text("SELECT 1"))
+        except TimeoutError:
+            raise Unavailable("the database does not answer") from None
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._reader.dispose()
+        if self._writer is not self._reader:
+            await self._writer.dispose()
+
+    @property
+    def pool_in_use(self) -> int:
+        """Connections checked out now."""
+        pool = self._writer.pool
+        return pool.checkedout() if isinstance(pool, AsyncAdaptedQueuePool) else 0
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The writing engine, for migrations."""
+        return self._writer
+
+
+class _faults_explained:  # a context manager used as a statement
+    """Turns what drivers raise for an unreachable database into Unavailable; the rest passes."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, fault: BaseException | None, _trace: object) -> None:
+        if fault is not None and is_passing(fault):
+            log.warning("the database cannot serve now", error=type(fault).__name__, detail=str(fault)[:200])
+            raise Unavailable(
+                "the database is out of reach; try again shortly", reason="DATABASE_UNAVAILABLE"
+            ) from fault
+
+
+def is_passing(fault: BaseException) -> bool:
+    """Whether a driver's exception means that the same statement may succeed later."""
+    if isinstance(fault, exc.DBAPIError):
+        if fault.connection_invalidated or isinstance(fault, exc.OperationalError):
+            return True
+        sqlstate = getattr(fault.orig, "sqlstate", None) or ""
+        return sqlstate.startswith(_PASSING_SQLSTATES) or isinstance(fault.orig, TimeoutError | OSError)
+    return isinstance(fault, exc.TimeoutError | OSError) and not isinstance(fault, FileNotFoundError)
+
+
+def _postgresql(url: str, pool_size: int, command_timeout_seconds: float) -> AsyncEngine:
+    return create_async_engine(
+        make_url(url).set(drivername="postgresql+asyncpg"),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=command_timeout_seconds,
+        pool_recycle=1800,
+        pool_use_lifo=True,
+        connect_args={
+            "timeout": command_timeout_seconds,
+            "command_timeout": command_timeout_seconds,
+            "server_settings": {
+                "application_name": "imprimatur",
+                "idle_in_transaction_session_timeout": "10000",
+                "statement_timeout": str(int(command_timeout_seconds * 1000)),
+                "lock_timeout": str(int(command_timeout_seconds * 1000)),
+                "jit": "off",
+            },
+        },
+    )
+
+
+def _sqlite(url: str, *, writes: bool) -> AsyncEngine:
+    """One writer, several readers: SQLite allows no more, and so nobody ever waits for a lock inside it."""
+    path = make_url(url).database
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_async_engine(
+        make_url(url).set(drivername="sqlite+aiosqlite"),
+        poolclass=AsyncAdaptedQueuePool,
+        pool_size=1 if writes else 4,
+        max_overflow=0,
+        pool_timeout=10,
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions by itself
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout = 5000")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        if not writes:
+            cursor.execute("PRAGMA query_only = ON")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine

@@ -1,0 +1,158 @@
+"""Which waiting jobs are put up for claiming, and what becomes of those that waited too long.
+
+Minimal order: due by `run_at`, by priority, oldest first.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Row, case, func, select, text, update
+
+from imprimatur.job import Happening, JobError, JobType, Priority, State
+from imprimatur.storage import clock, outbox
+from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.jobs import FIRST_REISSUE_AFTER_SECONDS
+from imprimatur.storage.schema import jobs, workers
+from imprimatur.storage.transitions import move
+from imprimatur.wire.messages import ReviewRequested
+
+#: The advisory lock that lets one dispatcher work at a time, over all gateways. An arbitrary constant.
+_DISPATCHER_LOCK = 0x1A_9A_1A
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backlog:
+    """What the dispatcher has to reckon with."""
+
+    released: int  #: put up for claiming, not claimed
+    due: int  #: due, not put up
+    slots: int  #: of live workers
+
+
+async def become_dispatcher(tx: Transaction) -> bool:
+    """Take the lock until the end of this transaction. SQLite has one process, and so one dispatcher."""
+    if not tx.on_postgresql:
+        return True
+    taken = await tx.connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _DISPATCHER_LOCK})
+    return bool(taken.scalar_one())
+
+
+async def backlog(reader: Reader, *, silent_seconds: float) -> Backlog:
+    """Count what is released, due and free; workers silent for longer do not count. Uses partial indexes only."""
+    queued = select(func.count()).select_from(jobs).where(jobs.c.state == State.QUEUED)
+    slots = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > clock.after(-silent_seconds))
+    row = (
+        await reader.connection.execute(
+            select(
+                queued.where(jobs.c.released_at.is_not(None)).scalar_subquery(),
+                queued.where(jobs.c.released_at.is_(None), jobs.c.run_at <= clock.now()).scalar_subquery(),
+                slots.scalar_subquery(),
+            )
+        )
+    ).one()
+    return Backlog(released=row[0], due=row[1], slots=row[2])
+
+
+async def release_due(tx: Transaction, *, room: int) -> int:
+    """Put up to `room` due jobs up for claiming; returns how many."""
+    if room <= 0:
+        return 0
+    next_ones = (
+        select(jobs.c.id)
+        .where(
+            jobs.c.state == State.QUEUED,
+            jobs.c.released_at.is_(None),
+            jobs.c.run_at <= clock.now(),
+            jobs.c.deadline_at > clock.now(),
+        )
+        .order_by(jobs.c.priority, jobs.c.run_at, jobs.c.id)
+        .limit(room)
+        .with_for_update(skip_locked=True)
+    )
+    return await _release(
+        tx, jobs.c.id.in_(next_ones), jobs.c.released_at.is_(None), reissue_after=FIRST_REISSUE_AFTER_SECONDS
+    )
+
+
+async def reissue(tx: Transaction, *, limit: int) -> int:
+    """Ask again for released jobs that nobody claimed in time; each time waits twice as long as the last."""
+    overdue = (
+        select(jobs.c.id)
+        .where(
+            jobs.c.state == State.QUEUED,
+            jobs.c.released_at.is_not(None),
+            clock.after(jobs.c.reissue_after_seconds, jobs.c.released_at) < clock.now(),
+        )
+        .order_by(jobs.c.released_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    doubled = case(
+        (jobs.c.reissue_after_seconds < 300.0, jobs.c.reissue_after_seconds * 2),
+        else_=jobs.c.reissue_after_seconds,
+    )
+    return await _release(tx, jobs.c.id.in_(overdue), reissue_after=doubled)
+
+
+async def withdraw_releases(tx: Transaction) -> int:
+    """Take back every release: for a start with an empty broker, when no message of the past can be left."""
+    changed = await tx.connection.execute(
+        update(jobs)
+        .where(jobs.c.state == State.QUEUED, jobs.c.released_at.is_not(None))
+        .values(released_at=None)
+        .returning(jobs.c.id)
+    )
+    return len(changed.all())
+
+
+async def _release(tx: Transaction, *conditions: Any, reissue_after: Any) -> int:
+    rows = (
+        await tx.connection.execute(
+            update(jobs)
+            .where(jobs.c.state == State.QUEUED, *conditions)
+            .values(
+                released_at=clock.now(),
+                release_no=jobs.c.release_no + 1,
+                reissue_after_seconds=reissue_after,
+            )
+            .returning(jobs.c.id, jobs.c.release_no, jobs.c.priority)
+        )
+    ).all()
+    requests = [
+        outbox.review_requested(ReviewRequested(job_id=row.id, release_no=row.release_no), Priority(row.priority))
+        for row in sorted(rows, key=lambda row: (row.priority, row.id))
+    ]
+    await outbox.add(tx, requests)
+    return len(rows)
+
+
+async def end_overdue(
+    tx: Transaction, job_type: JobType, happening: Happening, shown: dict[str, Any], *, limit: int
+) -> list[Row[Any]]:
+    """Let `happening` happen to queued jobs of a type whose deadline has passed; `shown` sets columns."""
+    overdue = (
+        select(jobs.c.id)
+        .where(
+            jobs.c.state == State.QUEUED,
+            jobs.c.type == job_type,
+            jobs.c.deadline_at <= clock.now(),
+        )
+        .order_by(jobs.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return await move(
+        tx,
+        happening,
+        jobs.c.id.in_(overdue),
+        jobs.c.state == State.QUEUED,
+        values={"error": asdict(DEADLINE_PASSED), **shown},
+        details={"reason": "deadline passed"},
+    )
+
+
+DEADLINE_PASSED = JobError(
+    code="deadline_passed",
+    message="The job's deadline passed before it could be done; submit it again with a later deadline.",
+    retryable=True,
+)

@@ -1,0 +1,308 @@
+"""Jobs as their callers know them: accept, find, list, cancel, and their history."""
+
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    func,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from imprimatur.job import (
+    SUBMITTED,
+    Attempt,
+    AttemptOutcome,
+    Happening,
+    Job,
+    JobError,
+    JobEvent,
+    JobType,
+    NewJob,
+    Priority,
+    State,
+)
+from imprimatur.storage import clock, outbox
+from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.schema import attempts, job_events, jobs
+from imprimatur.storage.transitions import is_job, move, record
+from imprimatur.wire.messages import ReviewRequested
+
+#: The columns that make a `Job`; the task's input is read only where it is needed.
+VISIBLE = tuple(jobs.c[field.name] for field in fields(Job))
+
+#: A released job that nobody claims is asked for again after this long, then after twice as long, and so on.
+FIRST_REISSUE_AFTER_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Who asks: every query about jobs is bound to a tenant, and with a user-bound key to a user."""
+
+    tenant_id: uuid.UUID
+    user_id: str = ""
+
+    def condition(self) -> ColumnElement[bool]:
+        """What limits a query to this owner's jobs."""
+        mine = jobs.c.tenant_id == self.tenant_id
+        return and_(mine, jobs.c.user_id == self.user_id) if self.user_id else mine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """What became of one submission. `same_content` is False when its request id stands for other content."""
+
+    job: Job
+    created: bool
+    same_content: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which jobs; an empty field does not filter."""
+
+    states: frozenset[State] = frozenset()
+    types: frozenset[JobType] = frozenset()
+    labels: Mapping[str, str] | None = None
+    user_id: str = ""
+    decisions: frozenset[str] = frozenset()
+    triggers: frozenset[str] = frozenset()
+    subject_id: str = ""
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+
+
+def job_of(row: Any) -> Job:
+    """The domain's job from a row that has the VISIBLE columns."""
+    seen = row._mapping
+    values = {column.name: seen[column.name] for column in VISIBLE}
+    values["type"] = JobType(values["type"])
+    values["state"] = State(values["state"])
+    values["priority"] = Priority(values["priority"])
+    values["error"] = JobError(**values["error"]) if values["error"] else None
+    return Job(**values)
+
+
+# --- accepting -------------------------------------------------------------------------------------------
+
+
+async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once: int) -> list[Submitted]:
+    """Accept jobs, in one statement. Idempotent by (tenant, request id).
+
+    Args:
+        release_at_once: how many due jobs may be put up for claiming in this same transaction; the rest
+            wait for the dispatcher.
+
+    Returns:
+        One answer per job, in order.
+    """
+    now = await clock.present(tx)
+    fast = _fast_ones(new_jobs, now, release_at_once)
+    inserted = (
+        await tx.connection.execute(_insert(tx), [_row_of(new, now, fast=new.id in fast) for new in new_jobs])
+    ).all()
+    if inserted:
+        await record(tx, inserted, kind=SUBMITTED, outcome=False, details={})
+        await outbox.add(
+            tx,
+            [
+                outbox.review_requested(
+                    ReviewRequested(job_id=row.id, release_no=row.release_no), Priority(row.priority)
+                )
+                for row in inserted
+                if row.released_at is not None
+            ],
+        )
+    created = {row.id: job_of(row) for row in inserted}
+    known = await _known(tx, [new for new in new_jobs if new.id not in created])
+    return [
+        Submitted(job=created[new.id], created=True)
+        if new.id in created
+        else _again(new, *known[new.tenant_id, new.request_id])
+        for new in new_jobs
+    ]
+
+
+def _again(new: NewJob, job: Job, content_hash: bytes) -> Submitted:
+    return Submitted(job=job, created=False, same_content=content_hash == new.content_hash)
+
+
+def _fast_ones(new_jobs: Sequence[NewJob], now: datetime, most: int) -> set[uuid.UUID]:
+    due = [new.id for new in new_jobs if new.run_at is None or new.run_at <= now]
+    return set(due[: max(most, 0)])
+
+
+def _insert(tx: Transaction) -> Any:
+    dialect = postgresql if tx.on_postgresql else sqlite
+    return dialect.insert(jobs).on_conflict_do_nothing(index_elements=["tenant_id", "request_id"]).returning(*jobs.c)
+
+
+def _row_of(new: NewJob, now: datetime, *, fast: bool) -> dict[str, Any]:
+    run_at = max(now, new.run_at or now)
+    return {
+        "id": new.id,
+        "tenant_id": new.tenant_id,
+        "type": new.type,
+        "state": State.QUEUED,
+        "user_id": new.user_id,
+        "priority": int(new.priority),
+        "version": 1,
+        "request_id": new.request_id,
+        "content_hash": new.content_hash,
+        "subject_id": new.subject_id,
+        "labels": dict(new.labels),
+        "parameters": dict(new.parameters),
+        "input": new.input,
+        "callback_url": new.callback_url,
+        "max_attempts": new.max_attempts,
+        "attempts": 0,
+        "losses": 0,
+        "timeout_seconds": new.timeout_seconds,
+        "deadline_seconds": new.deadline_seconds,
+        "run_at": run_at,
+        "deadline_at": run_at + timedelta(seconds=new.deadline_seconds),
+        "released_at": now if fast else None,
+        "release_no": 1 if fast else 0,
+        "reissue_after_seconds": FIRST_REISSUE_AFTER_SECONDS,
+        "claim_no": 0,
+        "progress_percent": 0,
+        "progress_stage": "",
+        "progress_message": "",
+        "decision": "",
+        "policy_triggered": "",
+        "result_count": 0,
+        "retry_of": new.retry_of,
+        "estimated_seconds": new.estimated_seconds,
+        "held_by": "",
+        "created_at": now,
+        "updated_at": now,
+    }
+
+
+async def _known(tx: Transaction, refused: Sequence[NewJob]) -> dict[tuple[uuid.UUID, str | None], tuple[Job, bytes]]:
+    if not refused:
+        return {}
+    rows = await tx.connection.execute(
+        select(*VISIBLE, jobs.c.content_hash).where(
+            jobs.c.tenant_id.in_({new.tenant_id for new in refused}),
+            jobs.c.request_id.in_({new.request_id for new in refused}),
+        )
+    )
+    return {(row.tenant_id, row.request_id): (job_of(row), row.content_hash) for row in rows}
+
+
+# --- finding ---------------------------------------------------------------------------------------------
+
+
+async def find(reader: Reader, owner: Owner, job_id: uuid.UUID) -> Job | None:
+    """One job of the owner's."""
+    row = (await reader.connection.execute(select(*VISIBLE).where(is_job(job_id), owner.condition()))).one_or_none()
+    return job_of(row) if row is not None else None
+
+
+async def find_many(reader: Reader, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Job]:
+    """Jobs by id, whoever owns them: for watchers whose right to see them was checked before."""
+    rows = await reader.connection.execute(select(*VISIBLE).where(jobs.c.id.in_(sorted(ids))))
+    return {row.id: job_of(row) for row in rows}
+
+
+async def content_of(reader: Reader, owner: Owner, job_id: uuid.UUID) -> Row[Any] | None:
+    """A job's task input with what a retry by hand needs of it."""
+    return (await reader.connection.execute(select(*jobs.c).where(is_job(job_id), owner.condition()))).one_or_none()
+
+
+async def attempts_of(reader: Reader, job_id: uuid.UUID) -> list[Attempt]:
+    """Every attempt at a job, oldest first."""
+    rows = await reader.connection.execute(
+        select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.claim_no)
+    )
+    return [
+        Attempt(
+            claim_no=row.claim_no,
+            worker=row.worker,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+            outcome=AttemptOutcome(row.outcome) if row.outcome else None,
+            error=JobError(**row.error) if row.error else None,
+            engine=row.engine,
+            input_tokens=row.input_tokens,
+            output_tokens=row.output_tokens,
+            cost_micros=row.cost_micros,
+        )
+        for row in rows
+    ]
+
+
+async def list_newest(
+    reader: Reader, owner: Owner, wanted: Filter, *, before: uuid.UUID | None, limit: int
+) -> list[Job]:
+    """Matching jobs, newest first, from just after the job `before` in that order."""
+    statement = _matching(reader, owner, wanted).order_by(jobs.c.id.desc()).limit(limit)
+    if before is not None:
+        statement = statement.where(jobs.c.id < before)
+    return [job_of(row) for row in await reader.connection.execute(statement)]
+
+
+async def matching_among(reader: Reader, owner: Owner, wanted: Filter, ids: Collection[uuid.UUID]) -> list[Job]:
+    """Those of `ids` that match now."""
+    statement = _matching(reader, owner, wanted).where(jobs.c.id.in_(sorted(ids)))
+    return [job_of(row) for row in await reader.connection.execute(statement)]
+
+
+def _matching(reader: Reader, owner: Owner, wanted: Filter) -> Select[Any]:
+    statement = select(*VISIBLE).where(owner.condition())
+    for column, allowed in (
+        (jobs.c.state, wanted.states),
+        (jobs.c.type, wanted.types),
+        (jobs.c.decision, wanted.decisions),
+        (jobs.c.policy_triggered, wanted.triggers),
+    ):
+        if allowed:
+            statement = statement.where(column.in_(sorted(allowed)))
+    if wanted.user_id:
+        statement = statement.where(jobs.c.user_id == wanted.user_id)
+    if wanted.subject_id:
+        statement = statement.where(jobs.c.subject_id == wanted.subject_id)
+    if wanted.created_from is not None:
+        statement = statement.where(jobs.c.created_at >= wanted.created_from)
+    if wanted.created_before is not None:
+        statement = statement.where(jobs.c.created_at < wanted.created_before)
+    for key, value in (wanted.labels or {}).items():
+        statement = statement.where(_label(reader, key) == value)
+    return statement
+
+
+def _label(reader: Reader, key: str) -> ColumnElement[str]:
+    if reader.on_postgresql:
+        return jobs.c.labels.op("->>")(key)
+    # In SQLite's JSON paths a key stands in double quotes; what is inside is escaped as in JSON.
+    path = '$."' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return func.json_extract(jobs.c.labels, path)
+
+
+async def history(reader: Reader, job_id: uuid.UUID, *, after_version: int, limit: int) -> list[JobEvent]:
+    """A job's events, oldest first."""
+    rows = await reader.connection.execute(
+        select(job_events)
+        .where(job_events.c.job_id == job_id, job_events.c.version > after_version)
+        .order_by(job_events.c.version)
+        .limit(limit)
+    )
+    return [
+        JobEvent(version=row.version, kind=row.kind, state=State(row.state), at=row.at, details=row.details)
+        for row in rows
+    ]
+
+
+async def cancel(tx: Transaction, owner: Owner, job_id: uuid.UUID, *, reason: str) -> Job | None:
+    """Cancel a job that is not finished; None when there is none to cancel."""
+    details = {"reason": reason} if reason else {}
+    rows = await move(tx, Happening.CANCELLED, is_job(job_id), owner.condition(), details=details)
+    return job_of(rows[0]) if rows else None

@@ -1,0 +1,286 @@
+"""The tables. Migrations under `migrations/` make them; a test holds the two to the same schema.
+
+Indexes are partial wherever only live rows are looked for, so that history costs the hot path nothing.
+"""
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import BigInteger
+
+from imprimatur.storage.clock import Instant
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+#: Plain JSON values; binary JSON on PostgreSQL.
+Document = JSON().with_variant(JSONB(), "postgresql")
+
+
+def _partial(name: str, *columns: Column[object], where: str) -> Index:
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
+
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("policy_version", Integer, nullable=False),  # the live one
+    Column("created_at", Instant, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("user_id", Text, nullable=False),  # empty: not bound to a user
+    Column("key_hash", LargeBinary, nullable=False, unique=True),  # SHA-256 of the whole key
+    Column("created_at", Instant, nullable=False),
+    Column("revoked_at", Instant),
+    Index("ix_api_keys_tenant_id", "tenant_id"),
+)
+
+policies = Table(
+    "policies",
+    metadata,
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("document", Document, nullable=False),
+    Column("created_at", Instant, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("type", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("request_id", Text),
+    Column("content_hash", LargeBinary, nullable=False),  # SHA-256 over the request's content
+    Column("subject_id", Text, nullable=False),
+    Column("labels", Document, nullable=False),
+    Column("parameters", Document, nullable=False),  # masked
+    Column("input", LargeBinary, nullable=False),
+    Column("callback_url", Text, nullable=False),
+    Column("max_attempts", SmallInteger, nullable=False),
+    Column("attempts", SmallInteger, nullable=False),  # spent
+    Column("losses", SmallInteger, nullable=False),  # workers lost on it; never counted as attempts
+    Column("timeout_seconds", Float, nullable=False),
+    Column("deadline_seconds", Float, nullable=False),  # as asked; a retry by hand asks the same again
+    Column("run_at", Instant, nullable=False),
+    Column("deadline_at", Instant, nullable=False),
+    # Hand-over to a worker: a release puts it up for claiming, a claim fences every later write.
+    Column("release_no", Integer, nullable=False),
+    Column("released_at", Instant),
+    Column("reissue_after_seconds", Float, nullable=False),
+    Column("claim_no", Integer, nullable=False),
+    Column("claim_id", Uuid),  # chosen by the worker, so that a lost answer can be asked for again
+    Column("worker_id", Uuid),
+    Column("lease_until", Instant),
+    # What can be seen of it.
+    Column("progress_percent", SmallInteger, nullable=False),
+    Column("progress_stage", Text, nullable=False),
+    Column("progress_message", Text, nullable=False),
+    Column("error", Document),
+    Column("decision", Text, nullable=False),
+    Column("policy_triggered", Text, nullable=False),
+    Column("result", LargeBinary),
+    Column("result_count", Integer, nullable=False),
+    Column("retry_of", Uuid),
+    Column("appeal_of", Uuid),
+    Column("superseded_by", Uuid),
+    Column("estimated_seconds", Float),
+    # A person's hold on it while it waits for one.
+    Column("held_by", Text, nullable=False),
+    Column("held_until", Instant),
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    Column("started_at", Instant),
+    Column("finished_at", Instant),
+    UniqueConstraint("tenant_id", "request_id"),
+    Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
+    Index("ix_jobs_tenant_id_subject_id_id", "tenant_id", "subject_id", "id"),
+    Index("ix_jobs_tenant_id_finished_at", "tenant_id", "finished_at"),
+    Index("ix_jobs_tenant_id_created_at", "tenant_id", "created_at"),
+)
+_partial(
+    "ix_jobs_due",
+    jobs.c.priority,
+    jobs.c.run_at,
+    jobs.c.id,
+    where="state = 'queued' AND released_at IS NULL",
+)
+_partial("ix_jobs_released", jobs.c.released_at, where="state = 'queued' AND released_at IS NOT NULL")
+_partial("ix_jobs_deadline", jobs.c.deadline_at, where="state = 'queued'")
+_partial("ix_jobs_leased", jobs.c.lease_until, where="state = 'running'")
+_partial(
+    "ix_jobs_awaiting",
+    jobs.c.tenant_id,
+    jobs.c.priority,
+    jobs.c.created_at,
+    jobs.c.id,
+    where="state = 'awaiting_review'",
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", Uuid, ForeignKey("jobs.id"), primary_key=True),
+    Column("claim_no", Integer, primary_key=True, autoincrement=False),
+    Column("worker", Text, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("finished_at", Instant),
+    Column("outcome", Text),
+    Column("error", Document),
+    Column("error_code", Text),
+    Column("engine", Text, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cost_micros", BigInteger, nullable=False),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("job_id", Uuid, ForeignKey("jobs.id"), primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("details", Document, nullable=False),
+    Column("webhook_pending", Boolean, nullable=False),
+)
+_partial("ix_job_events_webhook_pending", job_events.c.at, where="webhook_pending")
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("exchange", Text, nullable=False),
+    Column("routing_key", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("leased_until", Instant),
+    Index("ix_outbox_created_at", "created_at"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("running", Integer, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("seen_at", Instant, nullable=False),
+)
+
+human_decisions = Table(
+    "human_decisions",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("job_id", Uuid, ForeignKey("jobs.id"), nullable=False),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("reviewer", Text, nullable=False),
+    Column("decision", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("ai_recommendation", Text, nullable=False),  # empty: the AI gave none
+    Column("overrides_ai", Boolean, nullable=False),
+    Column("decided_at", Instant, nullable=False),
+    Index("ix_human_decisions_job_id", "job_id"),
+)
+
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("event_types", Document, nullable=False),  # empty: all
+    Column("created_at", Instant, nullable=False),
+    Column("deleted_at", Instant),
+)
+_partial("ix_webhook_endpoints_tenant_id", webhook_endpoints.c.tenant_id, where="deleted_at IS NULL")
+
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("endpoint_id", Uuid, ForeignKey("webhook_endpoints.id")),  # none: the tenant's default secret
+    Column("ciphertext", LargeBinary, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant),
+    Index("ix_webhook_secrets_tenant_id_endpoint_id", "tenant_id", "endpoint_id"),
+)
+
+webhook_messages = Table(
+    "webhook_messages",
+    metadata,
+    Column("id", Uuid, primary_key=True),  # the webhook-id
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("job_id", Uuid, ForeignKey("jobs.id"), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    UniqueConstraint("job_id", "version"),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("message_id", Uuid, ForeignKey("webhook_messages.id"), nullable=False),
+    Column("endpoint_id", Uuid, ForeignKey("webhook_endpoints.id")),  # none: the job's callback_url
+    Column("url", Text, nullable=False),
+    Column("state", Text, nullable=False),  # pending, delivered, abandoned
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_at", Instant, nullable=False),
+    Column("leased_until", Instant),
+    Column("finished_at", Instant),
+    Index("ix_webhook_deliveries_message_id", "message_id"),
+)
+_partial("ix_webhook_deliveries_due", webhook_deliveries.c.next_attempt_at, where="state = 'pending'")
+
+webhook_attempts = Table(
+    "webhook_attempts",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("delivery_id", Uuid, ForeignKey("webhook_deliveries.id"), nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("status_code", Integer),
+    Column("error", Text, nullable=False),
+    Column("duration_ms", Integer, nullable=False),
+    Index("ix_webhook_attempts_delivery_id", "delivery_id"),
+)

@@ -1,0 +1,179 @@
+"""Tenants, their API keys and their policies."""
+
+import hashlib
+import secrets
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import insert, select, update
+
+from imprimatur.errors import AlreadyExists, NotFound
+from imprimatur.identity import new_id
+from imprimatur.policy import Policy
+from imprimatur.storage import clock
+from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.schema import api_keys, policies, tenants
+
+#: Every key begins so, which lets secret scanners find lost ones.
+KEY_PREFIX = "imp_"
+
+
+class Role(StrEnum):
+    """What a key may do."""
+
+    SUBMITTER = "submitter"  #: submit, see, watch, cancel and retry jobs
+    REVIEWER = "reviewer"  #: see jobs and decide what waits for a person
+    ADMIN = "admin"  #: everything, webhooks included
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tenant:
+    """One customer of the system; nothing is shared between two."""
+
+    id: uuid.UUID
+    name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiKey:
+    """What is known of a key; the key itself is not kept. `user_id` is empty unless it is bound to a user."""
+
+    id: uuid.UUID
+    tenant_id: uuid.UUID
+    tenant_name: str
+    name: str
+    role: Role
+    user_id: str
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+def hash_of(key: str) -> bytes:
+    """SHA-256. Keys hold 256 random bits, so that no slow hash is needed."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+async def create_tenant(tx: Transaction, name: str) -> uuid.UUID:
+    """A new tenant with the default policy as version 1.
+
+    Raises:
+        AlreadyExists: the name is taken.
+    """
+    if await find_tenant(tx, name) is not None:
+        raise AlreadyExists(f"there is a tenant {name!r} already", reason="TENANT_EXISTS", tenant=name)
+    tenant_id = new_id()
+    await tx.connection.execute(
+        insert(tenants).values(id=tenant_id, name=name, policy_version=1, created_at=clock.now())
+    )
+    await tx.connection.execute(
+        insert(policies).values(tenant_id=tenant_id, version=1, document=Policy().document(), created_at=clock.now())
+    )
+    return tenant_id
+
+
+async def find_tenant(reader: Reader, name: str) -> uuid.UUID | None:
+    """A tenant's id by its name."""
+    found = await reader.connection.execute(select(tenants.c.id).where(tenants.c.name == name))
+    return found.scalar_one_or_none()
+
+
+async def list_tenants(reader: Reader) -> list[Tenant]:
+    """All tenants, oldest first."""
+    rows = await reader.connection.execute(
+        select(tenants.c.id, tenants.c.name, tenants.c.created_at).order_by(tenants.c.id)
+    )
+    return [Tenant(**row._mapping) for row in rows]
+
+
+async def create_key(tx: Transaction, tenant_id: uuid.UUID, *, name: str, role: Role, user_id: str = "") -> str:
+    """A new API key; this answer is the only time it is seen."""
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    await tx.connection.execute(
+        insert(api_keys).values(
+            id=new_id(),
+            tenant_id=tenant_id,
+            name=name,
+            role=role,
+            user_id=user_id,
+            key_hash=hash_of(key),
+            created_at=clock.now(),
+        )
+    )
+    return key
+
+
+async def revoke_key(tx: Transaction, key_id: uuid.UUID) -> None:
+    """End a key at once.
+
+    Raises:
+        NotFound: no such key.
+    """
+    changed = await tx.connection.execute(
+        update(api_keys).where(api_keys.c.id == key_id).values(revoked_at=clock.now()).returning(api_keys.c.id)
+    )
+    if changed.one_or_none() is None:
+        raise NotFound(f"there is no key {key_id}", reason="KEY_NOT_FOUND")
+
+
+async def find_key(reader: Reader, key: str) -> ApiKey | None:
+    """The key's owner and role; None for an unknown or revoked key."""
+    found = [item for item in await _keys(reader, api_keys.c.key_hash == hash_of(key)) if not item.revoked_at]
+    return found[0] if found else None
+
+
+async def list_keys(reader: Reader, tenant_id: uuid.UUID) -> list[ApiKey]:
+    """A tenant's keys, revoked ones included, oldest first."""
+    return await _keys(reader, api_keys.c.tenant_id == tenant_id)
+
+
+async def _keys(reader: Reader, condition: object) -> list[ApiKey]:
+    rows = await reader.connection.execute(
+        select(api_keys, tenants.c.name.label("tenant_name"))
+        .join_from(api_keys, tenants)
+        .where(condition)  # type: ignore[arg-type]  # a column comparison
+        .order_by(api_keys.c.id)
+    )
+    return [
+        ApiKey(
+            id=row.id,
+            tenant_id=row.tenant_id,
+            tenant_name=row.tenant_name,
+            name=row.name,
+            role=Role(row.role),
+            user_id=row.user_id,
+            created_at=row.created_at,
+            revoked_at=row.revoked_at,
+        )
+        for row in rows
+    ]
+
+
+async def live_policy(reader: Reader, tenant_id: uuid.UUID, *, lock: bool) -> tuple[int, Policy]:
+    """(version, policy) in force now. With `lock`, it stays in force until the transaction ends."""
+    statement = select(policies.c.version, policies.c.document).join_from(
+        tenants,
+        policies,
+        (policies.c.tenant_id == tenants.c.id) & (policies.c.version == tenants.c.policy_version),
+    )
+    if lock:
+        statement = statement.with_for_update(read=True, of=tenants)
+    row = (await reader.connection.execute(statement.where(tenants.c.id == tenant_id))).one()
+    return row.version, Policy.from_document(row.document)
+
+
+async def put_policy(tx: Transaction, tenant_id: uuid.UUID, policy: Policy) -> int:
+    """Add a version and make it the live one, at once for queued and running jobs too."""
+    locked = select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update()
+    await tx.connection.execute(locked)
+    newest = select(policies.c.version).where(policies.c.tenant_id == tenant_id).order_by(policies.c.version)
+    version: int = list((await tx.connection.execute(newest)).scalars())[-1] + 1
+    await tx.connection.execute(
+        insert(policies).values(
+            tenant_id=tenant_id, version=version, document=policy.document(), created_at=clock.now()
+        )
+    )
+    await tx.connection.execute(update(tenants).where(tenants.c.id == tenant_id).values(policy_version=version))
+    return version

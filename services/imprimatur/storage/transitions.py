@@ -1,0 +1,105 @@
+"""The one place that writes a job's state.
+
+`move` turns a happening of the transition table into one UPDATE, whose WHERE holds the allowed states, and
+writes the event and the message that tell of it in the same transaction.
+"""
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, insert, null, update
+
+from imprimatur.job import TRANSITIONS, Happening, State
+from imprimatur.storage import clock, outbox
+from imprimatur.storage.database import Transaction
+from imprimatur.storage.schema import job_events, jobs
+from imprimatur.wire.messages import JobChanged
+
+_UNHELD: dict[str, Any] = {"held_by": "", "held_until": null()}
+_UNCLAIMED: dict[str, Any] = {"claim_id": null(), "worker_id": null(), "lease_until": null()}
+#: What entering a state sets besides the state, whatever led there.
+_ON_ENTERING: Mapping[State, dict[str, Any]] = {
+    State.QUEUED: {**_UNCLAIMED, "released_at": null()},
+    State.RUNNING: {"progress_percent": 0, "progress_stage": "", "progress_message": ""},
+    State.AWAITING_REVIEW: _UNCLAIMED,
+    State.SUCCEEDED: {**_UNCLAIMED, **_UNHELD, "finished_at": clock.now(), "progress_percent": 100},
+    State.FAILED: {**_UNCLAIMED, **_UNHELD, "finished_at": clock.now()},
+    State.CANCELLED: {**_UNCLAIMED, **_UNHELD, "finished_at": clock.now()},
+}
+
+
+async def move(
+    tx: Transaction,
+    happening: Happening,
+    *conditions: ColumnElement[bool],
+    values: Mapping[str, Any] | None = None,
+    details: Mapping[str, str] | None = None,
+) -> list[Row[Any]]:
+    """Let `happening` happen to every job that the conditions name and whose state allows it.
+
+    Args:
+        conditions: which jobs; for more than one, an `id IN (… FOR UPDATE)` in id order.
+        values: other columns to set.
+        details: what the history says about it.
+
+    Returns:
+        The changed rows, whole. Empty: no such job, or not in a state in which this can happen.
+    """
+    transition = TRANSITIONS[happening]
+    changed = (
+        await tx.connection.execute(
+            update(jobs)
+            .where(jobs.c.state.in_(transition.sources), *conditions)
+            .values(
+                {
+                    **_ON_ENTERING[transition.target],
+                    **(values or {}),
+                    "state": transition.target,
+                    "version": jobs.c.version + 1,
+                    "updated_at": clock.now(),
+                }
+            )
+            .returning(*jobs.c)
+        )
+    ).all()
+    outcome = bool(transition.notifies)
+    if changed:
+        await record(tx, changed, kind=happening, outcome=outcome, details=details or {})
+    return list(changed)
+
+
+async def record(
+    tx: Transaction, changed: list[Row[Any]] | Any, *, kind: str, outcome: bool, details: Mapping[str, str]
+) -> None:
+    """Write the event of each changed (or newly made) row, and the message that tells of it."""
+    await tx.connection.execute(
+        insert(job_events).values(at=clock.now()),
+        [
+            {
+                "job_id": row.id,
+                "version": row.version,
+                "kind": str(kind),
+                "state": row.state,
+                "details": dict(details),
+                "webhook_pending": outcome,
+            }
+            for row in changed
+        ],
+    )
+    await outbox.add(
+        tx,
+        [
+            outbox.job_changed(
+                JobChanged(job_id=row.id, tenant_id=row.tenant_id, version=row.version, state=State(row.state)),
+                kind=kind,
+                outcome=outcome,
+            )
+            for row in changed
+        ],
+    )
+
+
+def is_job(job_id: uuid.UUID) -> ColumnElement[bool]:
+    """The condition for one job."""
+    return jobs.c.id == job_id
