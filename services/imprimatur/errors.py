@@ -42,6 +42,19 @@ class InvalidRequest(RequestError):
         self.field = field
         self.description = message
 
+    def within(self, path: str) -> "InvalidRequest":
+        """The same about a field of a larger request: "items[3]." before "labels" gives "items[3].labels"."""
+        outer = dict(self.metadata)
+        del outer["field"]
+        return InvalidRequest(path + self.field, self.description, reason=self.reason, **outer)
+
+
+class OutOfRange(RequestError):
+    """Something that does not exist yet is asked for."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+    reason = "OUT_OF_RANGE"
+
 
 class Unauthenticated(RequestError):
     """No key, or one that does not exist or was revoked."""

@@ -5,6 +5,7 @@ The HTTP port serves /metrics (Prometheus), /livez (the process answers; depends
 """
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -59,10 +60,11 @@ async def until_signalled() -> None:
 class Loop:
     """A step that is done again and again until stopped; the one place where a background failure ends.
 
-    A failing step is logged and counted, and done again after the usual interval.
+    A failing step is logged and counted, and done again after the usual interval. A step may return the seconds
+    until the next one, where it differs from the usual.
     """
 
-    def __init__(self, name: str, step: Callable[[], Awaitable[None]], *, interval_seconds: float) -> None:
+    def __init__(self, name: str, step: Callable[[], Awaitable[float | None]], *, interval_seconds: float) -> None:
         self._name = name
         self._step = step
         self._interval_seconds = interval_seconds
@@ -86,21 +88,20 @@ class Loop:
     async def _run(self) -> None:
         while True:
             self._woken.clear()
+            pause = None
             try:
-                await self._step()
+                pause = await self._step()
             except Exception:
                 metrics.loop_failures.labels(self._name).inc()
                 log.exception("a background step failed and will be tried again", loop=self._name)
-            try:
-                async with asyncio.timeout(self._interval_seconds):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_seconds if pause is None else pause):
                     await self._woken.wait()
-            except TimeoutError:
-                pass
 
 
 @asynccontextmanager
 async def http_port(
-    host: str, port: int, checks: Mapping[str, Check], before_scrape: Check | None = None
+    host: str, port: int, checks: Mapping[str, Check], before_scrape: Callable[[], Awaitable[None]] | None = None
 ) -> AsyncIterator[int]:
     """Serve /metrics, /livez and /readyz inside the block; gives the port (for `port` 0, the one chosen)."""
 

@@ -25,7 +25,7 @@ class Queue(StrEnum):
 EVENTS = "job.events"
 
 #: The durable queues that receive from EVENTS, and the key by which they do.
-BINDINGS = {Queue.NOTIFIER_EVENTS: "state.#"}
+BINDINGS = {Queue.NOTIFIER_EVENTS: "outcome.#"}
 
 
 @dataclass(frozen=True, kw_only=True)

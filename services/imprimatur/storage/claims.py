@@ -16,6 +16,7 @@ from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobT
 from imprimatur.storage import clock, outbox
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import job_of
+from imprimatur.storage.locks import in_locked
 from imprimatur.storage.schema import attempts, jobs, workers
 from imprimatur.storage.transitions import is_job, move
 from imprimatur.wire.messages import JobChanged
@@ -147,7 +148,7 @@ async def renew(
     )
     rows = await tx.connection.execute(
         update(jobs)
-        .where(jobs.c.id.in_(still_held), jobs.c.state == State.RUNNING)
+        .where(in_locked(jobs.c.id, still_held), jobs.c.state == State.RUNNING)
         .values(lease_until=clock.after(lease_seconds))
         .returning(jobs.c.id, jobs.c.claim_no)
     )
@@ -223,7 +224,7 @@ async def lost_leases(tx: Transaction, *, limit: int) -> list[Row[Any]]:
     rows = await move(
         tx,
         Happening.LEASE_LOST,
-        jobs.c.id.in_(expired),
+        in_locked(jobs.c.id, expired),
         jobs.c.lease_until < clock.now(),
         values={"losses": jobs.c.losses + 1, "run_at": clock.now()},
         details={"reason": "its worker fell silent"},

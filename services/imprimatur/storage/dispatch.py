@@ -12,6 +12,7 @@ from imprimatur.job import Happening, JobError, JobType, Priority, State
 from imprimatur.storage import clock, outbox
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FIRST_REISSUE_AFTER_SECONDS
+from imprimatur.storage.locks import in_locked
 from imprimatur.storage.schema import jobs, workers
 from imprimatur.storage.transitions import move
 from imprimatur.wire.messages import ReviewRequested
@@ -70,7 +71,7 @@ async def release_due(tx: Transaction, *, room: int) -> int:
         .with_for_update(skip_locked=True)
     )
     return await _release(
-        tx, jobs.c.id.in_(next_ones), jobs.c.released_at.is_(None), reissue_after=FIRST_REISSUE_AFTER_SECONDS
+        tx, in_locked(jobs.c.id, next_ones), jobs.c.released_at.is_(None), reissue_after=FIRST_REISSUE_AFTER_SECONDS
     )
 
 
@@ -91,7 +92,7 @@ async def reissue(tx: Transaction, *, limit: int) -> int:
         (jobs.c.reissue_after_seconds < 300.0, jobs.c.reissue_after_seconds * 2),
         else_=jobs.c.reissue_after_seconds,
     )
-    return await _release(tx, jobs.c.id.in_(overdue), reissue_after=doubled)
+    return await _release(tx, in_locked(jobs.c.id, overdue), reissue_after=doubled)
 
 
 async def withdraw_releases(tx: Transaction) -> int:
@@ -144,7 +145,7 @@ async def end_overdue(
     return await move(
         tx,
         happening,
-        jobs.c.id.in_(overdue),
+        in_locked(jobs.c.id, overdue),
         jobs.c.state == State.QUEUED,
         values={"error": asdict(DEADLINE_PASSED), **shown},
         details={"reason": "deadline passed"},

@@ -6,14 +6,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Row,
-    Select,
-    and_,
-    func,
-    select,
-)
+from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.job import (
@@ -94,7 +87,8 @@ def job_of(row: Any) -> Job:
 
 
 async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once: int) -> list[Submitted]:
-    """Accept jobs, in one statement. Idempotent by (tenant, request id).
+    """Accept jobs, in one statement. Idempotent by (tenant, request id), and by the job id for its caller's own
+    repetition after a lost answer.
 
     Args:
         release_at_once: how many due jobs may be put up for claiming in this same transaction; the rest
@@ -105,9 +99,10 @@ async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once
     """
     now = await clock.present(tx)
     fast = _fast_ones(new_jobs, now, release_at_once)
-    inserted = (
-        await tx.connection.execute(_insert(tx), [_row_of(new, now, fast=new.id in fast) for new in new_jobs])
-    ).all()
+    # Batches that name the same requests wait for each other in one order, so that none waits in a circle.
+    in_order = sorted(new_jobs, key=lambda new: (new.tenant_id, new.request_id or "", new.id))
+    rows = await tx.connection.execute(_insert(tx), [_row_of(new, now, fast=new.id in fast) for new in in_order])
+    inserted = sorted(rows.all(), key=lambda row: row.id)
     if inserted:
         await record(tx, inserted, kind=SUBMITTED, outcome=False, details={})
         await outbox.add(
@@ -123,14 +118,14 @@ async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once
     created = {row.id: job_of(row) for row in inserted}
     known = await _known(tx, [new for new in new_jobs if new.id not in created])
     return [
-        Submitted(job=created[new.id], created=True)
-        if new.id in created
-        else _again(new, *known[new.tenant_id, new.request_id])
-        for new in new_jobs
+        Submitted(job=created[new.id], created=True) if new.id in created else _again(new, known) for new in new_jobs
     ]
 
 
-def _again(new: NewJob, job: Job, content_hash: bytes) -> Submitted:
+def _again(new: NewJob, known: Mapping[Any, tuple[Job, bytes]]) -> Submitted:
+    if new.id in known:
+        return Submitted(job=known[new.id][0], created=True)
+    job, content_hash = known[new.tenant_id, new.request_id]
     return Submitted(job=job, created=False, same_content=content_hash == new.content_hash)
 
 
@@ -141,7 +136,7 @@ def _fast_ones(new_jobs: Sequence[NewJob], now: datetime, most: int) -> set[uuid
 
 def _insert(tx: Transaction) -> Any:
     dialect = postgresql if tx.on_postgresql else sqlite
-    return dialect.insert(jobs).on_conflict_do_nothing(index_elements=["tenant_id", "request_id"]).returning(*jobs.c)
+    return dialect.insert(jobs).on_conflict_do_nothing().returning(*jobs.c)
 
 
 def _row_of(new: NewJob, now: datetime, *, fast: bool) -> dict[str, Any]:
@@ -186,16 +181,19 @@ def _row_of(new: NewJob, now: datetime, *, fast: bool) -> dict[str, Any]:
     }
 
 
-async def _known(tx: Transaction, refused: Sequence[NewJob]) -> dict[tuple[uuid.UUID, str | None], tuple[Job, bytes]]:
+async def _known(tx: Transaction, refused: Sequence[NewJob]) -> dict[Any, tuple[Job, bytes]]:
+    """The jobs that stand in the way, by id and by (tenant, request id), with their content's hash."""
     if not refused:
         return {}
-    rows = await tx.connection.execute(
-        select(*VISIBLE, jobs.c.content_hash).where(
-            jobs.c.tenant_id.in_({new.tenant_id for new in refused}),
-            jobs.c.request_id.in_({new.request_id for new in refused}),
-        )
+    same_request = and_(
+        jobs.c.tenant_id.in_({new.tenant_id for new in refused}),
+        jobs.c.request_id.in_({new.request_id for new in refused}),
     )
-    return {(row.tenant_id, row.request_id): (job_of(row), row.content_hash) for row in rows}
+    same_id = jobs.c.id.in_({new.id for new in refused})
+    found: dict[Any, tuple[Job, bytes]] = {}
+    for row in await tx.connection.execute(select(*VISIBLE, jobs.c.content_hash).where(or_(same_request, same_id))):
+        found[row.id] = found[row.tenant_id, row.request_id] = job_of(row), row.content_hash
+    return found
 
 
 # --- finding ---------------------------------------------------------------------------------------------
@@ -250,6 +248,13 @@ async def list_newest(
     return [job_of(row) for row in await reader.connection.execute(statement)]
 
 
+async def list_unfinished(reader: Reader, owner: Owner, wanted: Filter, *, limit: int) -> list[Job]:
+    """Matching jobs that are not terminal, oldest first."""
+    live = [state for state in State if not state.terminal]
+    statement = _matching(reader, owner, wanted).where(jobs.c.state.in_(live)).order_by(jobs.c.id).limit(limit)
+    return [job_of(row) for row in await reader.connection.execute(statement)]
+
+
 async def matching_among(reader: Reader, owner: Owner, wanted: Filter, ids: Collection[uuid.UUID]) -> list[Job]:
     """Those of `ids` that match now."""
     statement = _matching(reader, owner, wanted).where(jobs.c.id.in_(sorted(ids)))
@@ -275,16 +280,16 @@ def _matching(reader: Reader, owner: Owner, wanted: Filter) -> Select[Any]:
     if wanted.created_before is not None:
         statement = statement.where(jobs.c.created_at < wanted.created_before)
     for key, value in (wanted.labels or {}).items():
-        statement = statement.where(_label(reader, key) == value)
+        statement = statement.where(_has_label(reader, key, value))
     return statement
 
 
-def _label(reader: Reader, key: str) -> ColumnElement[str]:
+def _has_label(reader: Reader, key: str, value: str) -> ColumnElement[bool]:
     if reader.on_postgresql:
-        return jobs.c.labels.op("->>")(key)
-    # In SQLite's JSON paths a key stands in double quotes; what is inside is escaped as in JSON.
-    path = '$."' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return func.json_extract(jobs.c.labels, path)
+        return jobs.c.labels.op("->>")(key) == value
+    # Not json_extract: its paths know no escapes before SQLite 3.45, and so cannot name every key.
+    label = func.json_each(jobs.c.labels).table_valued("key", "value")
+    return select(label.c.key).where(label.c.key == key, label.c.value == value).exists()
 
 
 async def history(reader: Reader, job_id: uuid.UUID, *, after_version: int, limit: int) -> list[JobEvent]:

@@ -10,6 +10,7 @@ from imprimatur.identity import new_id
 from imprimatur.job import Priority
 from imprimatur.storage import clock
 from imprimatur.storage.database import OutboxRow, Reader, Transaction
+from imprimatur.storage.locks import in_locked
 from imprimatur.storage.schema import outbox
 from imprimatur.wire.messages import JobChanged, ReviewRequested
 
@@ -60,7 +61,7 @@ async def lease(tx: Transaction, *, older_than_seconds: float, lease_seconds: fl
     )
     taken = await tx.connection.execute(
         update(outbox)
-        .where(outbox.c.id.in_(waiting))
+        .where(in_locked(outbox.c.id, waiting))
         .values(leased_until=clock.after(lease_seconds))
         .returning(outbox.c.id, outbox.c.exchange, outbox.c.routing_key, outbox.c.body)
     )

@@ -242,6 +242,14 @@ webhook_secrets = Table(
     Column("created_at", Instant, nullable=False),
     Column("expires_at", Instant),
     Index("ix_webhook_secrets_tenant_id_endpoint_id", "tenant_id", "endpoint_id"),
+    # One present default secret per tenant.
+    Index(
+        "uq_webhook_secrets_default",
+        "tenant_id",
+        unique=True,
+        postgresql_where=text("endpoint_id IS NULL AND expires_at IS NULL"),
+        sqlite_where=text("endpoint_id IS NULL AND expires_at IS NULL"),
+    ),
 )
 
 webhook_messages = Table(
@@ -264,6 +272,7 @@ webhook_deliveries = Table(
     Column("message_id", Uuid, ForeignKey("webhook_messages.id"), nullable=False),
     Column("endpoint_id", Uuid, ForeignKey("webhook_endpoints.id")),  # none: the job's callback_url
     Column("url", Text, nullable=False),
+    Column("lane", Text, nullable=False),  # tenant and host: what waits behind one another
     Column("state", Text, nullable=False),  # pending, delivered, abandoned
     Column("attempts", Integer, nullable=False),
     Column("next_attempt_at", Instant, nullable=False),
@@ -271,7 +280,13 @@ webhook_deliveries = Table(
     Column("finished_at", Instant),
     Index("ix_webhook_deliveries_message_id", "message_id"),
 )
-_partial("ix_webhook_deliveries_due", webhook_deliveries.c.next_attempt_at, where="state = 'pending'")
+_partial(
+    "ix_webhook_deliveries_due",
+    webhook_deliveries.c.lane,
+    webhook_deliveries.c.next_attempt_at,
+    where="state = 'pending'",
+)
+_partial("ix_webhook_deliveries_endpoint_id", webhook_deliveries.c.endpoint_id, where="state = 'pending'")
 
 webhook_attempts = Table(
     "webhook_attempts",

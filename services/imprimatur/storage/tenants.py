@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from sqlalchemy import insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.errors import AlreadyExists, NotFound
 from imprimatur.identity import new_id
@@ -62,12 +63,16 @@ async def create_tenant(tx: Transaction, name: str) -> uuid.UUID:
     Raises:
         AlreadyExists: the name is taken.
     """
-    if await find_tenant(tx, name) is not None:
-        raise AlreadyExists(f"there is a tenant {name!r} already", reason="TENANT_EXISTS", tenant=name)
     tenant_id = new_id()
-    await tx.connection.execute(
-        insert(tenants).values(id=tenant_id, name=name, policy_version=1, created_at=clock.now())
+    dialect = postgresql if tx.on_postgresql else sqlite
+    made = await tx.connection.execute(
+        dialect.insert(tenants)
+        .values(id=tenant_id, name=name, policy_version=1, created_at=clock.now())
+        .on_conflict_do_nothing(index_elements=["name"])
+        .returning(tenants.c.id)
     )
+    if made.one_or_none() is None:
+        raise AlreadyExists(f"there is a tenant {name!r} already", reason="TENANT_EXISTS", tenant=name)
     await tx.connection.execute(
         insert(policies).values(tenant_id=tenant_id, version=1, document=Policy().document(), created_at=clock.now())
     )

@@ -19,9 +19,14 @@ async def upgrade(database: Database) -> None:
 
 
 async def require_current(database: Database) -> None:
-    """Raises ConfigurationError when the schema is not the one this code was written for."""
-    async with database.engine.connect() as connection:
-        found = await connection.run_sync(_revision)
+    """Make sure that the schema is the one this code was written for.
+
+    Raises:
+        ConfigurationError: it is another.
+        Unavailable: the database is out of reach.
+    """
+    async with database.read() as reader:
+        found = await reader.connection.run_sync(_revision)
     wanted = ScriptDirectory.from_config(_config()).get_current_head()
     if found != wanted:
         raise ConfigurationError(

@@ -262,6 +262,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_secrets")),
     )
     op.create_index(
+        "uq_webhook_secrets_default",
+        "webhook_secrets",
+        ["tenant_id"],
+        unique=True,
+        postgresql_where=sa.text("endpoint_id IS NULL AND expires_at IS NULL"),
+        sqlite_where=sa.text("endpoint_id IS NULL AND expires_at IS NULL"),
+    )
+    op.create_index(
         "ix_webhook_secrets_tenant_id_endpoint_id",
         "webhook_secrets",
         ["tenant_id", "endpoint_id"],
@@ -273,6 +281,7 @@ def upgrade() -> None:
         sa.Column("message_id", sa.Uuid(), nullable=False),
         sa.Column("endpoint_id", sa.Uuid(), nullable=True),
         sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("lane", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("next_attempt_at", imprimatur.storage.clock.Instant(), nullable=False),
@@ -287,7 +296,15 @@ def upgrade() -> None:
     op.create_index(
         "ix_webhook_deliveries_due",
         "webhook_deliveries",
-        ["next_attempt_at"],
+        ["lane", "next_attempt_at"],
+        unique=False,
+        postgresql_where=sa.text("state = 'pending'"),
+        sqlite_where=sa.text("state = 'pending'"),
+    )
+    op.create_index(
+        "ix_webhook_deliveries_endpoint_id",
+        "webhook_deliveries",
+        ["endpoint_id"],
         unique=False,
         postgresql_where=sa.text("state = 'pending'"),
         sqlite_where=sa.text("state = 'pending'"),

@@ -1,0 +1,1 @@
+"""The gateway service: accepts jobs over gRPC, stores them, answers, streams, and decides what runs next."""

@@ -1,0 +1,41 @@
+"""`python -m gateway`: settings from the environment, everything put together, until SIGTERM."""
+
+from gateway.server import Listener
+from gateway.service import gateway
+from gateway.settings import GatewaySettings
+from imprimatur.guard import Guard
+from imprimatur.process import run_service, surroundings
+from imprimatur.runtime import http_port, until_signalled
+
+
+async def run(settings: GatewaySettings) -> None:
+    """Run a gateway as these settings say, until SIGTERM or SIGINT."""
+    vault = settings.open_vault()
+    guard = Guard(allow_private=settings.allow_private_addresses, allow_http=settings.allow_http)
+    listener = Listener(
+        host=settings.grpc_host,
+        port=settings.grpc_port,
+        certificate=settings.tls_certificate,
+        private_key=settings.tls_private_key,
+        client_ca=settings.tls_client_ca,
+        reflection=settings.grpc_reflection,
+        max_connection_age_seconds=settings.grpc_max_connection_age_seconds,
+    )
+    async with (
+        surroundings(settings, name="gateway") as around,
+        gateway(
+            around.database,
+            around.broker,
+            vault,
+            guard,
+            listener,
+            lease_seconds=settings.lease_seconds,
+            drain_seconds=settings.drain_seconds,
+        ),
+        http_port(settings.http_host, settings.gateway_http_port, around.checks(), around.observe),
+    ):
+        await until_signalled()
+
+
+if __name__ == "__main__":
+    run_service(GatewaySettings, run)

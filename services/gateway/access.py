@@ -1,0 +1,122 @@
+"""Who calls, and what they may do: API keys, roles, and the user that a key may be bound to.
+
+A key of role submitter or admin that is bound to a user sees and touches only that user's jobs. A reviewer's
+binding says who decides; the human queue and what leads to it stay visible to the whole of the tenant's reviewers.
+"""
+
+import time
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from imprimatur.errors import PermissionDenied, Unauthenticated
+from imprimatur.storage import tenants
+from imprimatur.storage.database import Database
+from imprimatur.storage.jobs import Owner
+from imprimatur.storage.tenants import KEY_PREFIX, ApiKey, Role
+
+#: A revoked key is refused after this long at the latest.
+KEY_MEMORY_SECONDS = 2.0
+_MEMORY_SIZE = 10_000
+
+_READING = {
+    "GetJob",
+    "ListJobs",
+    "WatchJob",
+    "WatchJobs",
+    "ListJobEvents",
+    "GetSystemStatus",
+    "GetStats",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """The holder of a valid key."""
+
+    tenant_id: uuid.UUID
+    tenant_name: str
+    role: Role
+    user_id: str  #: empty: the key is not bound to a user
+    key_name: str
+
+    @property
+    def owner(self) -> Owner:
+        """Whose jobs this caller may see and touch."""
+        bound = "" if self.role is Role.REVIEWER else self.user_id
+        return Owner(tenant_id=self.tenant_id, user_id=bound)
+
+
+_caller: ContextVar[Caller] = ContextVar("caller")
+
+
+def caller() -> Caller:
+    """Who made the call that is being served."""
+    return _caller.get()
+
+
+def serve_as(who: Caller) -> None:
+    """From here on, the call being served is `who`'s."""
+    _caller.set(who)
+
+
+def may(role: Role, method: str) -> bool:
+    """Whether a role may call "/imprimatur.v1.Service/Method"."""
+    service, _, name = method.rpartition("/")
+    service = service.rpartition(".")[2]
+    if role is Role.ADMIN:
+        return True
+    if service == "JobService":
+        return role is Role.SUBMITTER or name in _READING
+    return service == "ReviewService" and role is Role.REVIEWER
+
+
+class Doorkeeper:
+    """Turns the authorization header of a call into its Caller."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: dict[str, tuple[float, ApiKey]] = {}
+
+    async def admit(self, authorization: str | None, method: str) -> Caller:
+        """Check key and role.
+
+        Raises:
+            Unauthenticated: no key, or not a valid one.
+            PermissionDenied: the key's role may not call this method.
+        """
+        key = await self._find(_bearer(authorization))
+        if not may(key.role, method):
+            name = method.rpartition("/")[2]
+            raise PermissionDenied(f"a key with the role {key.role} may not call {name}", role=key.role)
+        return Caller(
+            tenant_id=key.tenant_id,
+            tenant_name=key.tenant_name,
+            role=key.role,
+            user_id=key.user_id,
+            key_name=key.name,
+        )
+
+    async def _find(self, secret: str) -> ApiKey:
+        found_at, key = self._known.get(secret, (0.0, None))
+        if key is not None and time.monotonic() - found_at < KEY_MEMORY_SECONDS:
+            return key
+        async with self._database.read() as reader:
+            key = await tenants.find_key(reader, secret)
+        if key is None:
+            self._known.pop(secret, None)
+            raise Unauthenticated("the API key is unknown or was revoked")
+        if len(self._known) >= _MEMORY_SIZE:
+            self._known.clear()
+        self._known[secret] = (time.monotonic(), key)
+        return key
+
+
+def _bearer(authorization: str | None) -> str:
+    scheme, _, secret = (authorization or "").partition(" ")
+    secret = secret.strip()
+    if scheme.lower() != "bearer" or not secret.startswith(KEY_PREFIX) or len(secret) > 200:
+        raise Unauthenticated(
+            f"send the header `authorization: Bearer {KEY_PREFIX}…` with an API key", reason="MISSING_API_KEY"
+        )
+    return secret

@@ -1,0 +1,116 @@
+"""The edge of every call: who calls, how long it may take, how it ended, and what went wrong.
+
+Handlers raise; nothing but this interceptor answers with a status other than OK.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias, cast
+
+import grpc
+import grpc.aio
+import structlog
+
+from gateway import errors
+from gateway.access import Doorkeeper, serve_as
+from imprimatur import metrics
+from imprimatur.errors import RequestError
+
+log = structlog.get_logger(__name__)
+
+#: Served without a key: they tell nothing about anybody's jobs.
+_OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+#: The longest that a unary call may take, whatever the client's deadline.
+LONGEST_CALL_SECONDS = 15.0
+#: Of the client's own deadline, what we use, so that our answer arrives before it.
+_SHARE_OF_DEADLINE = 0.9
+
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # subscriptable in the stubs alone
+_Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
+
+
+class Edge(grpc.aio.ServerInterceptor):
+    """Authenticates, times, counts and explains every call."""
+
+    def __init__(self, doorkeeper: Doorkeeper) -> None:
+        self._doorkeeper = doorkeeper
+
+    async def intercept_service(self, continuation: _Continuation, details: grpc.HandlerCallDetails) -> "_Handler | None":
+        """Wrap the handler of one call."""
+        handler = await continuation(details)
+        method: str = details.method
+        if handler is None or method.startswith(_OPEN_SERVICES):
+            return handler
+        call = _Call(self._doorkeeper, method)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                call.streaming(cast(Any, handler.unary_stream)),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            call.unary(cast(Any, handler.unary_unary)), handler.request_deserializer, handler.response_serializer
+        )
+
+
+class _Call:
+    """One method's handlers, wrapped."""
+
+    def __init__(self, doorkeeper: Doorkeeper, method: str) -> None:
+        self._doorkeeper = doorkeeper
+        self._method = method
+        self._rpc = method.rpartition("/")[2]
+
+    def unary(self, handle: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            began = time.perf_counter()
+            try:
+                async with asyncio.timeout(_allowed_seconds(context)):
+                    await self._admit(context)
+                    response = await handle(request, context)
+            except Exception as fault:  # the edge: every fault becomes a status here
+                await self._refuse(context, fault)
+                raise  # not reached: abort raises
+            metrics.rpc_seconds.labels(self._rpc).observe(time.perf_counter() - began)
+            self._count("OK")
+            return response
+
+        return answer
+
+    def streaming(self, handle: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
+        async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            with metrics.open_streams.labels(self._rpc).track_inprogress():
+                try:
+                    await self._admit(context)
+                    async for response in handle(request, context):
+                        yield response
+                except asyncio.CancelledError:
+                    self._count("CANCELLED")
+                    raise
+                except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
+                    await self._refuse(context, fault)
+            self._count("OK")
+
+        return stream
+
+    async def _admit(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        authorization = dict(context.invocation_metadata() or ()).get("authorization")
+        text = authorization.decode("latin-1") if isinstance(authorization, bytes) else authorization
+        serve_as(await self._doorkeeper.admit(text, self._method))
+
+    async def _refuse(self, context: grpc.aio.ServicerContext[Any, Any], fault: Exception) -> None:
+        error: RequestError = errors.known(fault, rpc=self._rpc)
+        status = errors.status_of(error)
+        self._count(error.code.name)
+        await context.abort(errors.code_of(status), status.message, errors.trailer_of(status))
+
+    def _count(self, code: str) -> None:
+        metrics.rpc_requests.labels(self._rpc, code).inc()
+
+
+def _allowed_seconds(context: grpc.aio.ServicerContext[Any, Any]) -> float:
+    remaining = context.time_remaining()
+    if remaining is None:
+        return LONGEST_CALL_SECONDS
+    return min(LONGEST_CALL_SECONDS, max(remaining, 0.0) * _SHARE_OF_DEADLINE)

@@ -1,0 +1,283 @@
+"""JobService: accept, find, watch, cancel, retry, and say how the system is."""
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import structlog
+
+from gateway import statistics, validation
+from gateway.access import Caller, caller
+from gateway.dispatcher import Dispatcher
+from gateway.errors import known, status_of
+from gateway.paging import position_of, token_of
+from gateway.validation import id_of, job_not_found
+from gateway.watching import Watchtower
+from imprimatur import metrics
+from imprimatur.broker import Broker
+from imprimatur.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    ImprimaturError,
+    InvalidRequest,
+    OutOfRange,
+    RequestError,
+)
+from imprimatur.guard import Guard
+from imprimatur.identity import new_id
+from imprimatur.job import Job, JobType, NewJob, Priority, State
+from imprimatur.storage import jobs
+from imprimatur.storage.database import Database
+from imprimatur.storage.jobs import Submitted
+from imprimatur.v1 import job_service_pb2 as pb
+from imprimatur.v1.job_service_pb2_grpc import JobServiceServicer
+from imprimatur.wire.jobs import event_to_wire, job_to_wire
+
+log = structlog.get_logger(__name__)
+
+_RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
+
+
+class Jobs(JobServiceServicer):
+    """The service for those who have work reviewed."""
+
+    def __init__(
+        self, database: Database, broker: Broker, dispatcher: Dispatcher, watchtower: Watchtower, guard: Guard
+    ) -> None:
+        self._database = database
+        self._broker = broker
+        self._dispatcher = dispatcher
+        self._watchtower = watchtower
+        self._guard = guard
+        self._estimates = statistics.Estimates(database)
+
+    # --- accept ------------------------------------------------------------------------------------------
+
+    async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
+        """Accept one job."""
+        who = caller()
+        new = await self._estimated(validation.new_job(request, who, self._guard, datetime.now(UTC)))
+        (submitted,) = await self._submit([new])
+        return _accepted(submitted, who)
+
+    async def BatchSubmitJobs(self, request: pb.BatchSubmitJobsRequest, context: Any) -> pb.BatchSubmitJobsResponse:
+        """Accept up to 1,000 jobs, each for itself."""
+        who = caller()
+        if not 1 <= len(request.items) <= validation.MOST_BATCH_ITEMS:
+            count, most = len(request.items), validation.MOST_BATCH_ITEMS
+            raise InvalidRequest("items", f"has {count} entries, must have 1 to {most}", reason="BATCH_SIZE")
+        outcomes: list[NewJob | RequestError] = [
+            self._checked(item, who, f"items[{place}].") for place, item in enumerate(request.items)
+        ]
+        good = [await self._estimated(outcome) for outcome in outcomes if isinstance(outcome, NewJob)]
+        submitted = iter(await self._submit(good))
+        return pb.BatchSubmitJobsResponse(
+            results=[
+                pb.BatchSubmitJobsResult(error=status_of(outcome))
+                if isinstance(outcome, RequestError)
+                else _batch_result(next(submitted), who)
+                for outcome in outcomes
+            ]
+        )
+
+    def _checked(self, item: pb.SubmitJobRequest, who: Caller, path: str) -> NewJob | RequestError:
+        try:
+            return validation.new_job(item, who, self._guard, datetime.now(UTC))
+        except InvalidRequest as error:
+            return error.within(path)
+        except ImprimaturError as error:
+            return known(error, rpc="BatchSubmitJobs")
+
+    async def _estimated(self, new: NewJob) -> NewJob:
+        return await self._estimates.put(new)
+
+    async def _submit(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
+        if not new_jobs:
+            return []
+        fast = self._dispatcher.take_room(len(new_jobs))
+        async with self._database.begin() as tx:
+            submitted = await jobs.submit(tx, new_jobs, release_at_once=fast)
+        for one in submitted:
+            if one.created:
+                metrics.jobs_submitted.labels(one.job.type, one.job.priority.name.lower()).inc()
+        metrics.jobs_released.labels("at_once").inc(fast)
+        return submitted
+
+    # --- find --------------------------------------------------------------------------------------------
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
+        """One job, with its attempts."""
+        job_id = id_of(request.job_id)
+        async with self._database.read() as reader:
+            job = await jobs.find(reader, caller().owner, job_id)
+            if job is None:
+                raise job_not_found(job_id)
+            attempts = await jobs.attempts_of(reader, job_id)
+        return pb.GetJobResponse(job=job_to_wire(job, caller().tenant_name, attempts))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
+        """A page of jobs, newest first."""
+        size = validation.page_size_within(request.page_size, 50, 500)
+        wanted = validation.filter_of(request.filter)
+        position = position_of(request.page_token, 1, request.filter)
+        before = id_of(position[0], "page_token") if position else None
+        async with self._database.read() as reader:
+            found = await jobs.list_newest(reader, caller().owner, wanted, before=before, limit=size + 1)
+        page = found[:size]
+        return pb.ListJobsResponse(
+            jobs=[job_to_wire(job, caller().tenant_name) for job in page],
+            next_page_token=token_of([str(page[-1].id)], request.filter) if len(found) > size else "",
+        )
+
+    async def ListJobEvents(self, request: pb.ListJobEventsRequest, context: Any) -> pb.ListJobEventsResponse:
+        """A page of a job's history, oldest first."""
+        job_id = id_of(request.job_id)
+        size = validation.page_size_within(request.page_size, 100, 1000)
+        position = position_of(request.page_token, 2)
+        if position and (position[0] != str(job_id) or not position[1].isdecimal()):
+            raise InvalidRequest("page_token", "belongs to another job", reason="INVALID_PAGE_TOKEN")
+        after = int(position[1]) if position else 0
+        async with self._database.read() as reader:
+            if await jobs.find(reader, caller().owner, job_id) is None:
+                raise job_not_found(job_id)
+            found = await jobs.history(reader, job_id, after_version=after, limit=size + 1)
+        page = found[:size]
+        more = token_of([str(job_id), str(page[-1].version)]) if len(found) > size else ""
+        return pb.ListJobEventsResponse(events=[event_to_wire(event) for event in page], next_page_token=more)
+
+    # --- watch -------------------------------------------------------------------------------------------
+
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
+        """The job now and whenever it changes, up to its terminal state."""
+        job_id = id_of(request.job_id)
+        tenant = caller().tenant_name
+        first = True
+        async for job in self._watchtower.watch(caller().owner, job_id):
+            if first and request.after_version > job.version:
+                raise _from_the_future(request.after_version, job)
+            first = False
+            if job.version > request.after_version or job.state.terminal:
+                yield pb.WatchJobResponse(job=job_to_wire(job, tenant))
+        if first:
+            raise job_not_found(job_id)
+
+    async def WatchJobs(self, request: pb.WatchJobsRequest, context: Any) -> AsyncIterator[pb.WatchJobsResponse]:
+        """Every matching job now, and every change after which one matches."""
+        tenant = caller().tenant_name
+        wanted = validation.filter_of(request.filter)
+        async for job in self._watchtower.follow(caller().owner, wanted):
+            if job is None:
+                yield pb.WatchJobsResponse(snapshot_complete=True)
+            else:
+                yield pb.WatchJobsResponse(job=job_to_wire(job, tenant))
+
+    # --- stop and repeat ---------------------------------------------------------------------------------
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
+        """Cancel a job that is not finished."""
+        job_id = id_of(request.job_id)
+        validation.without_nul(request)
+        reason = validation.text_within(request.reason, "reason", 1000)
+        async with self._database.begin() as tx:
+            job = await jobs.cancel(tx, caller().owner, job_id, reason=reason)
+            found = job or await jobs.find(tx, caller().owner, job_id)
+        if found is None:
+            raise job_not_found(job_id)
+        if found.state is not State.CANCELLED:
+            raise FailedPrecondition(
+                f"the job has {found.state} and cannot be cancelled any more",
+                reason="JOB_FINISHED",
+                state=found.state,
+            )
+        if job is not None:
+            metrics.jobs_finished.labels(job.type, job.state).inc()
+        return pb.CancelJobResponse(job=job_to_wire(found, caller().tenant_name))
+
+    async def RetryJob(self, request: pb.RetryJobRequest, context: Any) -> pb.RetryJobResponse:
+        """Submit a failed or cancelled job's task again, as a new job."""
+        who = caller()
+        job_id = id_of(request.job_id)
+        validation.without_nul(request)
+        request_id = validation.text_within(request.request_id, "request_id", 200)
+        async with self._database.read() as reader:
+            old = await jobs.content_of(reader, who.owner, job_id)
+        if old is None:
+            raise job_not_found(job_id)
+        if old.state not in _RETRYABLE:
+            raise FailedPrecondition(
+                f"the job is {old.state}; only failed and cancelled jobs can be tried again",
+                reason="JOB_NOT_RETRYABLE",
+                state=old.state,
+            )
+        (submitted,) = await self._submit([_again(old, request_id)])
+        return pb.RetryJobResponse(job=_accepted(submitted, who).job)
+
+    # --- the system --------------------------------------------------------------------------------------
+
+    async def GetSystemStatus(self, request: pb.GetSystemStatusRequest, context: Any) -> pb.GetSystemStatusResponse:
+        """Whether the system can do its work now, and how much waits."""
+        return await statistics.system_status(self._database, self._broker, caller().owner)
+
+    async def GetStats(self, request: pb.GetStatsRequest, context: Any) -> pb.GetStatsResponse:
+        """What was created and finished in a window of time."""
+        now = datetime.now(UTC)
+        until = validation.instant_of(request.until, "until") or now
+        since = validation.instant_of(request.since, "since") or until - timedelta(hours=24)
+        if not timedelta(0) < until - since <= timedelta(days=366):
+            raise InvalidRequest("since", "must be before until, by 366 days at most")
+        return await statistics.stats(self._database, caller().owner, since, until)
+
+
+def _accepted(submitted: Submitted, who: Caller) -> pb.SubmitJobResponse:
+    if not submitted.same_content:
+        raise _reused(submitted)
+    return pb.SubmitJobResponse(job=job_to_wire(submitted.job, who.tenant_name), already_accepted=not submitted.created)
+
+
+def _batch_result(submitted: Submitted, who: Caller) -> pb.BatchSubmitJobsResult:
+    try:
+        return pb.BatchSubmitJobsResult(accepted=_accepted(submitted, who))
+    except AlreadyExists as error:
+        return pb.BatchSubmitJobsResult(error=status_of(error))
+
+
+def _reused(submitted: Submitted) -> AlreadyExists:
+    return AlreadyExists(
+        "request_id: stands for a job with other content already; use a new request_id",
+        reason="REQUEST_ID_REUSED",
+        field="request_id",
+        job_id=str(submitted.job.id),
+    )
+
+
+def _from_the_future(after_version: int, job: Job) -> RequestError:
+    return OutOfRange(
+        f"after_version: is {after_version}, but the job is at version {job.version}",
+        reason="VERSION_FROM_THE_FUTURE",
+        field="after_version",
+    )
+
+
+def _again(old: Any, request_id: str) -> NewJob:
+    """A new job with the old one's content."""
+    return NewJob(
+        id=new_id(),
+        tenant_id=old.tenant_id,
+        type=JobType(old.type),
+        user_id=old.user_id,
+        priority=Priority(old.priority),
+        request_id=request_id or None,
+        content_hash=uuid.uuid5(old.id, "retry").bytes,
+        subject_id=old.subject_id,
+        labels=old.labels,
+        parameters=old.parameters,
+        input=old.input,
+        callback_url=old.callback_url,
+        max_attempts=old.max_attempts,
+        timeout_seconds=old.timeout_seconds,
+        run_at=None,
+        deadline_seconds=old.deadline_seconds,
+        estimated_seconds=old.estimated_seconds,
+        retry_of=old.id,
+    )

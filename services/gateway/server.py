@@ -1,0 +1,128 @@
+"""The gRPC port: limits, TLS, health, reflection, and a drain that ends every stream cleanly."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from gateway.interception import Edge
+from gateway.watching import Watchtower
+from imprimatur.errors import ConfigurationError
+from imprimatur.v1 import job_service_pb2, review_service_pb2, webhook_service_pb2
+from imprimatur.v1.job_service_pb2_grpc import JobServiceServicer, add_JobServiceServicer_to_server
+from imprimatur.v1.review_service_pb2_grpc import ReviewServiceServicer, add_ReviewServiceServicer_to_server
+from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceServicer, add_WebhookServiceServicer_to_server
+
+log = structlog.get_logger(__name__)
+
+_MEBIBYTE = 1024 * 1024
+SERVICES = (
+    job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
+    review_service_pb2.DESCRIPTOR.services_by_name["ReviewService"].full_name,
+    webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"].full_name,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Where and how the gRPC port listens.
+
+    Without `certificate` and `private_key` it speaks plain text. With `client_ca` only clients with a
+    certificate of that authority are let in (mutual TLS). All three are paths of PEM files.
+    """
+
+    host: str
+    port: int
+    certificate: Path | None = None
+    private_key: Path | None = None
+    client_ca: Path | None = None
+    reflection: bool = False
+    max_connection_age_seconds: int = 0  #: 0: connections live as long as their clients want
+
+
+@dataclass(frozen=True, kw_only=True)
+class Servicers:
+    """What is served."""
+
+    jobs: JobServiceServicer
+    reviews: ReviewServiceServicer
+    webhooks: WebhookServiceServicer
+
+
+@asynccontextmanager
+async def grpc_port(
+    listener: Listener, servicers: Servicers, edge: Edge, watchtower: Watchtower, *, drain_seconds: float
+) -> AsyncIterator[int]:
+    """Serve inside the block; gives the port (for port 0, the one chosen).
+
+    At the end the server answers what it has begun, ends watches with UNAVAILABLE so that their clients go on
+    elsewhere, and takes `drain_seconds` at most.
+    """
+    server = grpc.aio.server(interceptors=[edge], options=_options(listener))
+    add_JobServiceServicer_to_server(servicers.jobs, server)
+    add_ReviewServiceServicer_to_server(servicers.reviews, server)
+    add_WebhookServiceServicer_to_server(servicers.webhooks, server)
+    healthy = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    if listener.reflection:
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    port = _bind(server, listener)
+    await server.start()
+    for service in ("", *SERVICES):
+        await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
+    log.info("gateway listens", port=port, tls=listener.certificate is not None)
+    try:
+        yield port
+    finally:
+        await healthy.enter_graceful_shutdown()
+        await watchtower.stop()
+        await asyncio.shield(server.stop(drain_seconds))
+
+
+def _options(listener: Listener) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.max_receive_message_length", 4 * _MEBIBYTE),
+        ("grpc.max_send_message_length", 64 * _MEBIBYTE),
+        # Thousands of watches may be opened at once; the default drops them.
+        ("grpc.server.max_pending_requests", 20_000),
+        ("grpc.server.max_pending_requests_hard_limit", 30_000),
+        ("grpc.max_concurrent_streams", 20_000),
+        ("grpc.so_reuseport", 0),
+        # Clients may ping an idle watch, so that middleboxes keep it open.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
+    if listener.max_connection_age_seconds:
+        options.append(("grpc.max_connection_age_ms", listener.max_connection_age_seconds * 1000))
+        options.append(("grpc.max_connection_age_grace_ms", 60_000))
+    return options
+
+
+def _bind(server: grpc.aio.Server, listener: Listener) -> int:
+    address = f"{listener.host}:{listener.port}"
+    try:
+        if listener.certificate is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, _credentials(listener))
+    except RuntimeError as fault:
+        raise ConfigurationError(f"cannot listen on {address}: {fault}") from fault
+
+
+def _credentials(listener: Listener) -> grpc.ServerCredentials:
+    if listener.private_key is None or listener.certificate is None:
+        raise ConfigurationError("tls_certificate and tls_private_key are needed together")
+    try:
+        pair = (listener.private_key.read_bytes(), listener.certificate.read_bytes())
+        roots = listener.client_ca.read_bytes() if listener.client_ca else None
+    except OSError as fault:
+        raise ConfigurationError(f"cannot read {fault.filename}: {fault.strerror}") from fault
+    return grpc.ssl_server_credentials([pair], root_certificates=roots, require_client_auth=roots is not None)

@@ -1,0 +1,62 @@
+"""The gateway, put together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from gateway.access import Doorkeeper
+from gateway.dispatcher import Dispatcher
+from gateway.interception import Edge
+from gateway.jobs import Jobs
+from gateway.reviews import Reviews
+from gateway.server import Listener, Servicers, grpc_port
+from gateway.statistics import Gauges
+from gateway.watching import Watchtower
+from gateway.webhooks import Webhooks
+from imprimatur.broker import Broker
+from imprimatur.guard import Guard
+from imprimatur.storage.database import Database
+from imprimatur.vault import Vault
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """A gateway that is running."""
+
+    port: int
+
+
+@asynccontextmanager
+async def gateway(
+    database: Database,
+    broker: Broker,
+    vault: Vault,
+    guard: Guard,
+    listener: Listener,
+    *,
+    lease_seconds: float = 3.0,
+    drain_seconds: float = 20.0,
+) -> AsyncIterator[Gateway]:
+    """Run a gateway inside the block, and drain it at the end.
+
+    The outbox is started by the caller: one per process, whatever services run in it.
+    """
+    dispatcher = Dispatcher(database, lease_seconds=lease_seconds)
+    watchtower = Watchtower(database, broker)
+    gauges = Gauges(database)
+    servicers = Servicers(
+        jobs=Jobs(database, broker, dispatcher, watchtower, guard),
+        reviews=Reviews(database),
+        webhooks=Webhooks(database, vault, guard),
+    )
+    await watchtower.start()
+    dispatcher.start()
+    gauges.start()
+    try:
+        edge = Edge(Doorkeeper(database))
+        async with grpc_port(listener, servicers, edge, watchtower, drain_seconds=drain_seconds) as port:
+            yield Gateway(port=port)
+    finally:
+        await watchtower.stop()
+        await gauges.stop()
+        await dispatcher.stop()

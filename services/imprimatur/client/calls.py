@@ -1,0 +1,117 @@
+"""How a call is made: with the key, a deadline, and again where that is safe. Which calls there are: `client`."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from google.protobuf.message import Message
+from grpc import aio
+
+from imprimatur.client.errors import ClientError
+from imprimatur.retry import Backoff
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+#: Between tries.
+BACKOFF = Backoff(first_seconds=0.2, cap_seconds=5.0)
+#: A stream that stood so long was up, even if it had nothing to tell; longer than gRPC tries to connect (20 s).
+HELD_SECONDS = 25.0
+
+
+class Patience:
+    """How long a failing server is asked again; a sign of life renews it.
+
+    Args:
+        seconds: from the first failure to giving up; None never gives up.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._failing_since = 0.0
+        self.renew()
+
+    def renew(self) -> None:
+        """The server answered."""
+        self._failures = 0
+        self._began = time.monotonic()
+
+    async def pause(self, error: ClientError) -> None:
+        """Wait for the next try; raises `error` when it is permanent or the patience is at its end."""
+        now = time.monotonic()
+        if self._failures == 0 or now - self._began >= HELD_SECONDS:
+            self._failures = 0
+            self._failing_since = now
+        self._failures += 1
+        seconds = BACKOFF.seconds(self._failures, random.random())  # noqa: S311 - jitter, not a secret
+        at_its_end = self._seconds is not None and now + seconds - self._failing_since >= self._seconds
+        if at_its_end or not error.passing:
+            raise error
+        await asyncio.sleep(seconds)
+        self._began = time.monotonic()
+
+
+class Calls:
+    """Makes calls as the holder of one key.
+
+    Args:
+        deadline_seconds: how long a unary call may take, all tries together.
+        retry_seconds: how long a call that may be repeated is.
+
+    Raises:
+        ValueError: the key cannot be one. The key itself is in no message.
+    """
+
+    def __init__(self, api_key: str, *, deadline_seconds: float, retry_seconds: float) -> None:
+        if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+            raise ValueError("api_key: must be printable ASCII without spaces, as it was issued")
+        self._metadata = aio.Metadata(("authorization", f"Bearer {api_key}"))
+        self._deadline_seconds = deadline_seconds
+        self._retry_seconds = retry_seconds
+
+    async def unary(
+        self,
+        method: "aio.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        *,
+        repeatable: bool,
+    ) -> Response:
+        """The answer to `request`.
+
+        Args:
+            repeatable: the call may be made twice without doing anything twice; it is then made again while
+                the server is away.
+
+        Raises:
+            ClientError: it was refused, or no answer came.
+        """
+        ends_at = time.monotonic() + self._deadline_seconds
+        patience = Patience(min(self._retry_seconds, self._deadline_seconds) if repeatable else 0.0)
+        while True:
+            remaining = max(0.0, ends_at - time.monotonic())
+            try:
+                return await method(request, timeout=remaining, metadata=self._metadata)
+            except aio.AioRpcError as error:
+                failure = ClientError.of(error)
+                failure.__cause__ = error
+            await patience.pause(failure)
+
+    @contextmanager
+    def stream(
+        self, method: "aio.UnaryStreamMultiCallable[Request, Response]", request: Request
+    ) -> "Iterator[aio.UnaryStreamCall[Request, Response]]":
+        """An open stream, without a deadline; cancelled when the block is left.
+
+        Raises:
+            ClientError: inside the block, when the stream breaks.
+        """
+        call = method(request, metadata=self._metadata)
+        try:
+            yield call
+        except aio.AioRpcError as error:
+            raise ClientError.of(error) from error
+        finally:
+            call.cancel()

@@ -1,0 +1,269 @@
+"""The client: one method per thing that the gateway does. How calls and watches are made lives beside it."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Self, Unpack
+
+from imprimatur.client.calls import Calls
+from imprimatur.client.channel import KEEPALIVE_SECONDS, open_channel
+from imprimatur.client.errors import ClientError
+from imprimatur.client.submissions import SubmitFields, batches, repeatable, submission
+from imprimatur.client.times import duration, timestamp
+from imprimatur.client.watches import ManyJobs, is_settled, is_terminal, watch_one
+from imprimatur.identity import new_id
+from imprimatur.v1 import job_service_pb2 as jobs_v1
+from imprimatur.v1 import review_service_pb2 as reviews_v1
+from imprimatur.v1 import webhook_service_pb2 as webhooks_v1
+from imprimatur.v1.creative_pb2 import Creative, Decision
+from imprimatur.v1.job_pb2 import Job, JobEvent
+from imprimatur.v1.job_service_pb2_grpc import JobServiceStub
+from imprimatur.v1.review_service_pb2_grpc import ReviewServiceStub
+from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceStub
+
+#: What became of a batch, item by item.
+Outcomes = list[Job | ClientError]
+Requests = list[jobs_v1.SubmitJobRequest]
+Endpoints = list[webhooks_v1.WebhookEndpoint]
+
+_NO_FILTER = jobs_v1.JobFilter()
+
+
+class Client:
+    """A caller of one Imprimatur. To be used as an async context manager, or closed by `close`.
+
+    Every method raises ClientError when the gateway refuses or does not answer. Reads, and what can be done
+    twice without harm, are repeated by themselves while the gateway is away.
+
+    Args:
+        target: "host:port", or any name that gRPC resolves; calls are spread over all its addresses.
+        api_key: shown nowhere.
+        tls: None decides: with TLS, unless the target is this machine and no certificate is given.
+        root_certificates: PEM of whom to trust; None trusts what gRPC ships.
+        client_certificate: PEM chain that shows who the caller is (mTLS), with `client_key`.
+        client_key: PEM of its private key.
+        deadline_seconds: how long one call may take, its repetitions included. Watches have none.
+        retry_seconds: how long a call is repeated while the gateway is away.
+        patience_seconds: how long a watch tries to resume without a word from a gateway; None: for ever.
+
+    Raises:
+        ValueError: the options contradict each other, or the key cannot be one.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        api_key: str,
+        tls: bool | None = None,
+        root_certificates: bytes | None = None,
+        client_certificate: bytes | None = None,
+        client_key: bytes | None = None,
+        deadline_seconds: float = 30.0,
+        retry_seconds: float = 10.0,
+        patience_seconds: float | None = 300.0,
+        keepalive_seconds: float = KEEPALIVE_SECONDS,
+    ) -> None:
+        self.target = target
+        self._calls = Calls(api_key, deadline_seconds=deadline_seconds, retry_seconds=retry_seconds)
+        self._patience_seconds = patience_seconds
+        self._channel = open_channel(
+            target,
+            tls=tls,
+            root_certificates=root_certificates,
+            client_certificate=client_certificate,
+            client_key=client_key,
+            keepalive_seconds=keepalive_seconds,
+        )
+        self._jobs = JobServiceStub(self._channel)
+        self._reviews = ReviewServiceStub(self._channel)
+        self._webhooks = WebhookServiceStub(self._channel)
+
+    def __repr__(self) -> str:
+        return f"Client({self.target!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; calls and watches that are under way are cancelled."""
+        await self._channel.close()
+
+    # --- submit ------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        request: jobs_v1.SubmitJobRequest | None = None,
+        *,
+        creative: Creative | None = None,
+        **fields: Unpack[SubmitFields],
+    ) -> Job:
+        """Have work done: either a whole `request`, or a `creative` with the fields to go with it.
+
+        Without a request_id it gets a fresh one, so that a lost answer never makes two jobs. Returns the job as
+        accepted now, or as it stands if the request_id was accepted before.
+        """
+        if (request is None) == (creative is None) or (request is not None and fields):
+            raise TypeError("give either a request, or creative=… with its fields")
+        if creative is not None:
+            request = submission(creative, **fields)
+        assert request is not None
+        return (await self._calls.unary(self._jobs.SubmitJob, repeatable(request), repeatable=True)).job
+
+    async def submit_batch(self, requests: Iterable[jobs_v1.SubmitJobRequest]) -> Outcomes:
+        """Have much work done: for each request its Job, or the ClientError that refuses it, in their order.
+
+        Any number of requests: they go in as few calls as fit. Where a whole call fails, that error stands for
+        each of its items. Request ids are filled in as by `submit`.
+        """
+        outcomes: Outcomes = []
+        for batch in batches([repeatable(request) for request in requests]):
+            outcomes += await self._submit_one_batch(batch)
+        return outcomes
+
+    # --- see ---------------------------------------------------------------------------------------------
+
+    async def get(self, job_id: str) -> Job:
+        """One job, with its attempts."""
+        return (await self._calls.unary(self._jobs.GetJob, jobs_v1.GetJobRequest(job_id=job_id), repeatable=True)).job
+
+    async def list(self, job_filter: jobs_v1.JobFilter = _NO_FILTER, *, page_size: int = 0) -> AsyncIterator[Job]:
+        """All jobs of the filter, newest first; pages are fetched as they are needed."""
+        request = jobs_v1.ListJobsRequest(filter=job_filter, page_size=page_size)
+        while True:
+            page = await self._calls.unary(self._jobs.ListJobs, request, repeatable=True)
+            for job in page.jobs:
+                yield job
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def events(self, job_id: str, *, page_size: int = 0) -> AsyncIterator[JobEvent]:
+        """A job's whole history, oldest first."""
+        request = jobs_v1.ListJobEventsRequest(job_id=job_id, page_size=page_size)
+        while True:
+            page = await self._calls.unary(self._jobs.ListJobEvents, request, repeatable=True)
+            for event in page.events:
+                yield event
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def watch(self, job_id: str, after_version: int = 0) -> AsyncGenerator[Job]:
+        """The job now and whenever it changed, without its attempts; ends with the terminal state.
+
+        Versions only rise; some may be skipped. A lost connection is resumed. `after_version` is the newest
+        version already seen; the terminal state is given even if it is that one.
+        """
+        return watch_one(self._calls, self._jobs, job_id, after_version, self._patience_seconds)
+
+    def watch_many(self, job_filter: jobs_v1.JobFilter = _NO_FILTER) -> AsyncGenerator[jobs_v1.WatchJobsResponse]:
+        """All matching unfinished jobs now, `snapshot_complete` once, then every change after which a job matches.
+
+        Never ends by itself. A lost connection is resumed with a new snapshot, of which only what is new is
+        given, and jobs that finished meanwhile are given too.
+        """
+        return ManyJobs(self._calls, self._jobs, job_filter, self._patience_seconds).changes()
+
+    async def wait(self, job_id: str, timeout: float | None = None, *, until_terminal: bool = True) -> Job:
+        """The job at its end, without its attempts.
+
+        Args:
+            timeout: seconds; None waits for ever.
+            until_terminal: False returns also when the machine has done its part and a person decides.
+
+        Raises:
+            TimeoutError: it has not ended in that time.
+        """
+        ended = is_terminal if until_terminal else is_settled
+        async with asyncio.timeout(timeout), aclosing(self.watch(job_id)) as versions:
+            async for job in versions:
+                if ended(job):
+                    return job
+        raise AssertionError("a watch ends with a terminal state")
+
+    async def status(self) -> jobs_v1.GetSystemStatusResponse:
+        """Whether the system can do its work now, and how much is waiting."""
+        return await self._calls.unary(self._jobs.GetSystemStatus, jobs_v1.GetSystemStatusRequest(), repeatable=True)
+
+    async def stats(self, since: datetime | None = None, until: datetime | None = None) -> jobs_v1.GetStatsResponse:
+        """What was created and finished from `since` (default: 24 h before) to `until` (default: now)."""
+        request = jobs_v1.GetStatsRequest(since=timestamp(since), until=timestamp(until))
+        return await self._calls.unary(self._jobs.GetStats, request, repeatable=True)
+
+    # --- stop and retry ----------------------------------------------------------------------------------
+
+    async def cancel(self, job_id: str, reason: str = "") -> Job:
+        """Cancel a job that is not finished; a cancelled one is returned as it is."""
+        request = jobs_v1.CancelJobRequest(job_id=job_id, reason=reason)
+        return (await self._calls.unary(self._jobs.CancelJob, request, repeatable=True)).job
+
+    async def retry(self, job_id: str, request_id: str = "") -> Job:
+        """Submit a failed or cancelled job's task again; returns the new job."""
+        request = jobs_v1.RetryJobRequest(job_id=job_id, request_id=request_id or str(new_id()))
+        return (await self._calls.unary(self._jobs.RetryJob, request, repeatable=True)).job
+
+    # --- people decide -----------------------------------------------------------------------------------
+
+    async def pending_reviews(
+        self, *, unclaimed_only: bool = False, page_size: int = 0
+    ) -> AsyncIterator[reviews_v1.PendingReview]:
+        """What waits for a person: HIGH priority first, then the longest waiting. Without images."""
+        request = reviews_v1.ListPendingReviewsRequest(unclaimed_only=unclaimed_only, page_size=page_size)
+        while True:
+            page = await self._calls.unary(self._reviews.ListPendingReviews, request, repeatable=True)
+            for review in page.reviews:
+                yield review
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def claim_review(
+        self, job_id: str, *, lease: timedelta | None = None, reviewer: str = ""
+    ) -> reviews_v1.PendingReview:
+        """Take a review for a while (default 15 min), or prolong what one holds; with the images."""
+        request = reviews_v1.ClaimReviewRequest(job_id=job_id, lease=duration(lease), reviewer=reviewer)
+        return (await self._calls.unary(self._reviews.ClaimReview, request, repeatable=True)).review
+
+    async def decide(self, job_id: str, decision: Decision.ValueType, reason: str, *, reviewer: str = "") -> Job:
+        """Decide a review. Not repeated by itself: ask `get` when no answer came."""
+        request = reviews_v1.DecideReviewRequest(job_id=job_id, decision=decision, reason=reason, reviewer=reviewer)
+        return (await self._calls.unary(self._reviews.DecideReview, request, repeatable=False)).job
+
+    # --- webhooks ----------------------------------------------------------------------------------------
+
+    async def create_webhook_endpoint(
+        self, url: str, *, description: str = "", event_types: Iterable[str] = ()
+    ) -> webhooks_v1.CreateWebhookEndpointResponse:
+        """Add an endpoint; its secret is in this answer only. Not repeated by itself."""
+        request = webhooks_v1.CreateWebhookEndpointRequest(url=url, description=description, event_types=event_types)
+        return await self._calls.unary(self._webhooks.CreateWebhookEndpoint, request, repeatable=False)
+
+    async def list_webhook_endpoints(self) -> Endpoints:
+        """The tenant's endpoints, oldest first, without secrets."""
+        request = webhooks_v1.ListWebhookEndpointsRequest()
+        answer = await self._calls.unary(self._webhooks.ListWebhookEndpoints, request, repeatable=True)
+        return [*answer.endpoints]
+
+    async def delete_webhook_endpoint(self, endpoint_id: str) -> None:
+        """Remove an endpoint. Not repeated by itself."""
+        request = webhooks_v1.DeleteWebhookEndpointRequest(endpoint_id=endpoint_id)
+        await self._calls.unary(self._webhooks.DeleteWebhookEndpoint, request, repeatable=False)
+
+    async def _submit_one_batch(self, batch: Requests) -> Outcomes:
+        request = jobs_v1.BatchSubmitJobsRequest(items=batch)
+        try:
+            answer = await self._calls.unary(self._jobs.BatchSubmitJobs, request, repeatable=True)
+        except ClientError as error:
+            return [error] * len(batch)
+        return [
+            result.accepted.job if result.HasField("accepted") else ClientError.of_status(result.error)
+            for result in answer.results
+        ]

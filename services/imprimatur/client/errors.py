@@ -1,0 +1,95 @@
+"""What a call can end with instead of an answer, and how that is read from gRPC. No calls are made here."""
+
+from collections.abc import Mapping
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+from grpc import aio
+
+from imprimatur.errors import ImprimaturError
+
+#: The trailer that carries a google.rpc.Status (AIP-193).
+DETAILS_TRAILER = "grpc-status-details-bin"
+
+_CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class ClientError(ImprimaturError):
+    """A call was refused, or no answer came.
+
+    Attributes:
+        code: the gRPC status.
+        reason: the stable UPPER_SNAKE_CASE identifier to branch on, such as "REQUEST_ID_REUSED"; empty when
+            the answer is not the gateway's, as when no server could be reached.
+        field: the path of the field at fault, such as "items[3].labels"; empty when it is not about one.
+        message: a sentence for people.
+        metadata: machine-readable details, by reason.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        *,
+        reason: str = "",
+        field: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.reason = reason
+        self.field = field
+        self.metadata = dict(metadata or {})
+
+    def __repr__(self) -> str:
+        return f"ClientError({self.code.name}, {self.message!r}, reason={self.reason!r}, field={self.field!r})"
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same call may succeed soon: the server is away, or the connection to it broke.
+
+        A broken HTTP/2 stream shows as INTERNAL "… RST_STREAM …" or CANCELLED, made by the transport: it has no
+        reason, unlike every answer of the gateway.
+        """
+        if self.code is grpc.StatusCode.UNAVAILABLE:
+            return True
+        reset = self.code is grpc.StatusCode.INTERNAL and "RST_STREAM" in self.message
+        return not self.reason and (reset or self.code is grpc.StatusCode.CANCELLED)
+
+    @classmethod
+    def of(cls, error: aio.AioRpcError) -> "ClientError":
+        """From what grpc raised."""
+        status = _status_in(error)
+        if status is not None:
+            return cls.of_status(status, code=error.code())
+        return cls(error.code(), error.details() or f"the call ended with {error.code().name}")
+
+    @classmethod
+    def of_status(cls, status: status_pb2.Status, *, code: grpc.StatusCode | None = None) -> "ClientError":
+        """From a google.rpc.Status with its ErrorInfo and BadRequest. `code` overrides the status' own."""
+        info = error_details_pb2.ErrorInfo()
+        fault = error_details_pb2.BadRequest()
+        for detail in status.details:
+            for known in (info, fault):
+                if detail.Is(known.DESCRIPTOR):
+                    detail.Unpack(known)
+        field = fault.field_violations[0].field if fault.field_violations else info.metadata.get("field", "")
+        return cls(
+            code or _CODES.get(status.code, grpc.StatusCode.UNKNOWN),
+            status.message,
+            reason=info.reason,
+            field=field,
+            metadata=info.metadata,
+        )
+
+
+def _status_in(error: aio.AioRpcError) -> status_pb2.Status | None:
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_TRAILER and isinstance(value, bytes):
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                return None
+    return None

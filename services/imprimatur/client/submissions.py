@@ -1,0 +1,71 @@
+"""Requests to submit: made from a creative, given the id that makes them repeatable, cut into calls that fit."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import TypedDict, Unpack
+
+from imprimatur.client.times import duration, timestamp
+from imprimatur.identity import new_id
+from imprimatur.v1.creative_pb2 import Creative, CreativeReviewTask
+from imprimatur.v1.job_pb2 import PRIORITY_UNSPECIFIED, Priority
+from imprimatur.v1.job_service_pb2 import SubmitJobRequest
+
+#: The contract's limit of one batch.
+LARGEST_BATCH = 1000
+#: A server takes 4 MiB a message; what the batch adds to its items stays well below the rest.
+LARGEST_BATCH_BYTES = 4 * 1024 * 1024 - 64 * 1024
+
+
+class SubmitFields(TypedDict, total=False):
+    """What may be said of a job besides its task; see SubmitJobRequest."""
+
+    request_id: str
+    user_id: str
+    priority: Priority.ValueType
+    labels: Mapping[str, str]
+    max_attempts: int
+    timeout: timedelta
+    deadline: timedelta
+    run_at: datetime
+    callback_url: str
+
+
+def submission(creative: Creative, **fields: Unpack[SubmitFields]) -> SubmitJobRequest:
+    """The request to review `creative`."""
+    return SubmitJobRequest(
+        creative_review=CreativeReviewTask(creative=creative),
+        request_id=fields.get("request_id", ""),
+        user_id=fields.get("user_id", ""),
+        priority=fields.get("priority", PRIORITY_UNSPECIFIED),
+        labels=fields.get("labels", {}),
+        max_attempts=fields.get("max_attempts", 0),
+        timeout=duration(fields.get("timeout")),
+        deadline=duration(fields.get("deadline")),
+        run_at=timestamp(fields.get("run_at")),
+        callback_url=fields.get("callback_url", ""),
+    )
+
+
+def repeatable(request: SubmitJobRequest) -> SubmitJobRequest:
+    """The same request with a request_id, so that submitting it twice makes one job."""
+    if request.request_id:
+        return request
+    identified = SubmitJobRequest()
+    identified.CopyFrom(request)
+    identified.request_id = str(new_id())
+    return identified
+
+
+def batches(requests: Iterable[SubmitJobRequest]) -> Iterator[list[SubmitJobRequest]]:
+    """The requests in order, cut so that each part fits one call; a part has at least one."""
+    batch: list[SubmitJobRequest] = []
+    size = 0
+    for request in requests:
+        weight = request.ByteSize() + 8
+        if batch and (len(batch) == LARGEST_BATCH or size + weight > LARGEST_BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(request)
+        size += weight
+    if batch:
+        yield batch

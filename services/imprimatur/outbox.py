@@ -1,0 +1,141 @@
+"""From the outbox to the broker: what a transaction wrote is published after its commit, and again until confirmed.
+
+Each process publishes its own rows at once and deletes them when the broker has them. A poller in each process
+takes what a dead or cut-off writer left behind. A message may so be published twice; it is only a hint.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from imprimatur import metrics
+from imprimatur.broker import Broker, Message
+from imprimatur.errors import BrokerError
+from imprimatur.runtime import Loop
+from imprimatur.storage import outbox as stored
+from imprimatur.storage.database import Database, OutboxRow
+
+log = structlog.get_logger(__name__)
+
+_Item = TypeVar("_Item")
+
+#: Rows in memory at most; more are left to the poller.
+_WAITING_ROWS = 20_000
+#: Rows published together.
+_BATCH = 256
+
+
+class Outbox:
+    """Publishes what this process commits, and what others left behind.
+
+    Args:
+        left_behind_after_seconds: rows older than this have lost their writer and are the poller's.
+        lease_seconds: how long the poller may take over the rows it took.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        broker: Broker,
+        *,
+        left_behind_after_seconds: float = 2.0,
+        lease_seconds: float = 15.0,
+        poll_seconds: float = 1.0,
+    ) -> None:
+        self._database = database
+        self._broker = broker
+        self._left_behind_after_seconds = left_behind_after_seconds
+        self._lease_seconds = lease_seconds
+        self._waiting: asyncio.Queue[OutboxRow] = asyncio.Queue(maxsize=_WAITING_ROWS)
+        self._confirmed: asyncio.Queue[uuid.UUID] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._poller = Loop("outbox-poller", self._poll, interval_seconds=poll_seconds)
+
+    def start(self) -> None:
+        """Begin to publish, this process's commits first."""
+        self._database.on_commit = self._offer
+        self._tasks = [
+            asyncio.create_task(self._for_each_batch(self._waiting, self._publish_all), name="outbox-sender"),
+            asyncio.create_task(self._for_each_batch(self._confirmed, self._forget), name="outbox-forgetter"),
+        ]
+        self._poller.start()
+
+    async def stop(self, *, drain_seconds: float = 2.0) -> None:
+        """Publish what waits, for `drain_seconds` at most; the rest stays in the database for others."""
+        await self._poller.stop()
+        try:
+            async with asyncio.timeout(drain_seconds):
+                await self._waiting.join()
+                await self._confirmed.join()
+        except TimeoutError:
+            log.warning("messages are left in the outbox", waiting=self._waiting.qsize())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _offer(self, rows: Sequence[OutboxRow]) -> None:
+        for row in rows:
+            try:
+                self._waiting.put_nowait(row)
+            except asyncio.QueueFull:  # a stored row is the poller's then; a broadcast is found by re-reading
+                return
+
+    async def _for_each_batch(
+        self, queue: asyncio.Queue[_Item], handle: Callable[[Sequence[_Item]], Awaitable[None]]
+    ) -> None:
+        while True:
+            batch = [await queue.get()]
+            while len(batch) < _BATCH and not queue.empty():
+                batch.append(queue.get_nowait())
+            try:
+                await handle(batch)
+            except Exception:
+                metrics.loop_failures.labels("outbox").inc()
+                log.exception("outbox rows are left to the poller", rows=len(batch))
+            finally:
+                for _ in batch:
+                    queue.task_done()
+
+    async def _poll(self) -> float | None:
+        async with self._database.begin() as tx:
+            rows = await stored.lease(
+                tx,
+                older_than_seconds=self._left_behind_after_seconds,
+                lease_seconds=self._lease_seconds,
+                limit=_BATCH,
+            )
+        if rows:
+            await self._publish_all(rows)
+        async with self._database.read() as reader:
+            metrics.outbox_backlog.set(await stored.backlog(reader))
+        return 0.0 if len(rows) == _BATCH else None
+
+    async def _publish_all(self, rows: Sequence[OutboxRow]) -> None:
+        results = await asyncio.gather(*(self._publish(row) for row in rows))
+        for row, sent in zip(rows, results, strict=True):
+            if sent and row.stored:
+                self._confirmed.put_nowait(row.id)
+
+    async def _forget(self, confirmed: Sequence[uuid.UUID]) -> None:
+        async with self._database.begin() as tx:
+            await stored.remove(tx, confirmed)
+
+    async def _publish(self, row: OutboxRow) -> bool:
+        message = Message(
+            exchange=row.exchange,
+            routing_key=row.routing_key,
+            body=row.body,
+            message_id=str(row.id),
+            mandatory=row.stored,
+        )
+        try:
+            await self._broker.publish(message)
+        except BrokerError as fault:
+            metrics.outbox_published.labels("failed").inc()
+            log.warning("the broker did not take a message", routing_key=row.routing_key, error=str(fault))
+            return False
+        metrics.outbox_published.labels("confirmed").inc()
+        return True

@@ -1,0 +1,108 @@
+"""One service process: what surrounds the service, and how it starts and ends."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+import uvloop
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+
+from imprimatur import metrics
+from imprimatur.broker import Broker
+from imprimatur.broker.rabbitmq import RabbitMQBroker
+from imprimatur.errors import ConfigurationError, Unavailable
+from imprimatur.outbox import Outbox
+from imprimatur.runtime import Check, configure_logging
+from imprimatur.settings import SharedSettings, explain
+from imprimatur.storage import migrations
+from imprimatur.storage.database import Database
+
+log = structlog.get_logger(__name__)
+
+_Settings = TypeVar("_Settings", bound=BaseSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a service works with."""
+
+    database: Database
+    broker: Broker
+
+    def checks(self) -> dict[str, Check]:
+        """Readiness: both answer."""
+        return {"database": self._database_answers, "broker": self._broker_answers}
+
+    async def observe(self) -> None:
+        """Set the gauges that are read when they are scraped."""
+        metrics.broker_connected.set(self.broker.connected)
+        metrics.database_connections.set(self.database.pool_in_use)
+
+    async def _database_answers(self) -> str | None:
+        try:
+            await self.database.ping()
+        except Unavailable as fault:
+            return fault.message
+        return None
+
+    async def _broker_answers(self) -> str | None:
+        return None if self.broker.connected else "there is no connection to the broker"
+
+
+@asynccontextmanager
+async def surroundings(settings: SharedSettings, *, name: str) -> AsyncIterator[Surroundings]:
+    """Database, broker and outbox for one service process, closed in the right order at the end.
+
+    A database that is down is waited for; one with another schema is an error.
+
+    Raises:
+        ConfigurationError: the schema is not the one this version needs.
+    """
+    configure_logging(level=settings.log_level, json=settings.log_json)
+    structlog.contextvars.bind_contextvars(service=name)
+    database = Database(settings.database_url, pool_size=settings.database_pool_size)
+    broker = RabbitMQBroker(settings.broker_url, name=f"imprimatur-{name}@{process_name()}")
+    outbox = Outbox(database, broker)
+    try:
+        await _wait_for_schema(database)
+        await broker.start()
+        outbox.start()
+        yield Surroundings(database=database, broker=broker)
+    finally:
+        await outbox.stop()
+        await broker.close()
+        await database.close()
+
+
+def process_name() -> str:
+    """This process among its peers: host and pid."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def run_service(settings_class: type[_Settings], run: Callable[[_Settings], Coroutine[None, None, None]]) -> None:
+    """Read the settings from the environment and run; a wrong one is one clear line and exit code 1."""
+    try:
+        try:
+            settings = settings_class()
+        except ValidationError as fault:
+            raise explain(fault) from None
+        uvloop.run(run(settings))
+    except ConfigurationError as fault:
+        sys.stderr.write(f"error: {fault}\n")
+        raise SystemExit(1) from None
+
+
+async def _wait_for_schema(database: Database) -> None:
+    while True:
+        try:
+            return await migrations.require_current(database)
+        except Unavailable as fault:
+            log.warning("waiting for the database", error=fault.message)
+            await asyncio.sleep(1.0)

@@ -1,0 +1,70 @@
+"""The settings that every service has. Each service adds its own in a class of its own.
+
+Read from the environment (prefix IMPRIMATUR_) in `__main__` only. The table in docs/settings.md and
+`.env.example` are generated from these classes.
+"""
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from imprimatur.errors import ConfigurationError
+from imprimatur.vault import Vault
+
+
+class SharedSettings(BaseSettings):
+    """What gateway, reviewer and notifier have in common."""
+
+    model_config = SettingsConfigDict(env_prefix="IMPRIMATUR_", extra="ignore")
+
+    database_url: str = Field(description="Where everything is kept: postgresql://user:password@host/name", repr=False)
+    broker_url: str = Field(description="RabbitMQ: amqp://user:password@host/ (amqps:// for TLS)", repr=False)
+    database_pool_size: int = Field(default=10, ge=2, description="Database connections per process")
+    http_host: str = Field(default="0.0.0.0", description="Address of /metrics, /livez and /readyz")  # noqa: S104  # in a container, all
+    drain_seconds: float = Field(
+        default=20.0, ge=0, description="Time to finish what is under way after SIGTERM, in seconds"
+    )
+    log_level: str = Field(default="info", pattern="(?i)^(debug|info|warning|error)$", description="Least level logged")
+    log_json: bool | None = Field(
+        default=None, description="JSON log lines; by default JSON unless standard error is a terminal"
+    )
+
+
+class LeaseSettings(BaseSettings):
+    """The lease that reviewers hold and gateways watch; the same values in both."""
+
+    lease_seconds: float = Field(
+        default=3.0, gt=0, description="A reviewer silent for so long loses its jobs to others; same in all services"
+    )
+
+
+class VaultSettings(BaseSettings):
+    """Where the key for secrets at rest comes from: one of the two."""
+
+    vault_key: str | None = Field(
+        default=None, repr=False, description="Key for secrets at rest (`imprimatur keys vault` makes one)"
+    )
+    vault_key_file: Path | None = Field(default=None, description="File with that key, readable by its owner only")
+
+    def open_vault(self) -> Vault:
+        """The vault that these settings name.
+
+        Raises:
+            ConfigurationError: neither or both are set, or the key cannot be used.
+        """
+        if (self.vault_key is None) == (self.vault_key_file is None):
+            raise ConfigurationError("set one of IMPRIMATUR_VAULT_KEY and IMPRIMATUR_VAULT_KEY_FILE")
+        if self.vault_key is not None:
+            return Vault.from_text(self.vault_key)
+        assert self.vault_key_file is not None
+        return Vault.from_file(self.vault_key_file)
+
+
+def explain(fault: ValidationError) -> ConfigurationError:
+    """One line that names each wrong setting as it is written in the environment."""
+    lines = [
+        f"IMPRIMATUR_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg'].lower()}"
+        for item in fault.errors()
+    ]
+    return ConfigurationError("; ".join(lines))

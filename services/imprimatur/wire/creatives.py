@@ -1,0 +1,137 @@
+"""The task `creative_review` and its result, between protobuf bytes and the domain."""
+
+from datetime import datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from imprimatur.evidence import (
+    Category,
+    Creative,
+    Evidence,
+    Image,
+    Recommendation,
+)
+from imprimatur.policy import Confidence, Decision, Verdict
+from imprimatur.v1 import creative_pb2 as pb
+from imprimatur.wire.enums import from_wire, to_wire
+
+
+def creative_of(task_input: bytes) -> Creative:
+    """The creative inside a stored task input."""
+    return creative_from_wire(pb.CreativeReviewTask.FromString(task_input).creative)
+
+
+def creative_from_wire(seen: pb.Creative) -> Creative:
+    """A checked creative as the engines see it."""
+    return Creative(
+        creative_id=seen.creative_id,
+        name=seen.name,
+        format=seen.format,
+        headline=seen.headline,
+        body=seen.body,
+        call_to_action=seen.call_to_action,
+        advertiser=seen.advertiser,
+        landing_page_url=seen.landing_page_url,
+        language=seen.language,
+        declared_categories=tuple(
+            found
+            for value in seen.declared_categories
+            if (found := from_wire(pb.Category, "CATEGORY", value, Category)) is not None
+        ),
+        images=tuple(Image(name=image.name, data=image.data) for image in seen.images),
+        video_urls=tuple(seen.video_urls),
+        audio_urls=tuple(seen.audio_urls),
+    )
+
+
+def summary_of(task_input: bytes, *, with_images: bool) -> pb.Creative:
+    """The creative as stored, for people to look at."""
+    creative = pb.CreativeReviewTask.FromString(task_input).creative
+    if not with_images:
+        for image in creative.images:
+            image.ClearField("data")
+    return creative
+
+
+def ai_result(verdict: Verdict, evidence: Evidence | None, *, policy_version: int, reviewed_at: datetime) -> bytes:
+    """The stored result of what the engine and the policy made of a creative."""
+    review = pb.AiReview(
+        decision=to_wire(pb.Decision, "DECISION", verdict.decision),
+        reason=verdict.reason,
+        confidence=_confidence(verdict.confidence),
+        confidence_score=verdict.confidence_score,
+        policy_triggered=to_wire(pb.PolicyTrigger, "POLICY_TRIGGER", verdict.trigger),
+        policy_version=policy_version,
+        reviewed_at=timestamp(reviewed_at),
+    )
+    if evidence is not None:
+        review.evidence.CopyFrom(evidence_to_wire(evidence))
+    return pb.CreativeReviewResult(decision=review.decision, ai_review=review).SerializeToString()
+
+
+def human_result(
+    result: bytes | None, *, decision: Decision, reason: str, reviewer: str, decided_at: datetime, overrides_ai: bool
+) -> bytes:
+    """The stored result with a person's decision added; the AI's side stays as it was."""
+    stored = pb.CreativeReviewResult.FromString(result or b"")
+    stored.decision = to_wire(pb.Decision, "DECISION", decision)
+    stored.human_review.CopyFrom(
+        pb.HumanReview(
+            decision=stored.decision,
+            reason=reason,
+            reviewer=reviewer,
+            decided_at=timestamp(decided_at),
+            overrides_ai=overrides_ai,
+        )
+    )
+    return stored.SerializeToString()
+
+
+def recommendation_of(result: bytes | None) -> Recommendation | None:
+    """What the engine advised, if it got that far."""
+    evidence = pb.CreativeReviewResult.FromString(result or b"").ai_review.evidence
+    return from_wire(pb.Recommendation, "RECOMMENDATION", evidence.recommendation, Recommendation)
+
+
+def evidence_to_wire(evidence: Evidence) -> pb.Evidence:
+    """Evidence as stored and shown."""
+    return pb.Evidence(
+        engine=pb.EngineIdentity(
+            name=evidence.engine.name, version=evidence.engine.version, model=evidence.engine.model
+        ),
+        approval_score=evidence.approval_score,
+        recommendation=to_wire(pb.Recommendation, "RECOMMENDATION", evidence.recommendation),
+        reason=evidence.reason,
+        categories=[
+            pb.CategoryScore(category=_category(item.category), score=item.score) for item in evidence.categories
+        ],
+        findings=[
+            pb.Finding(
+                category=_category(item.category),
+                score=item.score,
+                field=item.field,
+                quote=item.quote,
+                explanation=item.explanation,
+            )
+            for item in evidence.findings
+        ],
+        examined_categories=[_category(item) for item in sorted(evidence.examined_categories)],
+        unexamined=[to_wire(pb.Part, "PART", part) for part in sorted(evidence.unexamined)],
+        truncated=evidence.truncated,
+    )
+
+
+def timestamp(instant: datetime) -> Timestamp:
+    """An aware datetime as a protobuf Timestamp."""
+    stamp = Timestamp()
+    stamp.FromDatetime(instant)
+    return stamp
+
+
+def _category(category: Category | None) -> Any:
+    return to_wire(pb.Category, "CATEGORY", category)
+
+
+def _confidence(confidence: Confidence | None) -> Any:
+    return to_wire(pb.Confidence, "CONFIDENCE", confidence)

@@ -1,0 +1,39 @@
+"""`python -m reviewer`: settings from the environment, everything put together, until SIGTERM."""
+
+from imprimatur.process import run_service, surroundings
+from imprimatur.runtime import http_port, until_signalled
+from imprimatur.storage.database import Database
+from reviewer.engines.registry import open_engine
+from reviewer.service import reviewer
+from reviewer.settings import ReviewerSettings
+
+
+async def run(settings: ReviewerSettings) -> None:
+    """Run a reviewer as these settings say, until SIGTERM or SIGINT."""
+    lease_database = Database(settings.database_url, pool_size=1, command_timeout_seconds=1.0)
+    try:
+        async with (
+            surroundings(settings, name="reviewer") as around,
+            reviewer(
+                around.database,
+                lease_database,
+                around.broker,
+                open_engine(settings),
+                slots=settings.reviewer_slots,
+                lease_seconds=settings.lease_seconds,
+                drain_seconds=settings.drain_seconds,
+            ) as running,
+            http_port(
+                settings.http_host,
+                settings.reviewer_http_port,
+                {**around.checks(), "consumers": running.consuming},
+                around.observe,
+            ),
+        ):
+            await until_signalled()
+    finally:
+        await lease_database.close()
+
+
+if __name__ == "__main__":
+    run_service(ReviewerSettings, run)

@@ -1,0 +1,186 @@
+"""One attempt at one claimed job: run its task within its time-out, and write how it ended.
+
+Whatever happens in here ends in exactly one conclusion, or in none when the job is not ours any more.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+
+from imprimatur import metrics
+from imprimatur.errors import AttemptError, TimedOut, TransientError, Unavailable
+from imprimatur.job import BACKOFFS, AttemptOutcome, Claim, Happening, JobError, JobType
+from imprimatur.retry import Again, after_error
+from imprimatur.storage import claims
+from imprimatur.storage.claims import Conclusion, Spent
+from imprimatur.storage.database import Database, Transaction
+from reviewer.leases import Leases
+from reviewer.tasks import NotEnough, Task, Work
+
+log = structlog.get_logger(__name__)
+
+#: How long the end of an attempt is tried to be written while the database is away.
+_INSIST_SECONDS = 60.0
+
+_Decide = Callable[[Transaction], Awaitable[Conclusion]]
+
+
+class Attempts:
+    """Runs attempts of every job type."""
+
+    def __init__(self, database: Database, leases: Leases, tasks: Mapping[JobType, Task]) -> None:
+        self._database = database
+        self._leases = leases
+        self._tasks = tasks
+        self._stopping = False
+
+    async def run(self, claim: Claim) -> None:
+        """Run one attempt to its end."""
+        began = time.perf_counter()
+        with (
+            structlog.contextvars.bound_contextvars(
+                job_id=str(claim.job_id), claim_no=claim.claim_no, tenant_id=str(claim.tenant_id)
+            ),
+            self._leases.held(claim),
+        ):
+            conclusion = await self._run(claim)
+        outcome = conclusion.outcome if conclusion else AttemptOutcome.CANCELLED
+        metrics.attempt_seconds.labels(claim.type, outcome).observe(time.perf_counter() - began)
+
+    def stop(self) -> None:
+        """From here on, an attempt that is cancelled hands its job back."""
+        self._stopping = True
+
+    async def _run(self, claim: Claim) -> Conclusion | None:
+        try:
+            return await self._to_its_end(claim, self._tasks[claim.type])
+        except asyncio.CancelledError:
+            if self._leases.taken(claim):
+                _uncancel()
+                await self._book_abandoned(claim)
+                return None
+            if self._stopping:
+                _uncancel()
+                return await self._write(claim, _HANDED_BACK, Spent())
+            raise
+
+    async def _to_its_end(self, claim: Claim, task: Task) -> Conclusion | None:
+        try:
+            return await self._work(claim, task, in_full=False)
+        except AttemptError as error:
+            return await self._failed(claim, task, error)
+        except Exception:
+            log.exception("a task failed in a way it does not declare")
+            unexpected = TransientError("the review failed unexpectedly; the operator's log says more", code="internal")
+            return await self._failed(claim, task, unexpected)
+
+    async def _work(self, claim: Claim, task: Task, *, in_full: bool) -> Conclusion | None:
+        async def report(percent: int, stage: str, message: str) -> None:
+            async with self._database.begin() as tx:
+                await claims.report_progress(tx, claim, percent=percent, stage=stage, message=message)
+
+        try:
+            async with asyncio.timeout(claim.timeout_seconds):
+                work = await task.run(claim, report, in_full=in_full)
+        except TimeoutError:
+            raise TimedOut(f"the attempt took longer than its time-out of {claim.timeout_seconds:g} s") from None
+        self._leases.concluding(claim)
+        try:
+            return await self._finish(claim, task, work)
+        except NotEnough:
+            return await self._work(claim, task, in_full=True)
+
+    async def _finish(self, claim: Claim, task: Task, work: Work) -> Conclusion | None:
+        async def write(tx: Transaction) -> Conclusion:
+            return await task.conclude(tx, claim, work)
+
+        return await self._write(claim, write, work.spent)
+
+    async def _failed(self, claim: Claim, task: Task, error: AttemptError) -> Conclusion | None:
+        self._leases.concluding(claim)
+        metrics.attempt_errors.labels(claim.type, error.code).inc()
+        log.warning("an attempt failed", code=error.code, error=error.message)
+        step = after_error(
+            error,
+            attempts_before=claim.attempts,
+            max_attempts=claim.max_attempts,
+            remaining_seconds=claim.remaining_seconds,
+            backoff=BACKOFFS[claim.type],
+            jitter=random.random(),  # noqa: S311  # spreads retries, guards nothing
+        )
+        if isinstance(step, Again):
+            return await self._write(claim, _retry(error, step), Spent())
+
+        async def give_up(tx: Transaction) -> Conclusion:
+            return await task.give_up(tx, claim, error)
+
+        return await self._write(claim, give_up, Spent())
+
+    async def _book_abandoned(self, claim: Claim) -> None:
+        try:
+            async with self._database.begin() as tx:
+                await claims.book(tx, claim, _TAKEN, Spent())
+        except Unavailable:
+            log.warning("an aborted attempt could not be booked")
+
+    async def _write(self, claim: Claim, conclude: _Decide | Conclusion, spent: Spent) -> Conclusion | None:
+        """Write the end, insisting while the database is away; the fence makes repetition harmless."""
+        give_up_at = time.monotonic() + _INSIST_SECONDS
+        pause, repeated = 0.1, False
+        while True:
+            try:
+                async with self._database.begin() as tx:
+                    conclusion = conclude if isinstance(conclude, Conclusion) else await conclude(tx)
+                    job = await claims.conclude(tx, claim, conclusion, spent)
+            except Unavailable:
+                if time.monotonic() > give_up_at:
+                    log.error("the end of an attempt could not be written; its lease will run out")  # noqa: TRY400
+                    return None
+                repeated = True
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 2.0)
+                continue
+            if job is None:
+                if not repeated:  # after an unknown commit the fence may be our own
+                    metrics.fenced_writes.inc()
+                    log.warning("a result was discarded: the job was cancelled or taken over")
+                return None
+            _count(job.type, job.priority.name.lower(), job.state, (job.updated_at - job.created_at).total_seconds())
+            return conclusion
+
+
+_HANDED_BACK = Conclusion(
+    happening=Happening.HANDED_BACK,
+    outcome=AttemptOutcome.HANDED_BACK,
+    spends_attempt=False,
+    details={"reason": "the worker is stopping"},
+)
+_TAKEN = Conclusion(happening=Happening.CANCELLED, outcome=AttemptOutcome.CANCELLED, spends_attempt=False)
+
+
+def _retry(error: AttemptError, step: Again) -> Conclusion:
+    return Conclusion(
+        happening=Happening.RETRY_SCHEDULED,
+        outcome=AttemptOutcome.TIMED_OUT if isinstance(error, TimedOut) else AttemptOutcome.FAILED,
+        spends_attempt=step.spends_attempt,
+        delay_seconds=step.delay_seconds,
+        error=JobError.of(error),
+        details={"error": error.code, "delay_seconds": f"{step.delay_seconds:.1f}"},
+    )
+
+
+def _count(job_type: str, priority: str, state: str, seconds: float) -> None:
+    if state == "queued":
+        return
+    metrics.jobs_finished.labels(job_type, state).inc()
+    metrics.submit_to_end_seconds.labels(job_type, priority).observe(seconds)
+
+
+def _uncancel() -> None:
+    """This cancellation was ours and ends here."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()

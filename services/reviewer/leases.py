@@ -1,0 +1,102 @@
+"""The leases that this worker holds, renewed together in one statement about each second.
+
+A pair (job, claim_no) that the database does not return was cancelled or taken over: its attempt is aborted,
+unless its end is being written just then. Renewal has a connection of its own, so that a busy pool cannot make
+a living worker look dead.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from imprimatur import metrics
+from imprimatur.job import Claim
+from imprimatur.runtime import Loop
+from imprimatur.storage import claims
+from imprimatur.storage.claims import Worker
+from imprimatur.storage.database import Database
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(kw_only=True)
+class _Held:
+    task: asyncio.Task[None]
+    concluding: bool = False
+    taken: bool = False
+
+
+class Leases:
+    """What this worker holds.
+
+    Args:
+        database: with a connection of its own.
+        renew_seconds: how often; also tells the dispatcher that this worker lives.
+        timeout_seconds: the longest that one renewal may take.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        worker: Worker,
+        *,
+        lease_seconds: float = 3.0,
+        renew_seconds: float = 1.0,
+        timeout_seconds: float = 0.8,
+    ) -> None:
+        self._database = database
+        self._worker = worker
+        self.lease_seconds = lease_seconds
+        self._timeout_seconds = timeout_seconds
+        self._held: dict[tuple[uuid.UUID, int], _Held] = {}
+        self._loop = Loop("lease-renewal", self._renew, interval_seconds=renew_seconds)
+
+    def start(self) -> None:
+        """Begin to renew."""
+        self._loop.start()
+
+    async def stop(self) -> None:
+        """Stop renewing and tell the dispatcher that this worker is gone."""
+        await self._loop.stop()
+        async with self._database.begin() as tx:
+            await claims.gone(tx, self._worker)
+
+    @contextmanager
+    def held(self, claim: Claim) -> Iterator[None]:
+        """Inside the block the claim is renewed; the current task is cancelled if it is lost."""
+        task = asyncio.current_task()
+        assert task is not None
+        key = (claim.job_id, claim.claim_no)
+        self._held[key] = _Held(task=task)
+        metrics.slots_in_use.set(len(self._held))
+        try:
+            yield
+        finally:
+            del self._held[key]
+            metrics.slots_in_use.set(len(self._held))
+
+    def concluding(self, claim: Claim) -> None:
+        """From here on the claim's end is being written: its absence from a renewal means nothing."""
+        self._held[claim.job_id, claim.claim_no].concluding = True
+
+    def taken(self, claim: Claim) -> bool:
+        """Whether the claim was found to be cancelled or taken over."""
+        return self._held[claim.job_id, claim.claim_no].taken
+
+    async def _renew(self) -> None:
+        asked = set(self._held)
+        async with asyncio.timeout(self._timeout_seconds), self._database.begin() as tx:
+            await claims.seen(tx, self._worker, running=len(asked))
+            kept = await claims.renew(tx, asked, lease_seconds=self.lease_seconds)
+        for key in asked - kept:
+            held = self._held.get(key)
+            if held is not None and not held.concluding:
+                log.info(
+                    "a job was taken from this worker; its attempt is aborted", job_id=str(key[0]), claim_no=key[1]
+                )
+                held.taken = True
+                held.task.cancel()

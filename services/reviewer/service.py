@@ -1,0 +1,58 @@
+"""The reviewer, put together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from imprimatur.broker import Broker
+from imprimatur.identity import new_id
+from imprimatur.job import JobType
+from imprimatur.process import process_name
+from imprimatur.storage.claims import Worker as Identity
+from imprimatur.storage.database import Database
+from reviewer.attempt import Attempts
+from reviewer.engines import Engine
+from reviewer.leases import Leases
+from reviewer.tasks.creative_review import CreativeReview
+from reviewer.worker import Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reviewer:
+    """A reviewer that is running."""
+
+    worker: Worker
+
+    async def consuming(self) -> str | None:
+        """Readiness: the broker knows our consumers."""
+        return None if self.worker.consuming else "not every review queue has a consumer of this process"
+
+
+@asynccontextmanager
+async def reviewer(
+    database: Database,
+    lease_database: Database,
+    broker: Broker,
+    engine: Engine,
+    *,
+    slots: int = 16,
+    lease_seconds: float = 3.0,
+    drain_seconds: float = 20.0,
+) -> AsyncIterator[Reviewer]:
+    """Run a reviewer inside the block, and drain it at the end.
+
+    Args:
+        lease_database: for lease renewals alone; the same as `database` where one writer is all there is.
+    """
+    identity = Identity(id=new_id(), name=process_name(), slots=slots)
+    leases = Leases(lease_database, identity, lease_seconds=lease_seconds, renew_seconds=lease_seconds / 3)
+    attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: CreativeReview(database, engine)})
+    worker = Worker(database, broker, identity, attempts, lease_seconds=lease_seconds)
+    leases.start()
+    try:
+        await worker.start()
+        yield Reviewer(worker=worker)
+    finally:
+        await worker.stop(drain_seconds=drain_seconds)
+        await leases.stop()
+        await engine.close()

@@ -1,0 +1,53 @@
+"""Job types, one module each: what the work is, and what its end makes of the job.
+
+A task works outside any transaction and may take minutes; it concludes inside one, reading there whatever must
+hold at that moment, such as the tenant's live policy.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from imprimatur.errors import AttemptError
+from imprimatur.job import Claim
+from imprimatur.storage.claims import Conclusion, Spent
+from imprimatur.storage.database import Transaction
+
+#: report(percent, stage, message): shows how far the job is.
+Report = Callable[[int, str, str], Awaitable[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What an attempt produced, for the same task's `conclude`."""
+
+    product: Any
+    spent: Spent = field(default_factory=Spent)
+
+
+class NotEnough(Exception):  # not an error: the surroundings have changed
+    """What was produced is not enough any more: do the work again, in full."""
+
+
+class Task(Protocol):
+    """One job type."""
+
+    async def run(self, claim: Claim, report: Report, *, in_full: bool) -> Work:
+        """Do the work. With `in_full`, leave nothing out that the policy of the start allowed to leave out.
+
+        Raises:
+            AttemptError: the attempt failed; its class says whether it may be retried.
+        """
+        ...
+
+    async def conclude(self, tx: Transaction, claim: Claim, work: Work) -> Conclusion:
+        """What the finished work makes of the job.
+
+        Raises:
+            NotEnough: run it again with `in_full`.
+        """
+        ...
+
+    async def give_up(self, tx: Transaction, claim: Claim, error: AttemptError) -> Conclusion:
+        """What it makes of the job that no attempt is left."""
+        ...

@@ -1,0 +1,122 @@
+"""`creative_review`: an engine looks at one creative, the tenant's live policy decides.
+
+Review fails safe: an engine that fails, however often, leaves the creative with a person.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+from imprimatur import metrics
+from imprimatur.errors import AttemptError
+from imprimatur.evidence import Evidence
+from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up
+from imprimatur.policy import Decision, EngineFailure, Mode, Verdict, decide
+from imprimatur.storage import clock, tenants
+from imprimatur.storage.claims import Conclusion, Spent
+from imprimatur.storage.database import Database, Transaction
+from imprimatur.wire.creatives import ai_result, creative_of
+from reviewer.engines import Engine
+from reviewer.tasks import NotEnough, Report, Work
+
+#: An engine that takes longer shows that it is still at work.
+_SLOW_AFTER_SECONDS = 2.0
+
+
+class CreativeReview:
+    """Reviews creatives with one engine."""
+
+    def __init__(self, database: Database, engine: Engine) -> None:
+        self._database = database
+        self._engine = engine
+
+    async def run(self, claim: Claim, report: Report, *, in_full: bool) -> Work:
+        """Have the engine examine the creative, unless the tenant approves everything without a review."""
+        if not in_full and await self._approves_everything(claim):
+            return Work(product=None)
+        async with _shown_when_slow(report):
+            began = time.perf_counter()
+            evidence = await self._engine.examine(creative_of(claim.input))
+            metrics.engine_seconds.labels(self._engine.identity.name).observe(time.perf_counter() - began)
+        return Work(product=evidence, spent=_spent(evidence))
+
+    async def _approves_everything(self, claim: Claim) -> bool:
+        async with self._database.read() as reader:
+            _, policy = await tenants.live_policy(reader, claim.tenant_id, lock=False)
+        return policy.mode is Mode.AUTO_APPROVE
+
+    async def conclude(self, tx: Transaction, claim: Claim, work: Work) -> Conclusion:
+        """Decide by the policy that is live now, so that the roll-back switch holds for running jobs too."""
+        version, policy = await tenants.live_policy(tx, claim.tenant_id, lock=True)
+        evidence: Evidence | None = work.product
+        if evidence is None and policy.mode is not Mode.AUTO_APPROVE:
+            raise NotEnough
+        verdict = decide(policy, creative_of(claim.input).declared_categories, evidence)
+        happening = Happening.REFERRED if verdict.decision is Decision.PENDING else Happening.COMPLETED
+        return Conclusion(
+            happening=happening,
+            outcome=AttemptOutcome.SUCCEEDED,
+            shown=_shown(verdict, evidence, version, await clock.present(tx)),
+            details=_details(verdict),
+        )
+
+    async def give_up(self, tx: Transaction, claim: Claim, error: AttemptError) -> Conclusion:
+        """Leave the creative with a person; only one that cannot be reviewed at all fails."""
+        happening = after_giving_up(claim.type, error)
+        shown: dict[str, Any] = {}
+        details = {"error": error.code}
+        if happening is Happening.REFERRED:
+            version, policy = await tenants.live_policy(tx, claim.tenant_id, lock=True)
+            declared = creative_of(claim.input).declared_categories
+            verdict = decide(policy, declared, EngineFailure(message=error.message))
+            if verdict.decision is Decision.APPROVED:
+                happening = Happening.COMPLETED
+            shown = _shown(verdict, None, version, await clock.present(tx))
+            details |= _details(verdict)
+        return Conclusion(
+            happening=happening,
+            outcome=AttemptOutcome.FAILED,
+            error=JobError.of(error),
+            shown=shown,
+            details=details,
+        )
+
+
+def _spent(evidence: Evidence) -> Spent:
+    return Spent(
+        engine=evidence.engine.name,
+        input_tokens=evidence.input_tokens,
+        output_tokens=evidence.output_tokens,
+        cost_micros=evidence.cost_micros,
+    )
+
+
+def _shown(verdict: Verdict, evidence: Evidence | None, version: int, now: datetime) -> dict[str, Any]:
+    metrics.decisions.labels(verdict.decision, verdict.trigger).inc()
+    return {
+        "decision": verdict.decision,
+        "policy_triggered": verdict.trigger,
+        "result": ai_result(verdict, evidence, policy_version=version, reviewed_at=now),
+        "result_count": 0 if verdict.decision is Decision.PENDING else 1,
+    }
+
+
+def _details(verdict: Verdict) -> dict[str, str]:
+    return {"decision": verdict.decision, "policy_triggered": verdict.trigger, "reason": verdict.reason}
+
+
+@asynccontextmanager
+async def _shown_when_slow(report: Report) -> AsyncIterator[None]:
+    async def show() -> None:
+        await asyncio.sleep(_SLOW_AFTER_SECONDS)
+        await report(30, "examining", "The engine is still examining the creative.")
+
+    task = asyncio.create_task(show())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,188 @@
+"""Slots and messages: takes review messages as slots come free, claims their jobs, and starts the attempts.
+
+A message is acknowledged once its claim is committed, not at the end of the work: the lease is the ownership.
+Messages in hand wait for a free slot, HIGH before NORMAL before LOW; one that found none for a second is given
+back for an idle peer.
+"""
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable, Coroutine
+
+import structlog
+
+from imprimatur import metrics
+from imprimatur.broker import Broker, Delivery, Queue, Subscription
+from imprimatur.errors import MalformedMessage, Unavailable
+from imprimatur.identity import new_id
+from imprimatur.job import Claim
+from imprimatur.storage import claims
+from imprimatur.storage.claims import Worker as Identity
+from imprimatur.storage.database import Database
+from imprimatur.wire.messages import ReviewRequested
+from reviewer.attempt import Attempts
+
+log = structlog.get_logger(__name__)
+
+_QUEUES = (Queue.REVIEW_HIGH, Queue.REVIEW_NORMAL, Queue.REVIEW_LOW)
+_GIVE_BACK_AFTER_SECONDS = 1.0
+_CLAIM_TRIES = 5
+
+
+class Worker:
+    """N slots, fed from the three review queues.
+
+    Args:
+        prefetch: messages in hand per queue; small, so that an idle peer gets its share.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        broker: Broker,
+        identity: Identity,
+        attempts: Attempts,
+        *,
+        lease_seconds: float,
+        prefetch: int | None = None,
+    ) -> None:
+        self._database = database
+        self._broker = broker
+        self._identity = identity
+        self._attempts = attempts
+        self._lease_seconds = lease_seconds
+        self._prefetch = prefetch or max(2, identity.slots // 2)
+        self._free_slots = asyncio.Semaphore(identity.slots)
+        self._inbox: list[tuple[int, int, Delivery, asyncio.TimerHandle]] = []
+        self._arrived = asyncio.Event()
+        self._numbers = itertools.count()
+        self._subscriptions: list[Subscription] = []
+        self._feeder: asyncio.Task[None] | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[None]] = set()
+        metrics.slots.set(identity.slots)
+
+    @property
+    def consuming(self) -> bool:
+        """Whether the broker knows a consumer of ours on every review queue."""
+        return bool(self._subscriptions) and all(one.active for one in self._subscriptions)
+
+    async def start(self) -> None:
+        """Begin to take messages."""
+        for rank, queue in enumerate(_QUEUES):
+            self._subscriptions.append(
+                await self._broker.consume(queue, self._receiver(rank, queue), prefetch=self._prefetch)
+            )
+        self._feeder = asyncio.create_task(self._feed(), name="worker-feeder")
+
+    async def stop(self, *, drain_seconds: float) -> None:
+        """Take nothing more, finish what runs for `drain_seconds` at most, hand the rest back at once."""
+        if self._feeder is not None:
+            self._feeder.cancel()
+            await asyncio.gather(self._feeder, return_exceptions=True)
+        while self._inbox:
+            self._give_back(self._next_delivery())
+        await asyncio.gather(*self._settling, return_exceptions=True)
+        await asyncio.gather(*(one.close() for one in self._subscriptions))
+        if self._running:
+            await asyncio.wait(self._running, timeout=drain_seconds)
+        self._attempts.stop()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    # --- messages ----------------------------------------------------------------------------------------
+
+    def _receiver(self, rank: int, queue: Queue) -> Callable[[Delivery], None]:
+        def receive(delivery: Delivery) -> None:
+            metrics.messages_consumed.labels(queue, str(delivery.redelivered).lower()).inc()
+            number = next(self._numbers)
+            timer = asyncio.get_running_loop().call_later(_GIVE_BACK_AFTER_SECONDS, self._tire, number)
+            heapq.heappush(self._inbox, (rank, number, delivery, timer))
+            self._arrived.set()
+
+        return receive
+
+    def _next_delivery(self) -> Delivery:
+        _, _, delivery, timer = heapq.heappop(self._inbox)
+        timer.cancel()
+        return delivery
+
+    def _tire(self, number: int) -> None:
+        """A message has waited long enough for a slot here."""
+        for entry in self._inbox:
+            if entry[1] == number:
+                self._inbox.remove(entry)
+                heapq.heapify(self._inbox)
+                self._give_back(entry[2])
+                return
+
+    def _give_back(self, delivery: Delivery) -> None:
+        metrics.claims.labels("given_back").inc()
+        self._settle(delivery.give_back())
+
+    def _settle(self, settling: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(settling)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    # --- slots -------------------------------------------------------------------------------------------
+
+    async def _feed(self) -> None:
+        while True:
+            await self._free_slots.acquire()
+            try:
+                while not self._inbox:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+            except asyncio.CancelledError:
+                self._free_slots.release()
+                raise
+            task = asyncio.create_task(self._serve(self._next_delivery()))
+            self._running.add(task)
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._free_slots.release()
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            log.error("an attempt ended without a conclusion; its lease will run out", exc_info=fault)
+
+    async def _serve(self, delivery: Delivery) -> None:
+        try:
+            request = ReviewRequested.decode(delivery.message.body)
+        except MalformedMessage as fault:
+            metrics.messages_set_aside.labels(delivery.message.routing_key).inc()
+            log.warning("a message cannot be read; set aside", error=str(fault), message_id=delivery.message.message_id)
+            await delivery.set_aside()
+            return
+        try:
+            claim = await self._claim(request)
+        except (Unavailable, asyncio.CancelledError):
+            self._give_back(delivery)
+            raise
+        self._settle(delivery.ack())
+        metrics.claims.labels("claimed" if claim else "stale").inc()
+        if claim is not None:
+            await self._attempts.run(claim)
+
+    async def _claim(self, request: ReviewRequested) -> Claim | None:
+        """Claim, asking again with the same id when the answer was lost."""
+        claim_id = new_id()
+        for last in (False,) * (_CLAIM_TRIES - 1) + (True,):
+            try:
+                async with self._database.begin() as tx:
+                    return await claims.claim(
+                        tx,
+                        self._identity,
+                        job_id=request.job_id,
+                        release_no=request.release_no,
+                        claim_id=claim_id,
+                        lease_seconds=self._lease_seconds,
+                    )
+            except Unavailable:
+                if last:
+                    raise
+                await asyncio.sleep(0.2)
+        return None
