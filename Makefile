@@ -36,4 +36,35 @@ lock: ## Resolve the locks anew (needs uv)
 	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 --extra dev pyproject.toml -o requirements.lock -q --upgrade
 	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-deps --python-version 3.11 model.in -o model.lock -q
 
-.PHONY: help setup lock
+demo: setup ## Review the example creatives on the embedded default, and show what came out
+	@$(BIN)/python -m examples.demo
+
+servers: setup ## Find RabbitMQ and PostgreSQL, or install them (root with apt-get)
+	@$(BIN)/python -m deploy.local.programs
+
+up: servers ## Start the three services with private RabbitMQ and PostgreSQL on this machine
+	@$(BIN)/python -m deploy.local.stack up
+
+down: ## Stop what `make up` started; the data stays
+	@$(BIN)/python -m deploy.local.stack down
+
+check: setup ## Lint, format, types, architecture, and that generated files are current
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m docs.settings --check
+
+test: check servers ## Everything below 15 minutes, on real RabbitMQ and PostgreSQL
+	@$(BIN)/pytest -m "not soak"
+
+soak: servers ## What takes longer
+	@$(BIN)/pytest -m soak
+
+docs: setup ## Write docs/settings.md and .env.example from the settings classes
+	@$(BIN)/python -m docs.settings
+
+measure: servers ## Latencies on this machine, as a table and benchmarks/latency.json
+	@$(BIN)/python -m benchmarks.latency
+
+.PHONY: help setup demo servers up down check test soak docs measure lock

@@ -13,7 +13,8 @@ from imprimatur.errors import PermissionDenied, Unauthenticated
 from imprimatur.storage import tenants
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
-from imprimatur.storage.tenants import KEY_PREFIX, ApiKey, Role
+from imprimatur.storage.tenants import KEY_PREFIX
+from imprimatur.tenancy import ApiKey, Role
 
 #: A revoked key is refused after this long at the latest.
 KEY_MEMORY_SECONDS = 2.0

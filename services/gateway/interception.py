@@ -36,7 +36,9 @@ class Edge(grpc.aio.ServerInterceptor):
     def __init__(self, doorkeeper: Doorkeeper) -> None:
         self._doorkeeper = doorkeeper
 
-    async def intercept_service(self, continuation: _Continuation, details: grpc.HandlerCallDetails) -> "_Handler | None":
+    async def intercept_service(
+        self, continuation: _Continuation, details: grpc.HandlerCallDetails
+    ) -> "_Handler | None":
         """Wrap the handler of one call."""
         handler = await continuation(details)
         method: str = details.method

@@ -76,8 +76,8 @@ class Jobs(JobServiceServicer):
             results=[
                 pb.BatchSubmitJobsResult(error=status_of(outcome))
                 if isinstance(outcome, RequestError)
-                else _batch_result(next(submitted), who)
-                for outcome in outcomes
+                else _batch_result(next(submitted), who, f"items[{place}].")
+                for place, outcome in enumerate(outcomes)
             ]
         )
 
@@ -217,7 +217,7 @@ class Jobs(JobServiceServicer):
 
     async def GetSystemStatus(self, request: pb.GetSystemStatusRequest, context: Any) -> pb.GetSystemStatusResponse:
         """Whether the system can do its work now, and how much waits."""
-        return await statistics.system_status(self._database, self._broker, caller().owner)
+        return await statistics.system_status(self._database, self._broker, self._estimates, caller().owner)
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Any) -> pb.GetStatsResponse:
         """What was created and finished in a window of time."""
@@ -229,26 +229,22 @@ class Jobs(JobServiceServicer):
         return await statistics.stats(self._database, caller().owner, since, until)
 
 
-def _accepted(submitted: Submitted, who: Caller) -> pb.SubmitJobResponse:
+def _accepted(submitted: Submitted, who: Caller, path: str = "") -> pb.SubmitJobResponse:
     if not submitted.same_content:
-        raise _reused(submitted)
+        raise AlreadyExists(
+            f"{path}request_id: stands for a job with other content already; use a new request_id",
+            reason="REQUEST_ID_REUSED",
+            field=f"{path}request_id",
+            job_id=str(submitted.job.id),
+        )
     return pb.SubmitJobResponse(job=job_to_wire(submitted.job, who.tenant_name), already_accepted=not submitted.created)
 
 
-def _batch_result(submitted: Submitted, who: Caller) -> pb.BatchSubmitJobsResult:
+def _batch_result(submitted: Submitted, who: Caller, path: str) -> pb.BatchSubmitJobsResult:
     try:
-        return pb.BatchSubmitJobsResult(accepted=_accepted(submitted, who))
+        return pb.BatchSubmitJobsResult(accepted=_accepted(submitted, who, path))
     except AlreadyExists as error:
         return pb.BatchSubmitJobsResult(error=status_of(error))
-
-
-def _reused(submitted: Submitted) -> AlreadyExists:
-    return AlreadyExists(
-        "request_id: stands for a job with other content already; use a new request_id",
-        reason="REQUEST_ID_REUSED",
-        field="request_id",
-        job_id=str(submitted.job.id),
-    )
 
 
 def _from_the_future(after_version: int, job: Job) -> RequestError:

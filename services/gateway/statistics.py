@@ -1,0 +1,154 @@
+"""What can be counted: the answers to GetStats and GetSystemStatus, the expected duration, and the gauges.
+
+The SQL is `storage.statistics`.
+"""
+
+import time
+import uuid
+from dataclasses import replace
+from datetime import datetime
+from importlib.metadata import version
+
+from imprimatur import metrics
+from imprimatur.broker import Broker
+from imprimatur.errors import Unavailable
+from imprimatur.job import JobType, NewJob
+from imprimatur.runtime import Loop
+from imprimatur.storage import claims
+from imprimatur.storage import statistics as stored
+from imprimatur.storage.database import Database
+from imprimatur.storage.jobs import Owner
+from imprimatur.v1 import job_service_pb2 as pb
+from imprimatur.wire.creatives import timestamp
+from imprimatur.wire.jobs import duration, priority_to_wire, type_to_wire
+
+#: A worker not heard of for longer does not count.
+_SILENT_SECONDS = 5.0
+_ESTIMATE_SECONDS = 30.0
+_MOST_ESTIMATES = 10_000
+
+
+class Estimates:
+    """How long jobs of a type took lately, by tenant; asked of the database every half minute at most."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: dict[tuple[uuid.UUID, JobType], tuple[float, float | None]] = {}
+
+    async def put(self, new: NewJob) -> NewJob:
+        """The job with its expected duration, where anything is known."""
+        return replace(new, estimated_seconds=await self.seconds(new.tenant_id, new.type))
+
+    async def seconds(self, tenant_id: uuid.UUID, job_type: JobType) -> float | None:
+        """The mean of the newest successful attempts of this tenant; None without any."""
+        asked_at, mean = self._known.get((tenant_id, job_type), (-_ESTIMATE_SECONDS, None))
+        if time.monotonic() - asked_at < _ESTIMATE_SECONDS:
+            return mean
+        async with self._database.read() as reader:
+            mean = await stored.recent_mean_seconds(reader, tenant_id, job_type)
+        if len(self._known) >= _MOST_ESTIMATES:
+            self._known.clear()
+        self._known[tenant_id, job_type] = (time.monotonic(), mean)
+        return mean
+
+
+class Gauges:
+    """Keeps the gauges of unfinished jobs current."""
+
+    def __init__(self, database: Database, *, every_seconds: float = 5.0) -> None:
+        self._database = database
+        self._loop = Loop("gauges", self._set, interval_seconds=every_seconds)
+
+    def start(self) -> None:
+        """Begin."""
+        self._loop.start()
+
+    async def stop(self) -> None:
+        """Stop."""
+        await self._loop.stop()
+
+    async def _set(self) -> None:
+        async with self._database.read() as reader:
+            now = await stored.unfinished(reader)
+        metrics.jobs_by_state.clear()
+        for (state, job_type, priority), number in now.counts.items():
+            metrics.jobs_by_state.labels(state, job_type, priority.name.lower()).set(number)
+        metrics.oldest_due_seconds.clear()
+        for priority, seconds in now.oldest_due_seconds.items():
+            metrics.oldest_due_seconds.labels(priority.name.lower()).set(seconds)
+        metrics.awaiting_oldest_seconds.set(now.oldest_awaiting_seconds or 0.0)
+
+
+async def system_status(
+    database: Database, broker: Broker, estimates: Estimates, owner: Owner
+) -> pb.GetSystemStatusResponse:
+    """Whether everything answers, and how much waits."""
+    answer = pb.GetSystemStatusResponse(server_version=version("imprimatur"))
+    answer.broker.up = broker.connected
+    began = time.perf_counter()
+    try:
+        await database.ping()
+    except Unavailable:
+        return answer
+    answer.database.up = True
+    answer.database.latency.CopyFrom(duration(time.perf_counter() - began) or answer.database.latency)
+    async with database.read() as reader:
+        queues = await stored.queue_status(reader, owner)
+        under_way = await stored.under_way(reader, owner)
+        answer.workers, answer.slots = await claims.live_capacity(reader, silent_seconds=_SILENT_SECONDS)
+    answer.running, answer.awaiting_review = under_way.running, under_way.awaiting_review
+    expected = await estimates.seconds(owner.tenant_id, JobType.CREATIVE_REVIEW)
+    ahead = under_way.running
+    for queue in queues:
+        ahead += queue.due
+        answer.queues.append(
+            pb.QueueStatus(
+                priority=priority_to_wire(queue.priority),
+                due=queue.due,
+                scheduled=queue.scheduled,
+                oldest_age=duration(queue.oldest_seconds),
+                estimated_wait=duration(_wait(ahead, answer.slots, expected)),
+            )
+        )
+    return answer
+
+
+def _wait(ahead: int, slots: int, expected_seconds: float | None) -> float | None:
+    """Whole rounds of all slots that the jobs ahead fill; None when nobody works or nothing is known yet."""
+    if slots == 0:
+        return None
+    rounds = ahead // slots
+    if rounds == 0:
+        return 0.0
+    return rounds * expected_seconds if expected_seconds is not None else None
+
+
+async def stats(database: Database, owner: Owner, since: datetime, until: datetime) -> pb.GetStatsResponse:
+    """What was created and finished from `since` until before `until`."""
+    async with database.read() as reader:
+        types = await stored.type_stats(reader, owner, since, until)
+        errors = await stored.error_counts(reader, owner, since, until)
+        hours = await stored.hours(reader, owner, since, until)
+    return pb.GetStatsResponse(
+        types=[_type_stats(one) for one in types],
+        errors=[pb.ErrorCount(code=one.code, attempts=one.attempts) for one in errors],
+        hours=[pb.HourStats(hour=timestamp(one.hour), created=one.created, finished=one.finished) for one in hours],
+        since=timestamp(since),
+        until=timestamp(until),
+    )
+
+
+def _type_stats(one: stored.TypeStats) -> pb.TypeStats:
+    return pb.TypeStats(
+        type=type_to_wire(one.type),
+        created=one.created,
+        succeeded=one.succeeded,
+        failed=one.failed,
+        cancelled=one.cancelled,
+        awaiting_review=one.awaiting_review,
+        success_rate=one.success_rate,
+        mean_duration=duration(one.mean_seconds),
+        p95_duration=duration(one.p95_seconds),
+        approved=one.approved,
+        rejected=one.rejected,
+    )

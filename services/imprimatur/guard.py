@@ -139,7 +139,7 @@ class Guard:
         Raises:
             InvalidRequest: naming `field`.
         """
-        fault = self._fault_in(url)
+        fault = self.fault_in(url)
         if fault:
             raise InvalidRequest(field, fault, reason="INVALID_URL")
 
@@ -171,12 +171,13 @@ class Guard:
 
         def make(address_info: AddrInfoType) -> socket.socket:
             family, kind, protocol, _, address = address_info
-            self.check_address(str(address[0]))
+            self.check_address(str(address[0]), host="the host")
             return socket.socket(family, kind, protocol)
 
         return make
 
-    def _fault_in(self, url: str) -> str:
+    def fault_in(self, url: str) -> str:
+        """What is wrong with a URL, to follow its name; empty when nothing is."""
         if not 0 < len(url) <= MAX_URL_CHARACTERS:
             return f"must have 1 to {MAX_URL_CHARACTERS} characters"
         if fault := next((text for pattern, text in _NEVER_IN_A_URL if pattern.search(url)), ""):

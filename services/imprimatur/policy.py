@@ -94,7 +94,7 @@ class Policy:
     def __post_init__(self) -> None:
         for name in ("auto_approve_threshold", "auto_reject_threshold", "detect_min", "block_min"):
             value = getattr(self, name)
-            if not (isinstance(value, float | int) and math.isfinite(value) and 0 <= value <= 1):
+            if isinstance(value, bool) or not (isinstance(value, float | int) and 0 <= value <= 1):
                 raise InvalidRequest(name, "must be a number from 0 to 1")
         if self.auto_reject_threshold >= self.auto_approve_threshold:
             raise InvalidRequest("auto_reject_threshold", "must be below auto_approve_threshold")
@@ -272,7 +272,10 @@ def _uncertain(case: _Case) -> _Match:
     score, advice = case.evidence.approval_score, case.evidence.recommendation
     if advice is Recommendation.HUMAN:
         return Decision.PENDING, Trigger.UNCERTAIN, f"The engine asks for a person: {case.evidence.reason}"
-    if (advice is Recommendation.APPROVE and score < 0.5) or (advice is Recommendation.REJECT and score > 0.5):
+    # Whatever the thresholds are, nothing is decided against the engine's own advice.
+    too_low = score < 0.5 or score <= case.policy.auto_reject_threshold
+    too_high = score > 0.5 or score >= case.policy.auto_approve_threshold
+    if (advice is Recommendation.APPROVE and too_low) or (advice is Recommendation.REJECT and too_high):
         reason = f"The engine recommends to {advice} but scores {score:.2f}: a person decides."
         return Decision.PENDING, Trigger.UNCERTAIN, reason
     return None

@@ -6,10 +6,9 @@ import json
 import grpc
 from grpc import aio
 
-#: How often an idle connection is probed. A gRPC server that is not told otherwise allows one probe in 300 s and
-#: answers more with GOAWAY too_many_pings; behind anything that forgets idle connections sooner, set less here and
-#: `grpc.http2.min_recv_ping_interval_without_data_ms` on the server.
-KEEPALIVE_SECONDS = 310.0
+#: How often a connection with an open call is probed. `gateway.server` allows a probe each 10 s; a gRPC server that
+#: is not told so allows one in 300 s and answers more with GOAWAY too_many_pings.
+KEEPALIVE_SECONDS = 30.0
 #: How long a probe may stay unanswered before the connection counts as lost.
 KEEPALIVE_TIMEOUT_SECONDS = 20.0
 #: A lost connection is tried again after so long at first, and after so long at most.
@@ -79,6 +78,7 @@ def _options(keepalive_seconds: float) -> list[tuple[str, str | int]]:
         ("grpc.keepalive_time_ms", _ms(keepalive_seconds)),
         ("grpc.keepalive_timeout_ms", _ms(KEEPALIVE_TIMEOUT_SECONDS)),
         ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.http2.max_pings_without_data", 0),  # no limit: a quiet watch is probed as well
         ("grpc.initial_reconnect_backoff_ms", _ms(FIRST_RECONNECT_SECONDS)),
         ("grpc.max_reconnect_backoff_ms", _ms(LONGEST_RECONNECT_SECONDS)),
         ("grpc.use_local_subchannel_pool", 1),

@@ -116,7 +116,7 @@ async def store_messages(
     """
     wanted = await _still_pending(tx, {(message.job_id, message.version): message for message in messages})
     targets = await _targets(tx, wanted)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "id": new_id(),
             "message_id": message_id,

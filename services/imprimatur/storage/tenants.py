@@ -3,9 +3,6 @@
 import hashlib
 import secrets
 import uuid
-from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -16,40 +13,10 @@ from imprimatur.policy import Policy
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.schema import api_keys, policies, tenants
+from imprimatur.tenancy import ApiKey, Role, Tenant
 
 #: Every key begins so, which lets secret scanners find lost ones.
 KEY_PREFIX = "imp_"
-
-
-class Role(StrEnum):
-    """What a key may do."""
-
-    SUBMITTER = "submitter"  #: submit, see, watch, cancel and retry jobs
-    REVIEWER = "reviewer"  #: see jobs and decide what waits for a person
-    ADMIN = "admin"  #: everything, webhooks included
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tenant:
-    """One customer of the system; nothing is shared between two."""
-
-    id: uuid.UUID
-    name: str
-    created_at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class ApiKey:
-    """What is known of a key; the key itself is not kept. `user_id` is empty unless it is bound to a user."""
-
-    id: uuid.UUID
-    tenant_id: uuid.UUID
-    tenant_name: str
-    name: str
-    role: Role
-    user_id: str
-    created_at: datetime
-    revoked_at: datetime | None
 
 
 def hash_of(key: str) -> bytes:

@@ -35,7 +35,10 @@ Attach = Callable[[AbstractChannel, Receive], Awaitable[None]]
 
 
 class RabbitMQDelivery:
-    """A `Delivery`. Its channel may be gone at any time: then settling it does nothing."""
+    """A `Delivery`. Its channel may be gone at any time: then settling it does nothing.
+
+    Settling returns when the frame is queued; closing the subscription sends what is queued first.
+    """
 
     __slots__ = ("_channel", "_queue", "_raw", "_seconds", "message")
 
@@ -53,15 +56,15 @@ class RabbitMQDelivery:
 
     async def ack(self) -> None:
         """Done with it (this tag alone)."""
-        await self._settle(self._channel.basic_ack(self._tag))
+        await self._settle(self._channel.basic_ack(self._tag, wait=False))
 
     async def give_back(self) -> None:
         """Put it back for another consumer, at once."""
-        await self._settle(self._channel.basic_reject(self._tag, requeue=True))
+        await self._settle(self._channel.basic_reject(self._tag, requeue=True, wait=False))
 
     async def set_aside(self) -> None:
         """Move it to PARKED, by way of the dead-letter exchange. What is in PARKED stays there."""
-        await self._settle(self._channel.basic_reject(self._tag, requeue=self._queue is Queue.PARKED))
+        await self._settle(self._channel.basic_reject(self._tag, requeue=self._queue is Queue.PARKED, wait=False))
 
     @property
     def _tag(self) -> int:

@@ -156,8 +156,7 @@ class Session:
     async def link(self) -> Link:
         """The connection, as soon as there is one."""
         while (link := self.current) is None:
-            if self._link is not None:
-                await asyncio.sleep(0)  # lost this moment, and not yet noticed by the loop below
+            self._up.clear()  # it may be lost without `_run` having noticed
             await self._up.wait()
         return link
 

@@ -1,0 +1,88 @@
+"""Writes docs/settings.md and .env.example from the settings classes; with --check, only compares.
+
+The classes are the one source: names, defaults and descriptions stand there and nowhere else.
+"""
+
+import sys
+from pathlib import Path
+
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
+
+from gateway.settings import GatewaySettings
+from notifier.settings import NotifierSettings
+from reviewer.settings import ReviewerSettings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SERVICES: dict[str, type[BaseSettings]] = {
+    "gateway": GatewaySettings,
+    "reviewer": ReviewerSettings,
+    "notifier": NotifierSettings,
+}
+
+
+def main() -> int:
+    """Write both files, or say which is not current."""
+    wanted = {REPOSITORY / "docs" / "settings.md": table(), REPOSITORY / ".env.example": example()}
+    if "--check" not in sys.argv:
+        for path, text in wanted.items():
+            path.write_text(text, encoding="utf-8")
+        return 0
+    stale = [path.name for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text]
+    if stale:
+        sys.stderr.write(f"not current: {', '.join(stale)}; run `make docs`\n")
+    return 1 if stale else 0
+
+
+def settings() -> dict[str, tuple[FieldInfo, list[str]]]:
+    """Every variable with its field and the services that read it, in the order of the classes."""
+    found: dict[str, tuple[FieldInfo, list[str]]] = {}
+    for service, kind in SERVICES.items():
+        for name, field in kind.model_fields.items():
+            variable = f"IMPRIMATUR_{name.upper()}"
+            found.setdefault(variable, (field, []))[1].append(service)
+    return found
+
+
+def table() -> str:
+    """docs/settings.md."""
+    lines = [
+        "# Settings",
+        "",
+        "Read from the environment when a service starts. Generated from the settings classes by `make docs`.",
+        "",
+        "| variable | read by | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    for variable, (field, services) in settings().items():
+        readers = "all" if len(services) == len(SERVICES) else ", ".join(services)
+        lines.append(f"| `{variable}` | {readers} | {_default(field)} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def example() -> str:
+    """.env.example."""
+    lines = ["# Every setting with its default. Generated from the settings classes by `make docs`."]
+    for variable, (field, services) in settings().items():
+        lines += ["", f"# {field.description} ({', '.join(services)})"]
+        value = "" if field.is_required() or field.default is None else _plain(field.default)
+        lines.append(f"{'' if field.is_required() else '# '}{variable}={value}")
+    return "\n".join(lines) + "\n"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return "" if field.default is None else f"`{_plain(field.default)}`"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f"{item:g}" for item in value) + "]"
+    return str(value)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

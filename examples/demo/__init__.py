@@ -1,0 +1,1 @@
+"""`make demo`: the whole way of a job on this machine, with nothing but Python. It begins in `__main__`."""

@@ -1,0 +1,173 @@
+"""`imprimatur migrate`, `tenants` and `keys`: what an operator does at the database itself, without a gateway.
+
+The database is named by --database-url or IMPRIMATUR_DATABASE_URL; without either it is the embedded one in the
+data folder. What reaches the database is `cli.operation`, imported when a command needs it.
+"""
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from cli.connection import DEFAULT_DATA
+from cli.output import Output, note, plain
+from imprimatur.policy import Mode
+from imprimatur.tenancy import Role
+
+if TYPE_CHECKING:
+    from cli.operation import Operation
+
+_PANEL = "At the database"
+_ONCE = "The key is not shown again."
+
+app = typer.Typer()
+tenants_app = typer.Typer(help="Tenants, at the database.", no_args_is_help=True)
+keys_app = typer.Typer(help="API keys, at the database.", no_args_is_help=True)
+app.add_typer(tenants_app, name="tenants", rich_help_panel=_PANEL)
+app.add_typer(keys_app, name="keys", rich_help_panel=_PANEL)
+
+DatabaseURL = Annotated[
+    str,
+    typer.Option("--database-url", envvar="IMPRIMATUR_DATABASE_URL", help="postgresql://… Default: the data folder's."),
+]
+Data = Annotated[Path, typer.Option("--data", envvar="IMPRIMATUR_DATA", help="Data folder of `imprimatur serve`.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TenantName = Annotated[str, typer.Argument(help="The tenant's name.")]
+
+
+@app.command(rich_help_panel=_PANEL)
+def migrate(database_url: DatabaseURL = "", data: Data = DEFAULT_DATA) -> None:
+    """Bring the database's schema to this version. Safe to run from several places at once."""
+    _at(database_url, data).migrate()
+    note("The schema is current.")
+
+
+@tenants_app.command("create")
+def create_tenant(
+    name: TenantName, database_url: DatabaseURL = "", data: Data = DEFAULT_DATA, json: Json = False
+) -> None:
+    """Create a tenant, with a first API key of the role admin."""
+    tenant_id, key = _at(database_url, data).create_tenant(name)
+    show_fields({"tenant": name, "id": str(tenant_id), "api_key": key}, json=json, remark=_ONCE)
+
+
+@tenants_app.command("list")
+def list_tenants(database_url: DatabaseURL = "", data: Data = DEFAULT_DATA, json: Json = False) -> None:
+    """List all tenants, oldest first."""
+    found = _at(database_url, data).tenants()
+    rows = [{"name": one.name, "id": str(one.id), "created": one.created_at.isoformat()} for one in found]
+    show_rows(rows, columns=("name", "id", "created"), json=json)
+
+
+@tenants_app.command("mode")
+def set_mode(
+    name: TenantName,
+    mode: Annotated[Mode, typer.Argument(help="How far the AI decides.")],
+    database_url: DatabaseURL = "",
+    data: Data = DEFAULT_DATA,
+    json: Json = False,
+) -> None:
+    """Switch how far the AI decides, at once: queued and running reviews follow the new mode.
+
+    The way back from AI decisions is `require-human`.
+    """
+    version = _at(database_url, data).set_mode(name, mode)
+    show_fields({"tenant": name, "mode": mode, "policy_version": str(version)}, json=json)
+
+
+@tenants_app.command("webhook-secret")
+def webhook_secret(
+    name: TenantName, database_url: DatabaseURL = "", data: Data = DEFAULT_DATA, json: Json = False
+) -> None:
+    """Show the secret that signs what goes to callback URLs. Needs the vault's key."""
+    secret = _at(database_url, data).webhook_secret(name)
+    show_fields({"tenant": name, "webhook_secret": secret}, json=json)
+
+
+@keys_app.command("create")
+def create_key(
+    tenant: TenantName,
+    role: Annotated[Role, typer.Option(help="What the key may do.")] = Role.SUBMITTER,
+    name: Annotated[str, typer.Option(help="What the key is for; shown in lists and decisions.")] = "key",
+    user: Annotated[str, typer.Option(help="Bind the key to this user.")] = "",
+    database_url: DatabaseURL = "",
+    data: Data = DEFAULT_DATA,
+    json: Json = False,
+) -> None:
+    """Create an API key."""
+    key = _at(database_url, data).create_key(tenant, name=name, role=role, user=user)
+    made = {"tenant": tenant, "name": name, "role": str(role), "user": user, "api_key": key}
+    show_fields(made, json=json, remark=_ONCE)
+
+
+@keys_app.command("list")
+def list_keys(
+    tenant: TenantName, database_url: DatabaseURL = "", data: Data = DEFAULT_DATA, json: Json = False
+) -> None:
+    """List a tenant's keys, revoked ones included. The keys themselves are not kept."""
+    rows = [
+        {
+            "id": str(key.id),
+            "name": key.name,
+            "role": str(key.role),
+            "user": key.user_id,
+            "created": key.created_at.isoformat(),
+            "revoked": key.revoked_at.isoformat() if key.revoked_at else "",
+        }
+        for key in _at(database_url, data).keys(tenant)
+    ]
+    show_rows(rows, columns=("id", "name", "role", "user", "created", "revoked"), json=json)
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key_id: Annotated[uuid.UUID, typer.Argument(help="The key's id, from `keys list`.")],
+    database_url: DatabaseURL = "",
+    data: Data = DEFAULT_DATA,
+    json: Json = False,
+) -> None:
+    """Revoke a key. Running gateways refuse it within two seconds."""
+    _at(database_url, data).revoke_key(key_id)
+    show_fields({"id": str(key_id), "revoked": "true"}, json=json)
+
+
+@keys_app.command("vault")
+def vault_key() -> None:
+    """Print a new key for the vault (IMPRIMATUR_VAULT_KEY)."""
+    from imprimatur.vault import new_key
+
+    Output(as_json=False).write(new_key())
+
+
+def _at(database_url: str, data: Path) -> "Operation":
+    from cli.operation import Operation
+
+    return Operation(database_url, data)
+
+
+def show_fields(fields: dict[str, str], *, json: bool, remark: str = "") -> None:
+    """One thing, field by field."""
+
+    def table() -> Table:
+        grid = Table.grid(padding=(0, 2))
+        for name, value in fields.items():
+            grid.add_row(plain(name, "dim"), plain(value))
+        return grid
+
+    Output(as_json=json).show(fields, table)
+    if remark:
+        note(remark)
+
+
+def show_rows(rows: list[dict[str, str]], *, columns: tuple[str, ...], json: bool) -> None:
+    """Many things, one a row."""
+
+    def table() -> Table:
+        shown = Table(*columns, box=None, pad_edge=False)
+        for row in rows:
+            shown.add_row(*(plain(row[column]) for column in columns))
+        return shown
+
+    Output(as_json=json).show({"items": rows}, table)

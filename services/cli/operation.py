@@ -1,0 +1,126 @@
+"""What `imprimatur migrate`, `tenants` and `keys` do at the database. The commands are `cli.administration`."""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from imprimatur import webhooks
+from imprimatur.errors import NotFound
+from imprimatur.policy import Mode
+from imprimatur.settings import VaultSettings
+from imprimatur.storage import migrations, tenants
+from imprimatur.storage.database import Database, Reader, Transaction
+from imprimatur.tenancy import ApiKey, Role, Tenant
+from imprimatur.vault import Vault
+
+_Answer = TypeVar("_Answer")
+
+
+def database_url_in(data: Path) -> str:
+    """The database of `imprimatur serve` in its data folder."""
+    return f"sqlite:///{data.resolve() / 'imprimatur.db'}"
+
+
+class Operation:
+    """An operator at one database.
+
+    Args:
+        database_url: empty for the embedded one in `data`.
+    """
+
+    def __init__(self, database_url: str, data: Path) -> None:
+        self._database_url = database_url
+        self._data = data
+
+    def migrate(self) -> None:
+        """Bring the schema to this version."""
+
+        async def run() -> None:
+            database = self._open()
+            try:
+                await migrations.upgrade(database)
+            finally:
+                await database.close()
+
+        asyncio.run(run())
+
+    def create_tenant(self, name: str) -> tuple[uuid.UUID, str]:
+        """(id, first key) of a new tenant."""
+
+        async def run(tx: Transaction) -> tuple[uuid.UUID, str]:
+            tenant_id = await tenants.create_tenant(tx, name)
+            return tenant_id, await tenants.create_key(tx, tenant_id, name="first", role=Role.ADMIN)
+
+        return self._do(run)
+
+    def tenants(self) -> list[Tenant]:
+        """All tenants."""
+        return self._do(tenants.list_tenants)
+
+    def set_mode(self, tenant: str, mode: Mode) -> int:
+        """The version of the new live policy."""
+
+        async def run(tx: Transaction) -> int:
+            tenant_id = await _tenant(tx, tenant)
+            _, policy = await tenants.live_policy(tx, tenant_id, lock=False)
+            return await tenants.put_policy(tx, tenant_id, replace(policy, mode=mode))
+
+        return self._do(run)
+
+    def webhook_secret(self, tenant: str) -> str:
+        """What signs messages to callback URLs."""
+        vault = VaultSettings().open_vault() if self._database_url else Vault.from_file(self._data / "vault.key")
+
+        async def run(tx: Transaction) -> str:
+            return await webhooks.default_secret(tx, vault, await _tenant(tx, tenant))
+
+        return self._do(run)
+
+    def create_key(self, tenant: str, *, name: str, role: Role, user: str) -> str:
+        """A new key."""
+
+        async def run(tx: Transaction) -> str:
+            return await tenants.create_key(tx, await _tenant(tx, tenant), name=name, role=role, user_id=user)
+
+        return self._do(run)
+
+    def keys(self, tenant: str) -> list[ApiKey]:
+        """A tenant's keys."""
+
+        async def run(reader: Reader) -> list[ApiKey]:
+            return await tenants.list_keys(reader, await _tenant(reader, tenant))
+
+        return self._do(run)
+
+    def revoke_key(self, key_id: uuid.UUID) -> None:
+        """End a key."""
+
+        async def run(tx: Transaction) -> None:
+            await tenants.revoke_key(tx, key_id)
+
+        self._do(run)
+
+    def _open(self) -> Database:
+        return Database(self._database_url or database_url_in(self._data))
+
+    def _do(self, work: Callable[[Transaction], Awaitable[_Answer]]) -> _Answer:
+        async def run() -> _Answer:
+            database = self._open()
+            try:
+                await migrations.require_current(database)
+                async with database.begin() as tx:
+                    return await work(tx)
+            finally:
+                await database.close()
+
+        return asyncio.run(run())
+
+
+async def _tenant(reader: Reader, name: str) -> uuid.UUID:
+    tenant_id = await tenants.find_tenant(reader, name)
+    if tenant_id is None:
+        raise NotFound(f"there is no tenant {name!r}", reason="TENANT_NOT_FOUND", tenant=name)
+    return tenant_id

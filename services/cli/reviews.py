@@ -1,0 +1,106 @@
+"""`imprimatur review`: what waits for a person, and the person's decision."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import tables
+from cli.arguments import JobIdArgument, Verdict, length
+from cli.commands import CommandFailed, Session, client_command
+from cli.output import note
+from imprimatur.v1.creative_pb2 import Creative
+from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW, JobState
+from imprimatur.v1.review_service_pb2 import ListPendingReviewsResponse, PendingReview
+
+app = typer.Typer(help="What the AI may not decide.")
+
+_LARGEST_PAGE = 500
+
+ReviewerOption = Annotated[str, typer.Option("--reviewer", help="Who; default: the key's user or name.")]
+LeaseOption = Annotated[
+    timedelta | None,
+    typer.Option("--lease", parser=length, metavar="LENGTH", help="For how long: 10s to 8h. Default: 15m."),
+]
+ImagesOption = Annotated[
+    Path | None, typer.Option("--save-images", metavar="FOLDER", help="Write the images there, to look at them.")
+]
+
+
+@client_command(app, "list")
+async def list_reviews(
+    session: Session,
+    *,
+    unclaimed: Annotated[bool, typer.Option("--unclaimed", help="Leave out what other people hold.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many; 0: all.")] = 50,
+) -> None:
+    """List what waits for a person: high priority first, then the longest waiting."""
+    page_size = min(limit or _LARGEST_PAGE, _LARGEST_PAGE)
+    found: list[PendingReview] = []
+    async for review in session.client.pending_reviews(unclaimed_only=unclaimed, page_size=page_size):
+        found.append(review)
+        if len(found) == limit:
+            break
+    session.output.show(ListPendingReviewsResponse(reviews=found), lambda: tables.reviews(found))
+
+
+@client_command(app, "show")
+async def show(session: Session, *, job_id: JobIdArgument) -> None:
+    """Show one review without taking it; also one that is decided."""
+    review = PendingReview(job=await session.client.get(job_id))
+    if review.job.state == JOB_STATE_AWAITING_REVIEW:
+        async for waiting in session.client.pending_reviews(page_size=_LARGEST_PAGE):
+            if waiting.job.id == review.job.id:
+                review = waiting
+                break
+    else:
+        note(f"does not wait for a person: it is {tables.word(JobState, review.job.state)}")
+    session.output.show(review, lambda: tables.review_in_full(review))
+
+
+@client_command(app, "claim")
+async def claim(
+    session: Session,
+    *,
+    job_id: JobIdArgument,
+    lease: LeaseOption = None,
+    reviewer: ReviewerOption = "",
+    save_images: ImagesOption = None,
+) -> None:
+    """Take a review for a while, so that nobody else does the same; again, to prolong it."""
+    review = await session.client.claim_review(job_id, lease=lease, reviewer=reviewer)
+    if save_images is not None:
+        _save_images(review.creative, save_images)
+    session.output.show(review, lambda: tables.review_in_full(review))
+
+
+@client_command(app, "decide")
+async def decide(
+    session: Session,
+    *,
+    job_id: JobIdArgument,
+    verdict: Annotated[Verdict, typer.Argument(metavar="approve|reject")],
+    reason: Annotated[str, typer.Option("--reason", help="Why. Kept with the decision.")],
+    reviewer: ReviewerOption = "",
+) -> None:
+    """Decide a review: approve or reject, with a reason."""
+    job = await session.client.decide(job_id, verdict.decision, reason, reviewer=reviewer)
+    session.output.show(job, lambda: tables.jobs([job]))
+
+
+def _save_images(creative: Creative, folder: Path) -> None:
+    """The names are the seller's: only the number and a harmless ending are used."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(creative.images):
+            file = folder / f"image-{number}{_ending(image.data)}"
+            file.write_bytes(image.data)
+            note(f"saved {file}")
+    except OSError as error:
+        raise CommandFailed(f"{folder}: {error.strerror}") from error
+
+
+def _ending(data: bytes) -> str:
+    starts = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp"}
+    return next((ending for start, ending in starts.items() if data.startswith(start)), ".bin")

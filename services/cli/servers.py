@@ -1,0 +1,92 @@
+"""`imprimatur serve`, `gateway`, `reviewer` and `notifier`: the commands that run servers.
+
+What they run is imported when they run: client commands start fast.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.administration import Data, Json, show_fields
+from cli.connection import DEFAULT_DATA
+
+if TYPE_CHECKING:
+    from cli.embedded import Access
+
+app = typer.Typer()
+_PANEL = "Servers"
+
+
+@app.command(rich_help_panel=_PANEL)
+def serve(
+    data: Data = DEFAULT_DATA,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 7443,
+    metrics_port: Annotated[int, typer.Option(help="Port of /metrics and /readyz; 0 takes a free one.")] = 9100,
+    slots: Annotated[int, typer.Option(min=1, max=1000, help="Reviews at once.")] = 8,
+    engine_processes: Annotated[int, typer.Option(min=1, max=64, help="Child processes of the engine.")] = 1,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
+    json: Json = False,
+) -> None:
+    """Run everything in one process: no server to install, everything kept in one folder."""
+    import uvloop
+
+    from cli.embedded import serving
+    from imprimatur.runtime import configure_logging, until_signalled
+    from reviewer.engines.builtin.engine import BuiltinEngine
+
+    configure_logging(level=log_level)
+
+    async def run() -> None:
+        engine = BuiltinEngine(processes=engine_processes)
+        async with serving(data, engine, host=host, port=port, metrics_port=metrics_port, slots=slots) as access:
+            _announce(access, data, json=json)
+            await until_signalled()
+
+    uvloop.run(run())
+
+
+@app.command(rich_help_panel=_PANEL)
+def gateway() -> None:
+    """Run a gateway alone, with settings from the environment (docs/settings.md)."""
+    from gateway.__main__ import run
+    from gateway.settings import GatewaySettings
+    from imprimatur.process import run_service
+
+    run_service(GatewaySettings, run)
+
+
+@app.command(rich_help_panel=_PANEL)
+def reviewer() -> None:
+    """Run a reviewer alone, with settings from the environment (docs/settings.md)."""
+    from imprimatur.process import run_service
+    from reviewer.__main__ import run
+    from reviewer.settings import ReviewerSettings
+
+    run_service(ReviewerSettings, run)
+
+
+@app.command(rich_help_panel=_PANEL)
+def notifier() -> None:
+    """Run a notifier alone, with settings from the environment (docs/settings.md)."""
+    from imprimatur.process import run_service
+    from notifier.__main__ import run
+    from notifier.settings import NotifierSettings
+
+    run_service(NotifierSettings, run)
+
+
+def _announce(access: "Access", data: Path, *, json: bool) -> None:
+    shown = {
+        "target": access.target,
+        "api_key": access.api_key,
+        "webhook_secret": access.webhook_secret,
+        "metrics": access.metrics,
+        "data": str(data),
+    }
+    show_fields(
+        shown,
+        json=json,
+        remark="Imprimatur is ready. In another terminal, in this folder: imprimatur submit FILE.json --watch",
+    )

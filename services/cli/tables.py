@@ -1,0 +1,254 @@
+"""Messages as tables for people. Pure: messages in, Rich renderables out; every text goes through `plain`."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Protocol
+
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cli.output import plain
+from imprimatur.v1.creative_pb2 import (
+    Category,
+    Confidence,
+    Creative,
+    CreativeReviewResult,
+    Decision,
+    Part,
+    PolicyTrigger,
+    Recommendation,
+)
+from imprimatur.v1.job_pb2 import AttemptOutcome, Job, JobEvent, JobState, Priority
+from imprimatur.v1.review_service_pb2 import PendingReview
+
+_STYLES = {
+    "succeeded": "green",
+    "approved": "green",
+    "running": "cyan",
+    "failed": "red",
+    "rejected": "red",
+    "awaiting_review": "yellow",
+    "pending": "yellow",
+    "cancelled": "dim",
+}
+
+
+class Named(Protocol):
+    """An enum of the contract."""
+
+    @property
+    def DESCRIPTOR(self) -> EnumDescriptor: ...
+
+
+def word(kind: Named, value: int) -> str:
+    """ "awaiting_review" for JOB_STATE_AWAITING_REVIEW; empty for unspecified, the number if it is newer than us."""
+    names = {number: known.name for number, known in kind.DESCRIPTOR.values_by_number.items()}
+    if value == 0 or value not in names:
+        return str(value or "")
+    return names[value].removeprefix(names[0].removesuffix("UNSPECIFIED")).lower()
+
+
+def when(time: Timestamp) -> str:
+    """In the reader's time zone; empty for none."""
+    if not time.ByteSize():
+        return ""
+    return datetime.fromtimestamp(time.seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def seconds(message: Message, field: str) -> str:
+    """A duration field such as "1.2 s", "4 min" or "3 h"; empty where it is absent."""
+    if not message.HasField(field):
+        return ""
+    length: Duration = getattr(message, field)
+    total = length.seconds + length.nanos / 1e9
+    if total < 120:
+        return f"{total:.3g} s"
+    return f"{total / 60:.0f} min" if total < 7200 else f"{total / 3600:.1f} h"
+
+
+def table(*columns: str) -> Table:
+    """An empty table; ids, times and words are never cut, what is last may be."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns[:-1]:
+        made.add_column(column, no_wrap=True)
+    made.add_column(columns[-1], overflow="fold")
+    return made
+
+
+def state_text(state: int) -> Text:
+    """A state's word in its colour."""
+    return coloured(word(JobState, state))
+
+
+def coloured(text: str) -> Text:
+    """A word in its colour."""
+    return plain(text, _STYLES.get(text, ""))
+
+
+def jobs(found: Iterable[Job]) -> Table:
+    """One line a job."""
+    made = table("JOB", "STATE", "SUBJECT", "DECISION", "PROGRESS", "CREATED", "WHY")
+    for job in found:
+        made.add_row(
+            plain(job.id),
+            state_text(job.state),
+            plain(job.subject_id),
+            coloured(decision_of(job)),
+            plain(progress_of(job)),
+            plain(when(job.create_time)),
+            plain(_why(job)),
+        )
+    return made
+
+
+def decision_of(job: Job) -> str:
+    """ "approved", "rejected", "pending" or nothing."""
+    return word(Decision, job.creative_review.decision)
+
+
+def progress_of(job: Job) -> str:
+    """Such as "40% examining"."""
+    return f"{job.progress.percent}% {job.progress.stage}" if job.HasField("progress") else ""
+
+
+def _why(job: Job) -> str:
+    if job.HasField("error"):
+        return f"{job.error.code}: {job.error.message}"
+    if job.superseded_by:
+        return f"superseded by {job.superseded_by}"
+    review = job.creative_review
+    return review.human_review.reason or review.ai_review.reason
+
+
+def job_in_full(job: Job) -> RenderableType:
+    """All there is to know of one job."""
+    parts: list[RenderableType] = [facts(_job_facts(job))]
+    if job.HasField("creative_review"):
+        parts.append(_review(job.creative_review))
+    if job.attempt_history:
+        parts.append(_attempts(job))
+    return Group(*parts)
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> Table:
+    """Names and values under each other; empty values are left out."""
+    made = Table(box=None, show_header=False, pad_edge=False)
+    made.add_column(no_wrap=True, style="bold")
+    made.add_column(overflow="fold")
+    for name, value in pairs:
+        text = value if isinstance(value, Text) else plain(value)
+        if text.plain:
+            made.add_row(name, text)
+    return made
+
+
+def _job_facts(job: Job) -> Iterable[tuple[str, object]]:
+    yield "job", job.id
+    yield "state", state_text(job.state)
+    yield "subject", job.subject_id
+    yield "priority", word(Priority, job.priority)
+    yield "progress", " ".join(filter(None, (progress_of(job), job.progress.message)))
+    yield "error", f"{job.error.code}: {job.error.message}" if job.HasField("error") else ""
+    yield "attempts", f"{job.attempts} of {job.max_attempts}"
+    yield "created", when(job.create_time)
+    yield "started", when(job.start_time)
+    yield "finished", when(job.finish_time)
+    yield "took", seconds(job, "actual_duration")
+    yield "user", job.user_id
+    yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
+    yield "parameters", ", ".join(f"{key}={value}" for key, value in sorted(job.parameters.items()))
+    yield "request id", job.request_id
+    yield "callback", job.callback_url
+    yield "retry of", job.retry_of
+    yield "appeal of", job.appeal_of
+    yield "superseded by", job.superseded_by
+
+
+def _review(review: CreativeReviewResult) -> RenderableType:
+    ai, human = review.ai_review, review.human_review
+    engine = ai.evidence.engine
+    scores = sorted(ai.evidence.categories, key=lambda scored: -scored.score)
+    pairs = [
+        ("decision", coloured(word(Decision, review.decision))),
+        ("by the AI", f"{word(Decision, ai.decision)} ({word(PolicyTrigger, ai.policy_triggered)}): {ai.reason}"),
+        ("confidence", f"{word(Confidence, ai.confidence)} {ai.confidence_score:.2f}" if ai.confidence else ""),
+        ("advice", word(Recommendation, ai.evidence.recommendation)),
+        ("policy", f"version {ai.policy_version}" if ai.policy_version else ""),
+        ("engine", " ".join(filter(None, (engine.name, engine.version, engine.model)))),
+        ("categories", ", ".join(f"{word(Category, item.category)} {item.score:.2f}" for item in scores[:5])),
+        ("not examined", ", ".join(word(Part, part) for part in ai.evidence.unexamined)),
+        (
+            "by a person",
+            f"{word(Decision, human.decision)} by {human.reviewer}: {human.reason}" if human.decision else "",
+        ),
+    ]
+    if not ai.evidence.findings:
+        return facts(pairs)
+    findings = table("WHERE", "CATEGORY", "SCORE", "FINDING")
+    for finding in ai.evidence.findings:
+        told = f"“{finding.quote}” {finding.explanation}" if finding.quote else finding.explanation
+        findings.add_row(
+            plain(finding.field), plain(word(Category, finding.category)), f"{finding.score:.2f}", plain(told)
+        )
+    return Group(facts(pairs), findings)
+
+
+def _attempts(job: Job) -> Table:
+    made = table("ATTEMPT", "WORKER", "STARTED", "OUTCOME", "ENGINE", "ERROR")
+    for attempt in job.attempt_history:
+        made.add_row(
+            str(attempt.claim_no),
+            plain(attempt.worker),
+            when(attempt.start_time),
+            plain(word(AttemptOutcome, attempt.outcome) or "running"),
+            plain(attempt.engine),
+            plain(f"{attempt.error.code}: {attempt.error.message}" if attempt.HasField("error") else ""),
+        )
+    return made
+
+
+def events(found: Iterable[JobEvent]) -> Table:
+    """A job's history."""
+    made = table("VERSION", "TIME", "EVENT", "STATE", "DETAILS")
+    for event in found:
+        details = ", ".join(f"{key}={value}" for key, value in sorted(event.details.items()))
+        made.add_row(str(event.version), when(event.time), plain(event.kind), state_text(event.state), plain(details))
+    return made
+
+
+def reviews(found: Iterable[PendingReview]) -> Table:
+    """What waits for a person."""
+    made = table("JOB", "SUBJECT", "PRIORITY", "WAITING SINCE", "CLAIMED BY", "WHY")
+    for review in found:
+        made.add_row(
+            plain(review.job.id),
+            plain(review.job.subject_id),
+            plain(word(Priority, review.job.priority)),
+            when(review.waiting_since),
+            plain(review.claimed_by),
+            plain(_why(review.job)),
+        )
+    return made
+
+
+def review_in_full(review: PendingReview) -> RenderableType:
+    """What is to be decided, and what the AI made of it."""
+    claim = f"{review.claimed_by} until {when(review.claimed_until)}" if review.claimed_by else ""
+    waiting = facts([("waiting since", when(review.waiting_since)), ("claimed by", claim)])
+    return Group(facts(_creative_facts(review.creative)), waiting, job_in_full(review.job))
+
+
+def _creative_facts(creative: Creative) -> Iterable[tuple[str, object]]:
+    yield "creative", creative.creative_id
+    for name in ("name", "format", "advertiser", "headline", "body", "call_to_action", "landing_page_url", "language"):
+        yield name.replace("_", " "), getattr(creative, name)
+    yield "declared", ", ".join(word(Category, category) for category in creative.declared_categories)
+    yield "images", ", ".join(image.name or "unnamed" for image in creative.images)
+    yield "videos", ", ".join(creative.video_urls)
+    yield "audio", ", ".join(creative.audio_urls)

@@ -1,0 +1,110 @@
+"""One HTTP POST to a receiver, and what came of it. Follows no redirect, keeps no cookie, heeds no proxy
+variable, reads little of the answer and stores none of it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from aiohttp import ClientConnectorDNSError, ClientError, ClientSession, ClientTimeout, DummyCookieJar
+
+from imprimatur import metrics
+from imprimatur.guard import Guard, as_forbidden
+from notifier.schedule import retry_after
+
+#: Read so that the connection can serve again; a receiver that sends more has its connection closed.
+_READ_BYTES = 4096
+_CONNECT_SECONDS = 5.0
+_HEADERS = {
+    "Content-Type": "application/json",
+    "User-Agent": "Imprimatur-Webhooks/1",
+    "Accept-Encoding": "identity",
+}
+
+
+class Outcome(StrEnum):
+    """What a post came to, as metrics count it."""
+
+    DELIVERED = "delivered"  #: 2xx
+    REFUSED = "refused"  #: another status
+    FAILED = "failed"  #: no answer
+    BLOCKED = "blocked"  #: an address that the guard forbids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """How a post went. `error` is empty for a delivered one, else a sentence without any of the answer's text."""
+
+    outcome: Outcome
+    status: int | None = None
+    error: str = ""
+    retry_after_seconds: float | None = None
+    duration_seconds: float = 0.0
+
+
+class Poster:
+    """Posts. One per event loop.
+
+    Args:
+        timeout_seconds: the longest that one post may take in all.
+    """
+
+    def __init__(self, guard: Guard, *, timeout_seconds: float) -> None:
+        self._session = ClientSession(
+            connector=guard.connector(),
+            cookie_jar=DummyCookieJar(),
+            timeout=ClientTimeout(total=timeout_seconds, sock_connect=min(_CONNECT_SECONDS, timeout_seconds)),
+            trust_env=False,
+            auto_decompress=False,
+            headers=_HEADERS,
+        )
+        self._guard = guard
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Post once. Raises nothing but cancellation: whatever goes wrong is an answer."""
+        began = time.monotonic()
+        answer = await self._answer(url, body, headers)
+        seconds = time.monotonic() - began
+        metrics.webhook_attempts.labels(answer.outcome).inc()
+        metrics.webhook_seconds.observe(seconds)
+        return Answer(
+            outcome=answer.outcome,
+            status=answer.status,
+            error=answer.error,
+            retry_after_seconds=answer.retry_after_seconds,
+            duration_seconds=seconds,
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def _answer(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        if wrong := self._guard.fault_in(url):
+            return Answer(outcome=Outcome.BLOCKED, error=f"the URL {wrong}")
+        try:
+            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                await response.content.read(_READ_BYTES)
+                asked = retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+                return _of_status(response.status, asked)
+        except TimeoutError:
+            return Answer(outcome=Outcome.FAILED, error="no answer within the time allowed")
+        except (ClientError, OSError, ValueError) as fault:
+            return _of_fault(fault)
+
+
+def _of_status(status: int, retry_after_seconds: float | None) -> Answer:
+    if 200 <= status < 300:
+        return Answer(outcome=Outcome.DELIVERED, status=status)
+    error = f"HTTP {status}" + (": redirects are not followed" if 300 <= status < 400 else "")
+    return Answer(outcome=Outcome.REFUSED, status=status, error=error, retry_after_seconds=retry_after_seconds)
+
+
+def _of_fault(fault: Exception) -> Answer:
+    """The kind of fault, in words of ours: a receiver's or resolver's own might tell of our network."""
+    if forbidden := as_forbidden(fault):
+        return Answer(outcome=Outcome.BLOCKED, error=str(forbidden))
+    if isinstance(fault, ClientConnectorDNSError):
+        return Answer(outcome=Outcome.FAILED, error="the host name cannot be resolved")
+    return Answer(outcome=Outcome.FAILED, error=f"no answer ({type(fault).__name__})")

@@ -1,0 +1,293 @@
+"""A pool of child processes: where work runs that may hog the processor, run out of memory or crash.
+
+Parent and child talk over a socket pair in pickled frames. A child is a fresh interpreter that imports this module
+and what its functions need, and nothing of the service around it. What is run, and how often it is tried, is
+decided elsewhere.
+"""
+
+import asyncio
+import ctypes
+import os
+import pickle
+import queue
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import structlog
+
+from imprimatur.errors import AttemptError, TimedOut, TransientError
+
+Result = TypeVar("Result")
+
+START_SECONDS = 60.0  #: a child must be ready by then; on an idle machine it takes about half a second
+STAGE = "engine"
+_LENGTH = struct.Struct(">Q")
+_PR_SET_PDEATHSIG = 1
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+
+log = structlog.get_logger(__name__)
+
+
+# --- what a child answers --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    value: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Refused:
+    """The function raised an AttemptError. Exceptions with keyword-only arguments do not pickle; their parts do."""
+
+    kind: type[AttemptError]
+    arguments: tuple[object, ...]
+    attributes: dict[str, object]
+
+    def error(self) -> AttemptError:
+        error = self.kind.__new__(self.kind, *self.arguments)
+        error.__dict__.update(self.attributes)
+        return error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Broke:
+    """The function raised something else."""
+
+    trace: str
+
+
+_Answer = _Done | _Refused | _Broke
+
+
+# --- the parent's side -----------------------------------------------------------------------------------
+
+
+class ChildPool:
+    """`size` child processes, each started when first needed, one call at a time each.
+
+    A call that finds all children busy waits for one without limit: how many may wait is the caller's business.
+    `initializer` must be importable by its name; every child calls it once, before its first call.
+    """
+
+    def __init__(self, size: int, *, initializer: Callable[[], object] | None = None) -> None:
+        self._initializer = initializer
+        self._places = [_Place() for _ in range(size)]
+        self._free = list(self._places)
+        self._turn = asyncio.Semaphore(size)
+        self._endings: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def start(self) -> None:
+        """Start all children now: the first calls need not wait, and a broken installation shows at once.
+
+        Raises:
+            TransientError: a child did not get ready (`engine_not_started`); the log has the trace.
+        """
+        for place in self._places:
+            self._fill(place)
+        await asyncio.gather(*(place.child.ready() for place in self._places if place.child))
+
+    async def run(self, function: Callable[..., Result], *args: object, timeout_seconds: float | None = None) -> Result:
+        """Call `function(*args)` in a child. Function, arguments and result must pickle.
+
+        The time-out counts from when a child is free for the call. When it strikes, or the awaiting task is
+        cancelled, the child is killed and another takes its place at once.
+
+        Raises:
+            AttemptError: as the function raised it.
+            TimedOut: the call took longer than `timeout_seconds`.
+            TransientError: the child died (`engine_died`) or could not start (`engine_not_started`), or the
+                function raised something that is no AttemptError (`engine_failed`; the log has its trace).
+        """
+        request = pickle.dumps((function, args), pickle.HIGHEST_PROTOCOL)
+        async with self._turn:
+            place = self._free.pop()
+            child = self._fill(place)
+            try:
+                await child.ready()
+                async with asyncio.timeout(timeout_seconds):
+                    answer = await child.ask(request)
+            except TimeoutError:
+                raise TimedOut(f"the engine took longer than {timeout_seconds:g} s", stage=STAGE) from None
+            finally:
+                self._free.append(place)
+                if child.spent:
+                    self._vacate(place)
+                    if child.started and not self._closed:
+                        self._fill(place)
+        result: Result = _opened(answer)
+        return result
+
+    async def close(self) -> None:
+        """Kill all children and wait until they are gone. Calls still running end as `engine_died`."""
+        self._closed = True
+        for place in self._places:
+            self._vacate(place)
+        while self._endings:
+            await asyncio.gather(*self._endings)
+
+    def _fill(self, place: "_Place") -> "_Child":
+        """The place's child, which may still be starting."""
+        if self._closed:
+            raise TransientError("the engine is shutting down", code="engine_not_started", stage=STAGE)
+        if place.child is None:
+            place.child = _Child(self._initializer)
+        return place.child
+
+    def _vacate(self, place: "_Place") -> None:
+        child, place.child = place.child, None
+        if child is not None:
+            child.shoot()
+            ending = asyncio.get_running_loop().create_task(child.gone())
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
+
+
+class _Place:
+    """Room for one child."""
+
+    child: "_Child | None" = None
+
+
+class _Child:
+    """One child process and the line to it."""
+
+    def __init__(self, initializer: Callable[[], object] | None) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = _spawned(theirs.fileno())
+        self.started = False
+        self.spent = False  #: it died, or a call was interrupted: of no more use
+        self._starting = asyncio.get_running_loop().create_task(self._start(ours, initializer))
+
+    async def ready(self) -> None:
+        """Wait until it has run its initializer. A waiter who is cancelled does not stop it from starting.
+
+        Raises:
+            TransientError: it cannot start (`engine_not_started`).
+        """
+        await asyncio.shield(self._starting)
+
+    async def ask(self, request: bytes) -> _Answer:
+        """Send a pickled call and wait for its answer."""
+        self.spent = True
+        try:
+            self._writer.writelines((_LENGTH.pack(len(request)), request))
+            await self._writer.drain()
+            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+            answer: _Answer = pickle.loads(await self._reader.readexactly(length))  # noqa: S301 (our own child)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise TransientError(
+                f"the engine's process died ({await self._epitaph()})", code="engine_died", stage=STAGE
+            ) from error
+        self.spent = False
+        return answer
+
+    def shoot(self) -> None:
+        """SIGKILL, if it lives."""
+        self._process.kill()
+
+    async def gone(self) -> None:
+        """Wait until it has ended and the line is closed."""
+        await asyncio.to_thread(self._process.wait)
+        await asyncio.gather(self._starting, return_exceptions=True)
+        self._writer.transport.abort()
+
+    async def _start(self, line: socket.socket, initializer: Callable[[], object] | None) -> None:
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=line)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                answer = await self.ask(pickle.dumps((initializer or _nothing, ())))
+        except (TimeoutError, TransientError) as error:
+            raise _not_started(str(error) or f"not ready within {START_SECONDS:g} s") from error
+        if not isinstance(answer, _Done):
+            self.spent = True
+            raise _not_started(answer.trace if isinstance(answer, _Broke) else str(answer.error()))
+        self.started = True
+
+    async def _epitaph(self) -> str:
+        """How it ended. One that closed its line is ending, and is helped along."""
+        self.shoot()
+        code = await asyncio.to_thread(self._process.wait)
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _spawned(line: int) -> "subprocess.Popen[bytes]":
+    environment = os.environ | dict.fromkeys(_THREADS, "1")
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TOKENIZERS_PARALLELISM": "false"}
+    program = f"from reviewer.children import serve; serve({line}, {os.getpid()})"
+    return subprocess.Popen(
+        (sys.executable, "-P", "-c", program), stdin=subprocess.DEVNULL, pass_fds=(line,), env=environment
+    )
+
+
+def _opened(answer: _Answer) -> Any:
+    if isinstance(answer, _Done):
+        return answer.value
+    if isinstance(answer, _Refused):
+        raise answer.error()
+    log.error("the engine raised an unexpected error", trace=answer.trace)
+    raise TransientError("the engine failed; its log has the details", code="engine_failed", stage=STAGE)
+
+
+def _not_started(trace: str) -> TransientError:
+    log.error("an engine process did not start", trace=trace)
+    return TransientError("the engine could not start; its log has the details", code="engine_not_started", stage=STAGE)
+
+
+def _nothing() -> None:
+    """The initializer of children that need none."""
+
+
+# --- the child's side ------------------------------------------------------------------------------------
+
+
+def serve(line: int, parent: int) -> NoReturn:
+    """The life of a child: answer the calls that come over file descriptor `line`, end when the parent ends.
+
+    It leaves SIGINT and SIGTERM, which a terminal or supervisor sends to the whole group, to its parent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    connection = socket.socket(fileno=line)
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, requests), daemon=True).start()
+    while True:
+        answer = _answered(requests.get())
+        connection.sendall(_LENGTH.pack(len(answer)) + answer)
+
+
+def _listen(connection: socket.socket, requests: "queue.SimpleQueue[bytes]") -> None:
+    """Pass requests on; a thread of its own, so that the parent's end is seen in the middle of a call too."""
+    with connection.makefile("rb") as stream:
+        while len(head := stream.read(_LENGTH.size)) == _LENGTH.size:
+            requests.put(stream.read(_LENGTH.unpack(head)[0]))
+    os._exit(0)
+
+
+def _answered(request: bytes) -> bytes:
+    answer: _Answer
+    try:
+        function, args = pickle.loads(request)  # noqa: S301 (from our own parent)
+        return pickle.dumps(_Done(value=function(*args)), pickle.HIGHEST_PROTOCOL)
+    except AttemptError as error:
+        answer = _Refused(kind=type(error), arguments=error.args, attributes=dict(vars(error)))
+    except Exception:  # noqa: BLE001 (the outermost edge: the parent logs the trace)
+        answer = _Broke(trace=traceback.format_exc())
+    try:
+        return pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
+    except Exception:  # noqa: BLE001 (an AttemptError of which something does not pickle)
+        return pickle.dumps(_Broke(trace=traceback.format_exc()))

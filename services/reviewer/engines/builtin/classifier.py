@@ -1,0 +1,129 @@
+"""From passages to probabilities: one logistic regression per category, and one per group of categories.
+
+A creative's score is that of its worst passage, calibrated on scores of examples not trained on. The numbers come
+from weights.npz, which `train` writes. What a score leads to is `examiner`'s and the policy's business.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imprimatur.evidence import Category
+from reviewer.engines.builtin.embeddings import DIMENSIONS, Encoder
+from reviewer.engines.builtin.lexicon import Find, Lexicon
+
+CATEGORIES = tuple(Category)
+BLOCKED = frozenset(
+    {
+        Category.HATE,
+        Category.HARASSMENT,
+        Category.VIOLENCE,
+        Category.SELF_HARM,
+        Category.ILLICIT,
+        Category.SCAM,
+    }
+)
+SENSITIVE = frozenset(Category) - BLOCKED
+GROUPS = (SENSITIVE, BLOCKED)  #: "touches something sensitive", "contains something blocked": heads of their own
+HEADS = len(CATEGORIES) + len(GROUPS)
+TERM_FEATURES = 3  #: strongest term, all terms, harmless uses; each in [0, 1]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What is known of n passages: meaning, shape (n, 384), and terms, shape (n, HEADS, 3)."""
+
+    meaning: Array
+    terms: Array
+    finds: tuple[tuple[Find, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """P(category) of the worst passage for each of CATEGORIES, and of the two groups; and which passage it was."""
+
+    categories: Array
+    sensitive: float
+    blocked: float
+    worst: NDArray[np.intp]  #: per category, an index into the passages
+    logits: Array  #: (passages, HEADS), not calibrated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """Weights of the heads, CATEGORIES in order, then GROUPS."""
+
+    meaning: Array  #: (HEADS, 384)
+    terms: Array  #: (HEADS, 3)
+    bias: Array  #: (HEADS,)
+    slope: Array  #: (HEADS,), of the calibration
+    shift: Array  #: (HEADS,)
+
+    def judge(self, features: Features) -> Judgement:
+        """Judge a creative by its passages, of which there must be one at least."""
+        logits = self.logits(features)
+        scores = probability(self.slope * logits.max(axis=0) + self.shift)
+        return Judgement(
+            categories=scores[: len(CATEGORIES)],
+            sensitive=float(scores[-2]),
+            blocked=float(scores[-1]),
+            worst=logits.argmax(axis=0)[: len(CATEGORIES)],
+            logits=logits,
+        )
+
+    def logits(self, features: Features) -> Array:
+        """Shape (n, HEADS), before calibration."""
+        by_terms = np.einsum("nhk,hk->nh", features.terms, self.terms)
+        return features.meaning @ self.meaning.T + by_terms + self.bias
+
+
+def probability(logits: Array) -> Array:
+    """The logistic function."""
+    chances: Array = 1.0 / (1.0 + np.exp(-np.clip(logits, -30.0, 30.0)))
+    return chances
+
+
+def features(readings: Sequence[str], encoder: Encoder, lexicon: Lexicon) -> Features:
+    """Look at texts that `text.readable` has written out. Equal texts are looked at once."""
+    unique = list(dict.fromkeys(readings))
+    places = {reading: index for index, reading in enumerate(unique)}
+    order = [places[reading] for reading in readings]
+    finds = [tuple(lexicon.finds(reading)) for reading in unique]
+    meaning = encoder.encode(unique).astype(np.float64) if unique else np.zeros((0, DIMENSIONS))
+    terms = np.array([_term_features(found) for found in finds]).reshape(-1, HEADS, TERM_FEATURES)
+    return Features(meaning=meaning[order], terms=terms[order], finds=tuple(finds[index] for index in order))
+
+
+def _term_features(finds: Sequence[Find]) -> Array:
+    own = np.zeros((len(CATEGORIES), TERM_FEATURES))
+    for row, category in enumerate(CATEGORIES):
+        weights = {find.words: find.weight for find in finds if find.category is category}
+        if weights:
+            own[row, 0] = max(weights.values()) / 3.0
+            own[row, 1] = min(sum(weights.values()), 8) / 8.0
+            own[row, 2] = float(0 in weights.values())
+    of_groups = [own[[category in group for category in CATEGORIES]].max(axis=0) for group in GROUPS]
+    return np.vstack([own, *of_groups])
+
+
+WEIGHTS = files(__package__) / "data" / "weights.npz"
+
+
+@cache
+def load() -> Classifier:
+    """The trained classifier that comes with the engine."""
+    with WEIGHTS.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return Classifier(**{name: arrays[name].astype(np.float64) for name in Classifier.__dataclass_fields__})
+
+
+@cache
+def fingerprint() -> str:
+    """Eight hex digits that change whenever the weights do."""
+    return sha256(WEIGHTS.read_bytes()).hexdigest()[:8]

@@ -1,0 +1,210 @@
+"""Puts the engine's parts together: a creative in, evidence out. Synchronous; runs in a child process.
+
+It says what it found and what it did not look at. What follows from it is the policy's business.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import numpy as np
+
+from imprimatur.evidence import (
+    Category,
+    CategoryScore,
+    Creative,
+    EngineIdentity,
+    Evidence,
+    Finding,
+    Part,
+    Recommendation,
+)
+from reviewer.engines.builtin import classifier, images, language, lexicon, passages, text
+from reviewer.engines.builtin.classifier import BLOCKED, CATEGORIES, Features, Judgement
+from reviewer.engines.builtin.embeddings import MAX_TOKENS, MODEL_NAME, Encoder, model_directory
+from reviewer.engines.builtin.passages import Passage
+
+APPROVE_FROM = 0.90
+REJECT_UP_TO = 0.10
+WORTH_A_LOOK = 0.30  #: scores from here on come with a finding
+SENSITIVE_COMPLIANCE = 0.5  #: P(compliant) of an ad that surely is sensitive: only a person knows its rules
+LONGEST_QUOTE = 240  #: characters
+VERSION = "1"
+
+
+class Examiner:
+    """The loaded engine. Make one per process: `loaded()`."""
+
+    def __init__(self) -> None:
+        self._encoder = Encoder(model_directory())
+        self._lexicon = lexicon.load()
+        self._classifier = classifier.load()
+        self._vocabulary = self._encoder.words | self._lexicon.words
+
+    def examine(self, creative: Creative) -> Evidence:
+        """Look at texts and images of one creative.
+
+        Raises:
+            UnreviewableInput: an image is broken, too large or of another format.
+        """
+        measures = [
+            finding
+            for index, image in enumerate(creative.images)
+            for finding in images.examine(image, f"images[{index}]")
+        ]
+        read = passages.of(creative, self._vocabulary)
+        unexamined = _out_of_reach(creative)
+        if self._unread(creative, read.items):
+            unexamined |= {Part.LANGUAGE}
+        if not read.items:
+            return _evidence_without_text(creative, measures, unexamined, read.truncated)
+        readings = [passage.reading for passage in read.items]
+        tokens = self._encoder.token_counts(readings)
+        features = classifier.features(readings, self._encoder, self._lexicon)
+        judgement = self._classifier.judge(features)
+        findings = sorted(_findings(read.items, features, judgement), key=lambda finding: -finding.score)
+        score = round(approval_score(judgement), 4)
+        return Evidence(
+            engine=identity(),
+            approval_score=score,
+            recommendation=recommended(score),
+            reason=_reason(score, findings, unexamined, judgement),
+            categories=_scores(judgement),
+            findings=(*findings, *measures),
+            unexamined=unexamined,
+            truncated=read.truncated or max(tokens) > MAX_TOKENS,
+            input_tokens=sum(min(count, MAX_TOKENS) for count in tokens),
+        )
+
+    def _unread(self, creative: Creative, items: Sequence[Passage]) -> bool:
+        declared = creative.language.split("-")[0].lower()
+        if declared not in ("", "en"):
+            return True
+        pitch = [item for item in items if item.field not in ("name", "advertiser") and not item.stretch]
+        names = [item for item in items if item.field in ("name", "advertiser")]
+        return language.unread([_seen(item) for item in pitch], self._vocabulary) or language.unread_names(
+            [_seen(item) for item in names], self._vocabulary
+        )
+
+
+@cache
+def loaded() -> Examiner:
+    """The process's own examiner; loading takes about 0.2 s."""
+    return Examiner()
+
+
+def load() -> None:
+    """The initializer of a child process."""
+    loaded()
+
+
+def examine(creative: Creative) -> Evidence:
+    """What a child process runs."""
+    return loaded().examine(creative)
+
+
+@cache
+def identity() -> EngineIdentity:
+    """The version changes with the weights."""
+    return EngineIdentity(name="builtin", version=f"{VERSION}+{classifier.fingerprint()}", model=MODEL_NAME)
+
+
+def approval_score(judgement: Judgement) -> float:
+    """P(compliant): nothing blocked, and either nothing sensitive or a person would allow it."""
+    by_category = dict(zip(CATEGORIES, judgement.categories, strict=True))
+    blocked = max(judgement.blocked, *(by_category[category] for category in BLOCKED))
+    sensitive = max(judgement.sensitive, *(by_category[category] for category in classifier.SENSITIVE))
+    return float((1.0 - blocked) * (1.0 - sensitive * (1.0 - SENSITIVE_COMPLIANCE)))
+
+
+def recommended(score: float) -> Recommendation:
+    """Consistent with the score by construction."""
+    if score >= APPROVE_FROM:
+        return Recommendation.APPROVE
+    return Recommendation.REJECT if score <= REJECT_UP_TO else Recommendation.HUMAN
+
+
+def _seen(item: Passage) -> str:
+    """What the language gate looks at: disguises undone, but accents of the original kept out too."""
+    return item.reading or text.visible(item.quote)
+
+
+def _out_of_reach(creative: Creative) -> frozenset[Part]:
+    """Parts this engine never looks at. The landing page is no part of the creative: it is not fetched, not
+    reviewed and not listed; an ad that is approved says nothing about the page behind it."""
+    parts = (
+        (Part.IMAGE, creative.images),
+        (Part.VIDEO, creative.video_urls),
+        (Part.AUDIO, creative.audio_urls),
+    )
+    return frozenset(part for part, present in parts if present)
+
+
+def _scores(judgement: Judgement) -> tuple[CategoryScore, ...]:
+    return tuple(
+        CategoryScore(category=category, score=round(float(score), 4))
+        for category, score in zip(CATEGORIES, judgement.categories, strict=True)
+    )
+
+
+def _findings(items: Sequence[Passage], features: Features, judgement: Judgement) -> Iterator[Finding]:
+    """One per category worth a look, with the sentence that shows it best."""
+    single = [index for index, item in enumerate(items) if not item.stretch]
+    for row, category in enumerate(CATEGORIES):
+        score = float(judgement.categories[row])
+        if score < WORTH_A_LOOK:
+            continue
+        best = single[int(np.argmax(judgement.logits[single, row]))]
+        terms = [find.words for find in features.finds[best] if find.category is category and find.weight > 1]
+        named = ", ".join(f"“{term}”" for term in dict.fromkeys(terms))
+        yield Finding(
+            category=category,
+            score=round(score, 4),
+            field=items[best].field,
+            quote=_shortened(items[best].quote),
+            explanation=f"Reads like {label(category)}" + (f" by the words {named}." if named else " by its meaning."),
+        )
+
+
+def label(category: Category) -> str:
+    """The category in words."""
+    return category.value.replace("_", " ")
+
+
+def _shortened(quote: str) -> str:
+    return quote if len(quote) <= LONGEST_QUOTE else quote[: LONGEST_QUOTE - 1] + "…"
+
+
+def _reason(score: float, findings: Sequence[Finding], unexamined: frozenset[Part], judgement: Judgement) -> str:
+    if findings:
+        worst = findings[0]
+        others = f" Also: {', '.join(label(f.category) for f in findings[1:] if f.category)}." if findings[1:] else ""
+        named = label(worst.category) if worst.category else ""
+        return f"Possible {named} ({worst.score:.2f}) in {worst.field}: “{worst.quote}”.{others}" + _unseen(unexamined)
+    if score >= APPROVE_FROM:
+        return "Nothing sensitive and nothing against the rules was found in the text." + _unseen(unexamined)
+    row = int(np.argmax(judgement.categories))
+    nearest = f"{label(CATEGORIES[row])} ({judgement.categories[row]:.2f})"
+    return f"No clear finding, but too unsure to approve; nearest is {nearest}. Read the text." + _unseen(unexamined)
+
+
+def _unseen(unexamined: frozenset[Part]) -> str:
+    words = {Part.LANGUAGE: "text in another language than English", Part.IMAGE: "image content"}
+    parts = sorted(words.get(part, part.value) for part in unexamined)
+    return f" Not examined, please look: {', '.join(parts)}." if parts else ""
+
+
+def _evidence_without_text(
+    creative: Creative, measures: Sequence[Finding], unexamined: frozenset[Part], truncated: bool
+) -> Evidence:
+    """Nothing was read, so nothing is known: a person's case, whatever the images."""
+    what = "no text" if not creative.texts() else "no text that can be seen"
+    return Evidence(
+        engine=identity(),
+        approval_score=SENSITIVE_COMPLIANCE,
+        recommendation=Recommendation.HUMAN,
+        reason=f"The creative has {what}, so this engine found nothing to judge by." + _unseen(unexamined),
+        categories=tuple(CategoryScore(category=category, score=0.0) for category in CATEGORIES),
+        findings=tuple(measures),
+        unexamined=unexamined,
+        truncated=truncated,
+    )

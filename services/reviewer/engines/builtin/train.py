@@ -1,0 +1,205 @@
+"""Training: from the examples to weights.npz. Run `python -m reviewer.engines.builtin.train`.
+
+NumPy only, no randomness; about a minute. It runs in a child process as the engine does, on one thread, so that the
+same examples give the same file. Using the weights is `classifier`'s business.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from imprimatur.evidence import Category, Creative
+from reviewer.children import ChildPool
+from reviewer.engines.builtin import classifier, lexicon, passages
+from reviewer.engines.builtin.classifier import CATEGORIES, GROUPS, HEADS, TERM_FEATURES, Array, Classifier
+from reviewer.engines.builtin.embeddings import DIMENSIONS, Encoder, model_directory
+
+FOLDS = 5
+MEANING_PENALTY = 0.06  #: of the squared weights of the embedding
+TERM_PENALTY = 0.5  #: of the squared distance of the term weights from what we expect of them
+EXPECTED_TERM_WEIGHTS = (4.0, 2.0, -1.0)  #: strongest term, all terms, harmless uses: before any example is seen
+POSITIVE_WEIGHT = 4.0  #: one example of a category counts as this many that are not: they are rarer by far
+NEWTON_STEPS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One labelled ad."""
+
+    id: str
+    creative: Creative
+    labels: frozenset[Category]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """All passages of all examples as numbers."""
+
+    inputs: classifier.Features
+    owner: Array  #: (passages,), the example's index
+    whole: Array  #: (passages,), whether the passage is all of its example that makes one text
+    truth: Array  #: (examples, HEADS), 0 or 1
+
+
+def examples(directory: Path | None = None) -> list[Example]:
+    """The training examples, or those of another directory, in the order of their files and lines."""
+    folder = directory or Path(str(files(__package__) / "data" / "examples"))
+    return [_example(json.loads(line)) for path in sorted(folder.glob("*.jsonl")) for line in _lines(path)]
+
+
+def digest() -> str:
+    """Of everything the weights are made from, this module's constants apart."""
+    folder = Path(str(files(__package__) / "data"))
+    paths = [*sorted((folder / "examples").glob("*.jsonl")), folder / "lexicon.txt"]
+    return sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def prepared(items: Sequence[Example]) -> Material:
+    """Cut into passages, embedded, looked up."""
+    encoder, terms = Encoder(model_directory()), lexicon.load()
+    vocabulary = encoder.words | terms.words
+    cut = [passages.of(item.creative, vocabulary).items for item in items]
+    readings = [passage.reading for found in cut for passage in found]
+    return Material(
+        inputs=classifier.features(readings, encoder, terms),
+        owner=np.repeat(np.arange(len(items)), [len(found) for found in cut]),
+        whole=np.array([passage.stretch or len(found) == 1 for found in cut for passage in found], dtype=float),
+        truth=np.array([_truth(item.labels) for item in items]),
+    )
+
+
+def trained(material: Material) -> Classifier:
+    """Fitted on all examples, calibrated on scores out of fold."""
+    every = np.ones(len(material.truth), dtype=bool)
+    return _calibrated(_fitted(material, every), out_of_fold(material), material.truth)
+
+
+def out_of_fold(material: Material) -> Array:
+    """Logits of each example, shape (examples, HEADS), by a classifier that was not trained on it."""
+    fold = np.arange(len(material.truth)) % FOLDS
+    logits = np.zeros_like(material.truth)
+    for number in range(FOLDS):
+        found = worst(material, _fitted(material, fold != number))
+        logits[fold == number] = found[fold == number]
+    return logits
+
+
+def worst(material: Material, model: Classifier) -> Array:
+    """The highest logit of each example's passages, not calibrated."""
+    logits = np.full_like(material.truth, -np.inf)
+    np.maximum.at(logits, material.owner, model.logits(material.inputs))
+    return logits
+
+
+def _fitted(material: Material, used: Array) -> Classifier:
+    heads = np.array([_head(material, head, used[material.owner]) for head in range(HEADS)])
+    return Classifier(
+        meaning=heads[:, :DIMENSIONS],
+        terms=heads[:, DIMENSIONS:-1],
+        bias=heads[:, -1],
+        slope=np.ones(HEADS),
+        shift=np.zeros(HEADS),
+    )
+
+
+def _head(material: Material, head: int, used: Array) -> Array:
+    """One logistic regression. Of an example that belongs, the whole teaches, and each sentence with a telling
+    term: its other sentences may be harmless. Of one that does not belong, every passage teaches."""
+    belongs = material.truth[material.owner, head] == 1
+    terms = material.inputs.terms[:, head, :]
+    teaches = used & (~belongs | (material.whole == 1) | (terms[:, 0] >= 0.6))
+    inputs = np.hstack([material.inputs.meaning, terms, np.ones((len(terms), 1))])[teaches]
+    weights = np.where(belongs, POSITIVE_WEIGHT, 1.0)[teaches]
+    return logistic(inputs, belongs[teaches].astype(float), weights)
+
+
+def logistic(inputs: Array, truth: Array, weights: Array) -> Array:
+    """Penalised logistic regression by Newton's method; the last two groups of columns are terms and 1."""
+    expected = np.concatenate([np.zeros(DIMENSIONS), EXPECTED_TERM_WEIGHTS, [0.0]])
+    penalty = np.concatenate([np.full(DIMENSIONS, MEANING_PENALTY), np.full(TERM_FEATURES, TERM_PENALTY), [1e-3]])
+    found = expected.copy()
+    found[-1] = -4.0
+    for _ in range(NEWTON_STEPS):
+        chance = classifier.probability(inputs @ found)
+        slope = inputs.T @ (weights * (chance - truth)) + penalty * (found - expected)
+        bend = (inputs * (weights * np.maximum(chance * (1 - chance), 1e-4))[:, None]).T @ inputs
+        found = found - np.linalg.solve(bend + np.diag(penalty), slope)
+    return found
+
+
+def _calibrated(model: Classifier, logits: Array, truth: Array) -> Classifier:
+    """One slope and shift for all categories together, since each has few examples, and one for each group."""
+    count = len(CATEGORIES)
+    shared = _platt(logits[:, :count].ravel(), truth[:, :count].ravel())
+    lines = np.array([shared] * count + [_platt(logits[:, head], truth[:, head]) for head in range(count, HEADS)])
+    return Classifier(
+        meaning=model.meaning, terms=model.terms, bias=model.bias, slope=lines[:, 0], shift=lines[:, 1]
+    )
+
+
+def _platt(logits: Array, truth: Array) -> Array:
+    """Slope and shift after Platt (1999), with his smoothed targets."""
+    positive = truth.sum()
+    target = np.where(truth == 1, (positive + 1) / (positive + 2), 1 / (len(truth) - positive + 2))
+    line = np.array([1.0, 0.0])
+    inputs = np.stack([logits, np.ones_like(logits)], axis=1)
+    for _ in range(NEWTON_STEPS):
+        chance = classifier.probability(inputs @ line)
+        bend = (inputs * np.maximum(chance * (1 - chance), 1e-6)[:, None]).T @ inputs
+        line = line - np.linalg.solve(bend + 1e-6 * np.eye(2), inputs.T @ (chance - target))
+    return line
+
+
+def _truth(labels: frozenset[Category]) -> list[float]:
+    own = [float(category in labels) for category in CATEGORIES]
+    return own + [float(bool(labels & group)) for group in GROUPS]
+
+
+def _example(row: dict[str, object]) -> Example:
+    labels = row["labels"]
+    assert isinstance(labels, list)
+    creative = Creative(
+        creative_id=str(row["id"]),
+        headline=str(row["headline"]),
+        body=str(row["body"]),
+        call_to_action=str(row["cta"]),
+    )
+    return Example(id=str(row["id"]), creative=creative, labels=frozenset(map(Category, labels)))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    return filter(str.strip, path.read_text(encoding="utf-8").splitlines())
+
+
+def write_weights(path: str) -> int:
+    """Train and write; the number of examples. Figures are rounded, so that the last bits of a processor's
+    arithmetic do not show."""
+    items = examples()
+    model = trained(prepared(items))
+    arrays = {name: np.round(getattr(model, name), 4) for name in Classifier.__dataclass_fields__}
+    with Path(path).open("wb") as file:
+        np.savez(file, digest=np.array(digest()), **{name: a.astype(np.float32) for name, a in arrays.items()})
+    return len(items)
+
+
+async def main() -> None:
+    """Train in a child process and say what was done."""
+    pool = ChildPool(1)
+    try:
+        count = await pool.run(write_weights, str(classifier.WEIGHTS))
+    finally:
+        await pool.close()
+    sys.stdout.write(f"{classifier.WEIGHTS.name}: trained on {count} examples\n")
+
+
+if __name__ == "__main__":
+    from reviewer.engines.builtin import train  # by its own name, which a child process can import
+
+    asyncio.run(train.main())

@@ -1,0 +1,17 @@
+"""Waiting for something to become true, in place of sleeping for a while and hoping."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+POLL_SECONDS = 0.01
+
+
+async def eventually(condition: Callable[[], object], what: str = "", *, seconds: float = 10.0) -> float:
+    """Wait until `condition` holds; return the seconds that took. Fails the test after `seconds`."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > seconds:
+            raise AssertionError(f"not within {seconds} s: {what or condition}")
+        await asyncio.sleep(POLL_SECONDS)
+    return time.monotonic() - began

@@ -1,0 +1,139 @@
+"""Transactions, faults and time, on both databases."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from deploy.local.ports import free_port
+from sqlalchemy import Float, cast, func, select
+from tests import makers
+
+from imprimatur.errors import Unavailable
+from imprimatur.storage import clock, jobs, schema, tenants
+from imprimatur.storage.database import Database, OutboxRow
+
+
+async def test_what_a_failing_block_wrote_is_rolled_back_and_nothing_is_handed_over(database: Database) -> None:
+    handed_over: list[OutboxRow] = []
+    database.on_commit = handed_over.extend
+    tenant = await makers.make_tenant(database)
+
+    async def fail() -> None:
+        async with database.begin() as tx:
+            await jobs.submit(tx, [makers.new_job(tenant)], release_at_once=1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert handed_over == []
+    async with database.read() as reader:
+        assert (await reader.connection.execute(select(func.count()).select_from(schema.jobs))).scalar_one() == 0
+
+
+async def test_messages_are_handed_over_after_the_commit(database: Database) -> None:
+    committed: list[tuple[int, int]] = []
+
+    def look(rows: Sequence[OutboxRow]) -> None:
+        committed.append((len(rows), sum(row.stored for row in rows)))
+
+    database.on_commit = look
+    tenant = await makers.make_tenant(database)
+    assert committed == []  # a transaction without messages hands nothing over
+    await makers.submit(database, makers.new_job(tenant))
+    assert committed == [(2, 1)]  # "queued" is broadcast, the request to review is stored
+
+
+async def test_a_cancelled_transaction_is_rolled_back_and_the_next_one_works(database: Database) -> None:
+    inside = asyncio.Event()
+
+    async def never_ends() -> None:
+        async with database.begin() as tx:
+            await tenants.create_tenant(tx, "undone")
+            inside.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(never_ends())
+    await inside.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with database.begin() as tx:
+        assert await tenants.find_tenant(tx, "undone") is None
+        await tenants.create_tenant(tx, "done")
+
+
+async def test_readers_see_what_is_committed_while_a_transaction_is_open(database: Database) -> None:
+    async with database.begin() as tx:
+        await tenants.create_tenant(tx, "acme")
+        async with database.read() as reader:
+            assert await tenants.find_tenant(reader, "acme") is None
+    async with database.read() as reader:
+        assert await tenants.find_tenant(reader, "acme") is not None
+
+
+async def test_each_statement_of_one_reader_sees_the_newest_commit(database: Database) -> None:
+    async with database.read() as reader:
+        assert await tenants.find_tenant(reader, "acme") is None
+        await makers.make_tenant(database, "acme")
+        assert await tenants.find_tenant(reader, "acme") is not None
+
+
+async def test_an_unreachable_database_is_unavailable_soon() -> None:
+    database = Database(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing")
+    began = time.monotonic()
+    try:
+        with pytest.raises(Unavailable):
+            async with database.begin():
+                pytest.fail("there is no database")
+        with pytest.raises(Unavailable):
+            await database.ping()
+    finally:
+        await database.close()
+    assert time.monotonic() - began < 3
+
+
+async def test_a_database_that_answers_has_a_ping(database: Database) -> None:
+    await database.ping()
+
+
+# --- time ------------------------------------------------------------------------------------------------
+
+
+async def test_time_is_aware_utc_and_close_to_ours(database: Database) -> None:
+    async with database.read() as reader:
+        before = datetime.now(UTC)
+        seen = await clock.present(reader)
+        after = datetime.now(UTC)
+    assert seen.utcoffset() == timedelta(0)
+    assert before - timedelta(milliseconds=2) <= seen <= after + timedelta(milliseconds=2)
+
+
+async def test_time_goes_on_inside_a_transaction(database: Database) -> None:
+    async with database.begin() as tx:
+        first = await clock.present(tx)
+        second = first
+        while second == first:  # the function's own resolution: microseconds or milliseconds
+            second = await clock.present(tx)
+    assert first < second < first + timedelta(seconds=2)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.25, 3.0, -10.0, 86_400.0 * 365])
+async def test_seconds_can_be_added_and_taken_apart_again(database: Database, seconds: float) -> None:
+    start = datetime(2024, 2, 29, 23, 59, 59, 123_456, tzinfo=UTC)
+    later = clock.after(seconds, start=cast(start, clock.Instant()))
+    async with database.read() as reader:
+        shifted, between = (
+            await reader.connection.execute(
+                select(later, cast(clock.seconds_between(later, cast(start, clock.Instant())), Float))
+            )
+        ).one()
+    assert shifted == start + timedelta(seconds=seconds)
+    assert between == pytest.approx(seconds)
+
+
+async def test_an_instant_without_a_time_zone_is_refused(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    with pytest.raises(Exception, match="naive"):
+        await makers.submit(database, makers.new_job(tenant, run_at=datetime(2030, 1, 1)))

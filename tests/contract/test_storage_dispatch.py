@@ -1,0 +1,266 @@
+"""Which waiting jobs are put up for claiming, in which order, and what becomes of those that waited too long."""
+
+import asyncio
+import uuid
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select, update
+from tests import makers
+
+from imprimatur.broker import Queue
+from imprimatur.identity import new_id
+from imprimatur.job import Happening, Job, JobType, NewJob, Priority, State
+from imprimatur.storage import claims, clock, dispatch, schema
+from imprimatur.storage.database import Database, OutboxRow
+from imprimatur.storage.dispatch import Backlog
+from imprimatur.wire.messages import ReviewRequested
+
+
+async def waiting(database: Database, *new_jobs: NewJob) -> list[Job]:
+    """Accepted and not released."""
+    return await makers.submit(database, *new_jobs, release_at_once=0)
+
+
+async def released(database: Database, *, room: int) -> list[tuple[str, ReviewRequested]]:
+    """One pass of the dispatcher: the queues and requests in the order in which they are published."""
+    handed_over: list[OutboxRow] = []
+    database.on_commit = handed_over.extend
+    number = await makers.release(database, room=room)
+    assert number == len(handed_over)
+    return [(row.routing_key, ReviewRequested.decode(row.body)) for row in handed_over]
+
+
+async def reissue(database: Database, *, limit: int = 100) -> int:
+    async with database.begin() as tx:
+        return await dispatch.reissue(tx, limit=limit)
+
+
+async def backlog(database: Database) -> Backlog:
+    async with database.read() as reader:
+        return await dispatch.backlog(reader, silent_seconds=30.0)
+
+
+async def make_older(database: Database, seconds: float) -> None:
+    """Let everything that is released look as if it had been for so much longer."""
+    async with database.begin() as tx:
+        await tx.connection.execute(
+            update(schema.jobs).values(released_at=clock.after(-seconds, start=schema.jobs.c.released_at))
+        )
+
+
+async def reissue_after(database: Database, job_id: uuid.UUID) -> float:
+    column = schema.jobs.c.reissue_after_seconds
+    async with database.read() as reader:
+        found = await reader.connection.execute(select(column).where(schema.jobs.c.id == job_id))
+    return float(found.scalar_one())
+
+
+# --- releasing -------------------------------------------------------------------------------------------
+
+
+async def test_priority_comes_first_then_the_earlier_time_then_the_older_job(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    async with database.read() as reader:
+        soon = await clock.present(reader) + timedelta(milliseconds=30)
+    low, later, normal, younger, high = await waiting(
+        database,
+        makers.new_job(tenant, priority=Priority.LOW),
+        makers.new_job(tenant, run_at=soon),
+        makers.new_job(tenant),
+        makers.new_job(tenant),
+        makers.new_job(tenant, priority=Priority.HIGH),
+    )
+
+    async def all_due() -> bool:
+        return (await backlog(database)).due == 5
+
+    await makers.until(all_due)
+    order: list[uuid.UUID] = []
+    for _ in range(5):
+        [(_, request)] = await released(database, room=1)
+        order.append(request.job_id)
+    assert order == [high.id, normal.id, younger.id, later.id, low.id]
+
+
+async def test_a_release_asks_the_queue_of_the_jobs_priority_with_a_new_number(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    low, high = await waiting(
+        database, makers.new_job(tenant, priority=Priority.LOW), makers.new_job(tenant, priority=Priority.HIGH)
+    )
+    assert await released(database, room=10) == [
+        (Queue.REVIEW_HIGH, ReviewRequested(job_id=high.id, release_no=1)),
+        (Queue.REVIEW_LOW, ReviewRequested(job_id=low.id, release_no=1)),
+    ]
+    assert await released(database, room=10) == []
+
+
+async def test_a_release_is_no_new_version_of_the_job(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    [job] = await waiting(database, makers.new_job(tenant))
+    await makers.release(database)
+    assert await makers.find(database, tenant, job.id) == job
+
+
+@pytest.mark.parametrize("jobs_before", [0, 400], ids=["a small table", "a table with history"])
+async def test_no_more_are_released_than_there_is_room_for(database: Database, jobs_before: int) -> None:
+    """With and without statistics of the table: the plan must not matter."""
+    tenant = await makers.make_tenant(database)
+    if jobs_before:
+        await makers.submit(database, *(makers.new_job(tenant) for _ in range(jobs_before)))
+        async with database.begin() as tx:
+            await tx.connection.execute(update(schema.jobs).values(state=State.SUCCEEDED))
+            await tx.connection.exec_driver_sql("ANALYZE")
+    await waiting(database, *(makers.new_job(tenant) for _ in range(10)))
+    assert [await makers.release(database, room=room) for room in (3, 0, -1, 4, 100, 100)] == [3, 0, 0, 4, 3, 0]
+
+
+async def test_concurrent_dispatchers_release_each_job_once(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    await waiting(database, *(makers.new_job(tenant) for _ in range(30)))
+    passes = await asyncio.gather(*(makers.release(database, room=5) for _ in range(4)))
+    assert all(number <= 5 for number in passes)
+    assert sum(passes) + await makers.release(database) == 30
+
+
+async def test_a_scheduled_job_is_released_when_its_time_has_come(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    async with database.read() as reader:
+        run_at = await clock.present(reader) + timedelta(milliseconds=150)
+    await waiting(database, makers.new_job(tenant, run_at=run_at))
+    assert await makers.release(database) == 0
+
+    async def is_released() -> bool:
+        return await makers.release(database) == 1
+
+    await makers.until(is_released)
+    async with database.read() as reader:
+        assert await clock.present(reader) >= run_at
+
+
+async def test_the_backlog_counts_released_due_and_slots(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    async with database.read() as reader:
+        later = await clock.present(reader) + timedelta(hours=1)
+    await waiting(database, *(makers.new_job(tenant) for _ in range(3)), makers.new_job(tenant, run_at=later))
+    await makers.release(database, room=1)
+    await makers.running(database, tenant)
+    async with database.begin() as tx:
+        await claims.seen(tx, makers.worker(slots=4), running=1)
+    assert await backlog(database) == Backlog(released=1, due=2, slots=4)
+
+
+async def test_of_two_transactions_one_is_the_dispatcher(database: Database) -> None:
+    async with database.begin() as first:
+        assert await dispatch.become_dispatcher(first)
+        if database.on_postgresql:
+            async with database.begin() as second:
+                assert not await dispatch.become_dispatcher(second)
+    async with database.begin() as third:
+        assert await dispatch.become_dispatcher(third)
+
+
+# --- issuing again ---------------------------------------------------------------------------------------
+
+
+async def test_a_released_job_that_nobody_claims_is_asked_for_again_each_time_later(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    [job] = await makers.submit(database, makers.new_job(tenant))
+    waits = []
+    for number in range(1, 9):
+        waits.append(await reissue_after(database, job.id))
+        await make_older(database, waits[-1] - 2)
+        assert await reissue(database) == 0, "not before its time"
+        await make_older(database, 2)
+        assert await reissue(database) == 1
+        assert await makers.claim(database, job, release_no=number) is None, "the older message is stale"
+    assert waits == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 320.0, 320.0]
+    assert await makers.claim(database, job, release_no=9) is not None
+    await make_older(database, 1000)
+    assert await reissue(database) == 0, "a claimed job is not asked for again"
+
+
+async def test_a_new_release_after_a_retry_begins_with_the_short_wait(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    [job] = await makers.submit(database, makers.new_job(tenant))
+    await make_older(database, 60)
+    assert await reissue(database) == 1
+    claim = await makers.claim(database, job, release_no=2)
+    assert claim is not None
+    await makers.conclude(database, claim, Happening.HANDED_BACK)
+    await makers.release(database)
+    assert await reissue_after(database, job.id) == 10.0
+
+
+async def test_no_more_are_issued_again_than_asked_for(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    await makers.submit(database, *(makers.new_job(tenant) for _ in range(7)))
+    await make_older(database, 60)
+    assert [await reissue(database, limit=3) for _ in range(4)] == [3, 3, 1, 0]
+
+
+async def test_withdrawn_releases_can_be_released_anew_and_old_messages_are_stale(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    [job] = await makers.submit(database, makers.new_job(tenant))
+    claim = await makers.running(database, tenant)
+    async with database.begin() as tx:
+        assert await dispatch.withdraw_releases(tx) == 1
+    assert await makers.claim(database, job, release_no=1) is None
+    assert await makers.release(database) == 1
+    assert await makers.claim(database, job, release_no=1) is None
+    assert await makers.claim(database, job, release_no=2) is not None
+    assert await makers.conclude(database, claim, Happening.COMPLETED) is not None, "who runs, runs on"
+
+
+# --- deadlines -------------------------------------------------------------------------------------------
+
+
+async def end_overdue(database: Database, happening: Happening = Happening.REFERRED, *, limit: int = 100) -> list[Job]:
+    async with database.begin() as tx:
+        rows = await dispatch.end_overdue(tx, JobType.CREATIVE_REVIEW, happening, {"decision": "pending"}, limit=limit)
+    return [await makers.find(database, row.tenant_id, row.id) for row in rows]
+
+
+@pytest.mark.parametrize("happening", [Happening.REFERRED, Happening.GAVE_UP])
+async def test_a_queued_job_ends_at_its_deadline(database: Database, happening: Happening) -> None:
+    tenant = await makers.make_tenant(database)
+    late, released_late, in_time = await waiting(
+        database,
+        makers.new_job(tenant, deadline_seconds=0.0),
+        makers.new_job(tenant, deadline_seconds=0.0),
+        makers.new_job(tenant),
+    )
+    async with database.begin() as tx:
+        await tx.connection.execute(
+            update(schema.jobs).where(schema.jobs.c.id == released_late.id).values(released_at=clock.now())
+        )
+    ended = await end_overdue(database, happening)
+    assert {job.id for job in ended} == {late.id, released_late.id}
+    for job in ended:
+        assert job.state in (State.AWAITING_REVIEW, State.FAILED)
+        assert (job.error and job.error.code, job.decision, job.version) == ("deadline_passed", "pending", 2)
+        assert (job.finished_at is not None) == (happening is Happening.GAVE_UP)
+    assert (await makers.find(database, tenant, in_time.id)).state is State.QUEUED
+    assert await end_overdue(database, happening) == []
+
+
+async def test_a_job_past_its_deadline_is_not_released(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    await waiting(database, makers.new_job(tenant, deadline_seconds=0.0))
+    assert await makers.release(database) == 0
+
+
+async def test_a_running_job_may_end_after_its_deadline(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    claim = await makers.running(database, tenant)
+    async with database.begin() as tx:
+        await tx.connection.execute(update(schema.jobs).values(deadline_at=clock.after(-1.0)))
+    assert await end_overdue(database) == []
+    assert await makers.conclude(database, claim, Happening.COMPLETED) is not None
+
+
+async def test_no_more_are_ended_than_asked_for(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    await waiting(database, *(makers.new_job(tenant, deadline_seconds=0.0) for _ in range(5)))
+    assert [len(await end_overdue(database, limit=2)) for _ in range(4)] == [2, 2, 1, 0]
+    assert await makers.claim(database, new_id()) is None

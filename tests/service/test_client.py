@@ -1,0 +1,450 @@
+"""The Python client, against a scripted gateway on a real socket."""
+
+import asyncio
+import contextlib
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+import pytest
+from tests.service.certificates import Authority
+from tests.service.scripted import HANG, UNAVAILABLE, Fault, Script, Step, serving
+
+from imprimatur.client import Client, ClientError
+from imprimatur.client.channel import is_local
+from imprimatur.client.submissions import submission
+from imprimatur.v1.creative_pb2 import DECISION_APPROVED, Creative, CreativeImage
+from imprimatur.v1.job_pb2 import (
+    JOB_STATE_AWAITING_REVIEW,
+    JOB_STATE_QUEUED,
+    JOB_STATE_RUNNING,
+    JOB_STATE_SUCCEEDED,
+    PRIORITY_HIGH,
+    Job,
+    JobEvent,
+    JobState,
+)
+from imprimatur.v1.job_service_pb2 import (
+    BatchSubmitJobsRequest,
+    BatchSubmitJobsResponse,
+    BatchSubmitJobsResult,
+    GetJobResponse,
+    GetSystemStatusResponse,
+    JobFilter,
+    ListJobEventsResponse,
+    ListJobsResponse,
+    RetryJobResponse,
+    SubmitJobRequest,
+    SubmitJobResponse,
+    WatchJobResponse,
+    WatchJobsResponse,
+)
+
+KEY = "imp_the-key-that-nobody-may-see"
+BAD_FIELD = Fault(
+    grpc.StatusCode.INVALID_ARGUMENT,
+    "labels: at most 32",
+    reason="INVALID_FIELD",
+    field="labels",
+    metadata={"field": "labels", "limit": "32"},
+)
+
+
+@asynccontextmanager
+async def connected(script: Script, **options: Any) -> AsyncIterator[Client]:
+    async with serving(script) as port, Client(f"127.0.0.1:{port}", api_key=KEY, **options) as client:
+        yield client
+
+
+def job(version: int = 1, state: JobState.ValueType = JOB_STATE_QUEUED, job_id: str = "j1") -> Job:
+    return Job(id=job_id, version=version, state=state)
+
+
+def seen(version: int, state: JobState.ValueType = JOB_STATE_RUNNING) -> WatchJobResponse:
+    return WatchJobResponse(job=job(version, state))
+
+
+def change(version: int, state: JobState.ValueType = JOB_STATE_RUNNING, job_id: str = "j1") -> WatchJobsResponse:
+    return WatchJobsResponse(job=job(version, state, job_id))
+
+
+SNAPSHOT_COMPLETE = WatchJobsResponse(snapshot_complete=True)
+
+
+async def versions(client: Client, after_version: int = 0) -> list[int]:
+    return [job.version async for job in client.watch("j1", after_version)]
+
+
+# --- submit ----------------------------------------------------------------------------------------------
+
+
+async def test_a_submit_that_lost_its_answer_is_repeated_under_the_same_request_id() -> None:
+    script = Script().on("SubmitJob", UNAVAILABLE, UNAVAILABLE, SubmitJobResponse(job=job()))
+    async with connected(script) as client:
+        accepted = await client.submit(creative=Creative(creative_id="cr-1", headline="Figs"), priority=PRIORITY_HIGH)
+    assert accepted.id == "j1"
+    ids = {request.request_id for request in script.requests["SubmitJob"]}
+    assert len(script.requests["SubmitJob"]) == 3
+    assert len(ids) == 1
+    assert len(ids.pop()) == 36
+    assert script.requests["SubmitJob"][0].priority == PRIORITY_HIGH
+
+
+async def test_a_callers_own_request_is_sent_as_it_is_and_left_as_it_is() -> None:
+    script = Script().on("SubmitJob", SubmitJobResponse(job=job()))
+    with_id, without_id = SubmitJobRequest(request_id="mine"), SubmitJobRequest(user_id="u")
+    async with connected(script) as client:
+        await client.submit(with_id)
+        await client.submit(without_id)
+    first, second = script.requests["SubmitJob"]
+    assert first == with_id
+    assert second.request_id
+    assert second.user_id == "u"
+    assert without_id == SubmitJobRequest(user_id="u")
+
+
+async def test_fields_of_a_submission_become_the_contracts() -> None:
+    request = submission(
+        Creative(creative_id="cr-1"),
+        labels={"run": "7"},
+        timeout=timedelta(seconds=90),
+        run_at=datetime(2030, 1, 1, tzinfo=UTC),
+    )
+    assert request.timeout.seconds == 90
+    assert not request.HasField("deadline")
+    assert request.run_at.ToJsonString() == "2030-01-01T00:00:00Z"
+    with pytest.raises(ValueError, match="time zone"):
+        submission(Creative(), run_at=datetime(2030, 1, 1))
+
+
+async def test_a_request_and_a_creative_at_once_are_a_mistake() -> None:
+    async with Client("127.0.0.1:1", api_key=KEY) as client:
+        with pytest.raises(TypeError, match="either"):
+            await client.submit(SubmitJobRequest(), creative=Creative())
+        with pytest.raises(TypeError, match="either"):
+            await client.submit()
+
+
+async def test_a_refusal_carries_code_reason_field_and_metadata() -> None:
+    async with connected(Script().on("SubmitJob", BAD_FIELD)) as client:
+        with pytest.raises(ClientError) as caught:
+            await client.submit(SubmitJobRequest())
+    error = caught.value
+    assert (error.code, error.reason, error.field) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "labels")
+    assert error.message == str(error) == "labels: at most 32"
+    assert error.metadata["limit"] == "32"
+
+
+async def test_a_batch_answers_item_by_item() -> None:
+    answer = BatchSubmitJobsResponse(
+        results=[
+            BatchSubmitJobsResult(accepted=SubmitJobResponse(job=job())),
+            BatchSubmitJobsResult(error=BAD_FIELD.status()),
+        ]
+    )
+    script = Script().on("BatchSubmitJobs", UNAVAILABLE, answer)
+    async with connected(script) as client:
+        first, second = await client.submit_batch([SubmitJobRequest(), SubmitJobRequest(request_id="b")])
+    assert isinstance(first, Job)
+    assert isinstance(second, ClientError)
+    assert (second.code, second.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    tries = script.requests["BatchSubmitJobs"]
+    assert tries[0] == tries[1]
+    assert [bool(item.request_id) for item in tries[0].items] == [True, True]
+
+
+async def test_a_batch_of_any_size_goes_in_calls_that_fit_and_a_failing_call_fails_its_items_only() -> None:
+    def accept(request: BatchSubmitJobsRequest) -> BatchSubmitJobsResponse:
+        results = [SubmitJobResponse(job=Job(id=item.request_id)) for item in request.items]
+        return BatchSubmitJobsResponse(results=[BatchSubmitJobsResult(accepted=result) for result in results])
+
+    image = CreativeImage(data=bytes(1_500_000))
+    requests = [submission(Creative(images=[image]), request_id=f"big-{number}") for number in range(3)]
+    requests += [SubmitJobRequest(request_id=f"small-{number}") for number in range(2100)]
+    script = Script().on("BatchSubmitJobs", accept, BAD_FIELD, accept)
+    async with connected(script) as client:
+        outcomes = await client.submit_batch(requests)
+    sizes = [len(request.items) for request in script.requests["BatchSubmitJobs"]]
+    assert sizes == [2, 1000, 1000, 101]
+    assert [isinstance(outcome, ClientError) for outcome in outcomes] == [False] * 2 + [True] * 1000 + [False] * 1101
+    last = outcomes[-1]
+    assert isinstance(last, Job)
+    assert last.id == "small-2099"
+
+
+# --- repetition and deadlines ----------------------------------------------------------------------------
+
+
+async def test_a_decision_is_never_repeated() -> None:
+    script = Script().on("DecideReview", UNAVAILABLE)
+    async with connected(script) as client:
+        with pytest.raises(ClientError) as caught:
+            await client.decide("j1", DECISION_APPROVED, "fine")
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert len(script.requests["DecideReview"]) == 1
+
+
+async def test_a_retry_by_hand_is_repeated_under_one_request_id() -> None:
+    script = Script().on("RetryJob", UNAVAILABLE, RetryJobResponse(job=job(job_id="j2")))
+    async with connected(script) as client:
+        assert (await client.retry("j1")).id == "j2"
+    first, second = script.requests["RetryJob"]
+    assert first.request_id == second.request_id != ""
+
+
+async def test_what_will_not_pass_is_not_repeated() -> None:
+    script = Script().on("GetJob", Fault(grpc.StatusCode.NOT_FOUND, "no such job", "NOT_FOUND"))
+    async with connected(script) as client:
+        with pytest.raises(ClientError):
+            await client.get("j1")
+    assert len(script.requests["GetJob"]) == 1
+
+
+async def test_a_read_waits_for_a_server_that_restarts_on_the_same_port() -> None:
+    script = Script().on("GetJob", GetJobResponse(job=job()))
+    async with contextlib.AsyncExitStack() as stack:
+        async with serving(script) as port:
+            client = await stack.enter_async_context(Client(f"127.0.0.1:{port}", api_key=KEY))
+            await client.get("j1")
+        reading = asyncio.create_task(client.get("j1"))
+        done, _ = await asyncio.wait({reading}, timeout=0.3)
+        assert not done
+        async with serving(script, port=port):
+            assert (await reading).id == "j1"
+
+
+async def test_where_no_server_is_the_caller_learns_it_soon() -> None:
+    async with Client("127.0.0.1:1", api_key=KEY, retry_seconds=0.3) as client:
+        with pytest.raises(ClientError) as caught:
+            async with asyncio.timeout(10):
+                await client.get("j1")
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert caught.value.reason == ""
+
+
+async def test_a_call_that_is_not_answered_ends_at_its_deadline() -> None:
+    script = Script().on("GetJob", HANG)
+    async with connected(script, deadline_seconds=0.2) as client:
+        with pytest.raises(ClientError) as caught:
+            async with asyncio.timeout(10):
+                await client.get("j1")
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+# --- pages -----------------------------------------------------------------------------------------------
+
+
+async def test_lists_go_through_all_pages() -> None:
+    pages: list[Step | list[Step]] = [
+        ListJobsResponse(jobs=[job(job_id="a"), job(job_id="b")], next_page_token="p2"),
+        ListJobsResponse(jobs=[job(job_id="c")]),
+    ]
+    script = Script().on("ListJobs", *pages)
+    script.on("ListJobEvents", ListJobEventsResponse(events=[JobEvent(kind="submitted")]))
+    wanted = JobFilter(user_id="u")
+    async with connected(script) as client:
+        assert [job.id async for job in client.list(wanted, page_size=2)] == ["a", "b", "c"]
+        assert [event.kind async for event in client.events("j1")] == ["submitted"]
+    assert [request.page_token for request in script.requests["ListJobs"]] == ["", "p2"]
+    assert {request.filter.user_id for request in script.requests["ListJobs"]} == {"u"}
+
+
+# --- watch -----------------------------------------------------------------------------------------------
+
+
+async def test_a_watch_that_is_cut_resumes_after_the_last_version_and_repeats_none() -> None:
+    script = Script().on(
+        "WatchJob",
+        [seen(1, JOB_STATE_QUEUED), seen(3), UNAVAILABLE],
+        [seen(2), seen(3), seen(4), UNAVAILABLE],
+        UNAVAILABLE,
+        [seen(6, JOB_STATE_SUCCEEDED)],
+    )
+    async with connected(script) as client:
+        assert await versions(client) == [1, 3, 4, 6]
+    assert [request.after_version for request in script.requests["WatchJob"]] == [0, 3, 4, 4]
+
+
+async def test_a_watch_survives_a_server_that_dies_and_returns_on_the_same_port() -> None:
+    before = Script().on("WatchJob", [seen(2), HANG])
+    after = Script().on("WatchJob", [seen(5, JOB_STATE_SUCCEEDED)])
+    async with contextlib.AsyncExitStack() as stack:
+        async with serving(before) as port:
+            client = await stack.enter_async_context(Client(f"127.0.0.1:{port}", api_key=KEY))
+            watch = client.watch("j1")
+            assert (await anext(watch)).version == 2
+        async with serving(after, port=port):
+            assert [job.version async for job in watch] == [5]
+    assert after.requests["WatchJob"][0].after_version == 2
+
+
+async def test_a_stream_that_ends_before_its_job_is_resumed() -> None:
+    script = Script().on("WatchJob", [seen(1)], [seen(2, JOB_STATE_SUCCEEDED)])
+    async with connected(script) as client:
+        assert await versions(client) == [1, 2]
+
+
+async def test_a_watch_of_a_finished_job_gives_its_terminal_state_even_if_it_was_seen() -> None:
+    script = Script().on("WatchJob", [seen(7, JOB_STATE_SUCCEEDED)])
+    async with connected(script) as client:
+        assert await versions(client, after_version=7) == [7]
+
+
+async def test_a_permanent_error_ends_a_watch() -> None:
+    script = Script().on("WatchJob", [seen(1), Fault(grpc.StatusCode.PERMISSION_DENIED, "no", "ROLE_NOT_ALLOWED")])
+    async with connected(script) as client:
+        with pytest.raises(ClientError) as caught:
+            await versions(client)
+    assert caught.value.reason == "ROLE_NOT_ALLOWED"
+    assert len(script.requests["WatchJob"]) == 1
+
+
+async def test_a_watch_gives_up_when_its_patience_is_at_its_end() -> None:
+    script = Script().on("WatchJob", [seen(1), UNAVAILABLE], UNAVAILABLE)
+    async with connected(script, patience_seconds=0.3) as client:
+        with pytest.raises(ClientError) as caught:
+            async with asyncio.timeout(10):
+                await versions(client)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_watch_that_is_left_is_cancelled_on_the_server() -> None:
+    script = Script().on("WatchJob", [seen(1), HANG])
+    async with connected(script) as client:
+        async with aclosing(client.watch("j1")) as watch:
+            assert (await anext(watch)).version == 1
+        async with asyncio.timeout(10):
+            await script.left.wait()
+
+
+async def test_waiting_ends_with_the_job_or_with_a_person_or_in_time() -> None:
+    awaiting = seen(3, JOB_STATE_AWAITING_REVIEW)
+    script = Script().on(
+        "WatchJob", [seen(1), awaiting, HANG], [awaiting, seen(4, JOB_STATE_SUCCEEDED)], [awaiting, HANG]
+    )
+    async with connected(script) as client:
+        assert (await client.wait("j1", until_terminal=False)).state == JOB_STATE_AWAITING_REVIEW
+        assert (await client.wait("j1", 10.0)).state == JOB_STATE_SUCCEEDED
+        with pytest.raises(TimeoutError):
+            await client.wait("j1", 0.2)
+
+
+# --- watch many ------------------------------------------------------------------------------------------
+
+
+async def test_a_watch_of_many_resumes_and_tells_of_those_that_finished_meanwhile() -> None:
+    script = Script().on(
+        "WatchJobs",
+        [change(1, job_id="a"), change(4, job_id="b"), change(2, job_id="gone"), SNAPSHOT_COMPLETE, UNAVAILABLE],
+        [change(1, job_id="a"), SNAPSHOT_COMPLETE, change(5, JOB_STATE_SUCCEEDED, "b"), change(2, job_id="a"), HANG],
+    )
+    finished = GetJobResponse(job=job(5, JOB_STATE_SUCCEEDED, "b"))
+    missing = Fault(grpc.StatusCode.NOT_FOUND, "no such job", "NOT_FOUND")
+    script.on("GetJob", lambda request: finished if request.job_id == "b" else missing)
+    async with connected(script) as client, aclosing(client.watch_many()) as changes:
+        told = []
+        async for item in changes:
+            told.append((item.job.id, item.job.version) if item.HasField("job") else "complete")
+            if told[-1] == ("a", 2):
+                break
+    assert told == [("a", 1), ("b", 4), ("gone", 2), "complete", ("b", 5), ("a", 2)]
+
+
+async def test_a_job_that_left_the_filter_while_the_connection_was_lost_is_not_told() -> None:
+    running = JobFilter(states=[JOB_STATE_RUNNING])
+    script = Script().on(
+        "WatchJobs",
+        [change(1, job_id="a"), SNAPSHOT_COMPLETE, UNAVAILABLE],
+        [SNAPSHOT_COMPLETE, change(1, job_id="b"), HANG],
+    )
+    script.on("GetJob", GetJobResponse(job=job(2, JOB_STATE_SUCCEEDED, "a")))
+    async with connected(script) as client, aclosing(client.watch_many(running)) as changes:
+        told = [await anext(changes) for _ in range(3)]
+    assert [item.job.id for item in told] == ["a", "", "b"]
+
+
+# --- connection ------------------------------------------------------------------------------------------
+
+
+async def test_the_key_travels_in_its_header_and_shows_nowhere() -> None:
+    script = Script().on("GetJob", Fault(grpc.StatusCode.UNAUTHENTICATED, "no such key", "INVALID_API_KEY"))
+    async with connected(script) as client:
+        try:
+            await client.get("j1")
+        except ClientError as error:
+            told = "".join(traceback.format_exception(error)) + repr(error)
+        assert KEY not in told + repr(client) + repr(vars(client))
+    assert script.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("key", ["", "imp_ü", "imp_a b", "imp_a\n"])
+def test_what_cannot_be_a_key_is_refused_without_being_repeated(key: str) -> None:
+    with pytest.raises(ValueError, match="api_key") as caught:
+        Client("127.0.0.1:1", api_key=key)
+    assert not key or key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "local"),
+    [
+        ("localhost:7443", True),
+        ("127.0.0.1:7443", True),
+        ("[::1]:7443", True),
+        ("dns:///localhost:7443", True),
+        ("ipv4:127.0.0.1:1,127.0.0.1:2", True),
+        ("unix:/run/imprimatur.sock", True),
+        ("ipv4:127.0.0.1:1,10.0.0.1:2", False),
+        ("reviews.example:443", False),
+        ("localhost.example:443", False),
+        ("dns:///10.0.0.7:443", False),
+    ],
+)
+def test_only_this_machine_is_spoken_to_in_the_clear(target: str, *, local: bool) -> None:
+    assert is_local(target) is local
+
+
+async def test_mutual_tls_shows_both_sides() -> None:
+    ours, strangers = Authority(), Authority()
+    server = ours.issue("127.0.0.1")
+    credentials = grpc.ssl_server_credentials([(server.key, server.chain)], ours.root, require_client_auth=True)
+    script = Script().on("GetSystemStatus", GetSystemStatusResponse(server_version="1"))
+    async with serving(script, credentials=credentials) as port:
+        target = f"127.0.0.1:{port}"
+        for authority, welcome in ((ours, True), (strangers, False)):
+            own = authority.issue("a caller")
+            async with Client(
+                target,
+                api_key=KEY,
+                root_certificates=ours.root,
+                client_certificate=own.chain,
+                client_key=own.key,
+                retry_seconds=0.1,
+            ) as client:
+                if welcome:
+                    assert (await client.status()).server_version == "1"
+                else:
+                    with pytest.raises(ClientError):
+                        await client.status()
+
+
+def test_contradicting_tls_options_are_a_mistake() -> None:
+    with pytest.raises(ValueError, match="belong together"):
+        Client("127.0.0.1:1", api_key=KEY, client_certificate=b"x")
+    with pytest.raises(ValueError, match="tls is False"):
+        Client("127.0.0.1:1", api_key=KEY, tls=False, root_certificates=b"x")
+
+
+async def test_calls_are_spread_over_all_gateways_and_go_on_when_one_dies() -> None:
+    scripts = [Script().on("GetJob", GetJobResponse(job=job())) for _ in range(2)]
+    async with serving(scripts[0]) as first, contextlib.AsyncExitStack() as stack:
+        async with serving(scripts[1]) as second:
+            target = f"ipv4:127.0.0.1:{first},127.0.0.1:{second}"
+            client = await stack.enter_async_context(Client(target, api_key=KEY))
+            async with asyncio.timeout(10):
+                while not all(script.requests["GetJob"] for script in scripts):
+                    await client.get("j1")
+        for _ in range(10):
+            await client.get("j1")

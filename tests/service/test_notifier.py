@@ -1,0 +1,579 @@
+"""The notifier, whole: real receivers, a real database, the in-memory broker. On SQLite and PostgreSQL."""
+
+import asyncio
+import os
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+from tests import makers
+from tests.contract.polling import eventually
+from tests.service.receiver import Post, Receiver, never, receiving, with_status
+
+from imprimatur import metrics, webhooks
+from imprimatur.broker import EVENTS, Message, Queue
+from imprimatur.broker.memory import MemoryBroker
+from imprimatur.guard import Guard
+from imprimatur.job import Job
+from imprimatur.outbox import Outbox
+from imprimatur.storage import jobs
+from imprimatur.storage import webhooks as stored
+from imprimatur.storage.database import Database
+from imprimatur.storage.jobs import Owner
+from imprimatur.storage.schema import webhook_attempts, webhook_deliveries
+from imprimatur.vault import Vault, new_key
+from imprimatur.webhooks import NewEndpoint
+from imprimatur.wire.messages import JobChanged
+from notifier.announcer import Sweep
+from notifier.deliverer import Pace
+from notifier.room import Limits
+from notifier.service import Notifier, notifier
+
+OPEN_GUARD = Guard(allow_private=True, allow_http=True)
+QUICK = Pace(lease_seconds=5.0, pauses_seconds=(0.05, 0.05, 0.05, 0.05), poll_seconds=0.02)
+#: No sweep in the time that a test takes: what comes, came by the broker.
+NO_SWEEP = Sweep(every_seconds=3600.0, older_than_seconds=3600.0)
+QUICK_SWEEP = Sweep(every_seconds=0.05, older_than_seconds=-1.0)
+LONG = (60.0,)
+
+
+class World:
+    """One tenant, its database, broker and vault, and what its notifiers are made of."""
+
+    def __init__(self, database: Database, broker: MemoryBroker, key: str) -> None:
+        self.database = database
+        self.broker = broker
+        self.key = key
+        self.vault = Vault.from_text(key)
+        self.tenant_id = uuid.UUID(int=0)
+
+    def notifier(
+        self, *, guard: Guard = OPEN_GUARD, pace: Pace = QUICK, sweep: Sweep = NO_SWEEP, **more: Any
+    ) -> AbstractAsyncContextManager[Notifier]:
+        """A notifier on this world."""
+        more.setdefault("drain_seconds", 1.0)
+        return notifier(self.database, self.broker, self.vault, guard, pace=pace, sweep=sweep, **more)
+
+    async def endpoint(self, url: str) -> NewEndpoint:
+        """An endpoint for everything."""
+        async with self.database.begin() as tx:
+            return await webhooks.create_endpoint(tx, self.vault, self.tenant_id, url=url)
+
+    async def outcome(self, *, callback_url: str = "", tenant_id: uuid.UUID | None = None) -> Job:
+        """A job that was cancelled."""
+        tenant_id = tenant_id or self.tenant_id
+        [job] = await makers.submit(self.database, makers.new_job(tenant_id, callback_url=callback_url))
+        async with self.database.begin() as tx:
+            ended = await jobs.cancel(tx, Owner(tenant_id=tenant_id), job.id, reason="")
+        assert ended is not None
+        return ended
+
+    async def default_secret(self) -> str:
+        """What signs callbacks."""
+        async with self.database.begin() as tx:
+            return await webhooks.default_secret(tx, self.vault, self.tenant_id)
+
+    async def states(self) -> list[str]:
+        """Of every delivery, oldest first."""
+        async with self.database.read() as reader:
+            rows = await reader.connection.execute(select(webhook_deliveries.c.state).order_by(webhook_deliveries.c.id))
+            return list(rows.scalars())
+
+    async def attempts(self) -> list[tuple[int | None, str]]:
+        """(status, error) of every attempt on record, oldest first."""
+        async with self.database.read() as reader:
+            rows = await reader.connection.execute(
+                select(webhook_attempts.c.status_code, webhook_attempts.c.error).order_by(webhook_attempts.c.id)
+            )
+            return [(row.status_code, row.error) for row in rows]
+
+    async def until(self, *states: str) -> None:
+        """Wait until the deliveries stand so."""
+        await until(self.states, lambda found: found == list(states))
+
+
+@pytest.fixture
+async def world(database: Database) -> AsyncIterator[World]:
+    """With its outbox running: what is committed reaches the broker."""
+    broker = MemoryBroker()
+    await broker.start()
+    outbox = Outbox(database, broker)
+    outbox.start()
+    made = World(database, broker, new_key())
+    made.tenant_id = await makers.make_tenant(database)
+    yield made
+    await outbox.stop()
+    await broker.close()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """One that answers 204."""
+    async with receiving() as made:
+        yield made
+
+
+async def until(ask: Callable[[], Awaitable[Any]], condition: Callable[[Any], bool], *, seconds: float = 10.0) -> Any:
+    """Wait until the answer fulfils the condition; give that answer."""
+    answer: Any = None
+    try:
+        async with asyncio.timeout(seconds):
+            while not condition(answer := await ask()):
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"not within {seconds} s; last: {answer}") from None
+    return answer
+
+
+@asynccontextmanager
+async def silent(broker: MemoryBroker) -> AsyncIterator[None]:
+    """A broker that loses every outcome: what it holds for the notifier is taken away and thrown away."""
+    thief = await broker.consume(
+        Queue.NOTIFIER_EVENTS, lambda delivery: void(asyncio.ensure_future(delivery.ack())), prefetch=0
+    )
+    yield
+    await thief.close()
+
+
+def void(_value: object) -> None:
+    """Nothing."""
+
+
+# --- delivery --------------------------------------------------------------------------------------------
+
+
+async def test_an_outcome_is_posted_signed_and_recorded(world: World, receiver: Receiver) -> None:
+    made = await world.endpoint(receiver.url())
+    async with world.notifier():
+        job = await world.outcome()
+        await world.until("delivered")
+
+    [post] = receiver.posts
+    content = post.verified(made.secret)
+    assert content["type"] == "job.cancelled"
+    assert content["data"]["job_id"] == str(job.id)
+    assert content["data"]["job_state"] == "cancelled"
+    assert post.headers["Content-Type"] == "application/json"
+    assert await world.attempts() == [(204, "")]
+
+
+async def test_a_callback_url_is_posted_to_as_well_signed_with_the_default_secret(
+    world: World, receiver: Receiver
+) -> None:
+    made = await world.endpoint(receiver.url("/endpoint"))
+    async with world.notifier():
+        await world.outcome(callback_url=receiver.url("/callback"))
+        await world.until("delivered", "delivered")
+
+    [to_endpoint], [to_callback] = receiver.at("/endpoint"), receiver.at("/callback")
+    to_endpoint.verified(made.secret)
+    to_callback.verified(await world.default_secret())
+    assert to_endpoint.id == to_callback.id
+    assert to_endpoint.body == to_callback.body
+
+
+async def test_during_a_rotation_both_secrets_verify(world: World, receiver: Receiver) -> None:
+    made = await world.endpoint(receiver.url())
+    async with world.database.begin() as tx:
+        newer = await webhooks.rotate_secret(tx, world.vault, world.tenant_id, made.endpoint.id)
+    async with world.notifier():
+        await world.outcome()
+        await world.until("delivered")
+
+    for secret in (made.secret, newer):
+        receiver.posts[0].verified(secret)
+
+
+async def test_no_secret_stands_in_the_database_in_clear(world: World, receiver: Receiver) -> None:
+    made = await world.endpoint(receiver.url())
+    default = await world.default_secret()
+
+    async with world.database.read() as reader:
+        ciphertexts = (await reader.connection.execute(text("SELECT ciphertext FROM webhook_secrets"))).scalars().all()
+
+    assert len(ciphertexts) == 2
+    for ciphertext in ciphertexts:
+        for secret in (made.secret, default):
+            assert secret.encode() not in bytes(ciphertext)
+            assert webhooks.key_of(secret) not in bytes(ciphertext)
+
+
+async def test_an_outcome_of_another_tenant_is_not_told(world: World, receiver: Receiver) -> None:
+    await world.endpoint(receiver.url())
+    other = await makers.make_tenant(world.database)
+    async with world.notifier():
+        await world.outcome(tenant_id=other)
+        await world.outcome()
+        await world.until("delivered")
+
+    assert len(receiver.posts) == 1
+
+
+# --- retries ---------------------------------------------------------------------------------------------
+
+
+async def test_a_failure_is_tried_again_with_the_same_id_and_the_same_bytes(world: World, receiver: Receiver) -> None:
+    receiver.answer = with_status(500, 404, 200)
+    made = await world.endpoint(receiver.url())
+    async with world.notifier():
+        await world.outcome()
+        await world.until("delivered")
+
+    assert len(receiver.posts) == 3
+    assert len({post.id for post in receiver.posts}) == 1
+    assert len({post.body for post in receiver.posts}) == 1
+    for post in receiver.posts:
+        post.verified(made.secret)
+    assert await world.attempts() == [(500, "HTTP 500"), (404, "HTTP 404"), (200, "")]
+
+
+async def test_after_the_last_pause_it_is_given_up(world: World, receiver: Receiver) -> None:
+    receiver.answer = with_status(500)
+    await world.endpoint(receiver.url())
+    async with world.notifier():
+        await world.outcome()
+        await world.until("abandoned")
+
+    assert len(receiver.posts) == len(QUICK.pauses_seconds) + 1
+
+
+async def test_gone_gives_up_at_once(world: World, receiver: Receiver) -> None:
+    receiver.answer = with_status(410)
+    await world.endpoint(receiver.url())
+    async with world.notifier():
+        await world.outcome()
+        await world.until("abandoned")
+
+    assert len(receiver.posts) == 1
+
+
+async def test_a_busy_receiver_is_left_alone_for_as_long_as_it_asks(world: World, receiver: Receiver) -> None:
+    receiver.answer = with_status(429, 204, Retry_After="1")
+    await world.endpoint(receiver.url())
+    async with world.notifier():
+        await world.outcome()
+        await world.until("delivered")
+
+    first, second = receiver.posts
+    assert second.at - first.at >= 0.9
+
+
+async def test_a_redirect_is_not_followed(world: World, receiver: Receiver) -> None:
+    receiver.answer = with_status(307, Location=receiver.url("/elsewhere"))
+    await world.endpoint(receiver.url())
+    async with world.notifier(pace=Pace(lease_seconds=5.0, pauses_seconds=LONG, poll_seconds=0.02)):
+        await world.outcome()
+        await until(world.attempts, bool)
+
+    assert await world.attempts() == [(307, "HTTP 307: redirects are not followed")]
+    assert receiver.at("/elsewhere") == []
+
+
+async def test_a_receiver_that_is_down_is_tried_again(world: World, receiver: Receiver) -> None:
+    async with receiving() as down:
+        url = down.url()
+    await world.endpoint(url)
+    async with world.notifier():
+        await world.outcome()
+        await world.until("abandoned")
+
+    assert {status for status, _ in await world.attempts()} == {None}
+
+
+async def test_a_large_answer_is_not_read(world: World, receiver: Receiver) -> None:
+    sent = 0
+
+    async def flood(post: Post) -> Any:
+        nonlocal sent
+        from aiohttp import web
+
+        response = web.StreamResponse()
+        await response.prepare(receiver_requests[post.id])
+        while True:
+            await response.write(b"x" * 65536)
+            sent += 65536
+
+    from aiohttp import web
+
+    receiver_requests: dict[str, web.Request] = {}
+    original = receiver.handle
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        receiver_requests[request.headers["webhook-id"]] = request
+        return await original(request)
+
+    receiver.answer = flood
+    app = web.Application()
+    app.router.add_post("/{path:.*}", handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await world.endpoint(f"http://127.0.0.1:{runner.addresses[0][1]}/")
+    async with world.notifier():
+        await world.outcome()
+        await world.until("delivered")
+    await runner.cleanup()
+    assert sent < 64 * 1024 * 1024
+
+
+# --- isolation -------------------------------------------------------------------------------------------
+
+
+async def test_a_slow_endpoint_times_out_and_does_not_hold_up_another(world: World, receiver: Receiver) -> None:
+    async with receiving() as slow:
+        slow.answer = never()
+        await world.endpoint(slow.url())
+        await world.endpoint(receiver.url())
+        limits = Limits(total=4, per_host=2, per_tenant=4)
+        pace = Pace(lease_seconds=30.0, pauses_seconds=LONG, poll_seconds=0.02)
+        async with world.notifier(limits=limits, pace=pace, timeout_seconds=1.0, drain_seconds=0.0):
+            for _ in range(20):
+                await world.outcome()
+            await eventually(lambda: len(receiver.posts) == 20, "all told to the quick one", seconds=5.0)
+            assert len(slow.posts) <= 2 * 5
+            attempts = await until(world.attempts, lambda found: any(status is None for status, _ in found))
+
+    assert (None, "no answer within the time allowed") in attempts
+
+
+async def test_a_tenant_whose_hosts_are_all_slow_does_not_hold_up_another_tenant(
+    world: World, receiver: Receiver
+) -> None:
+    other = await makers.make_tenant(world.database)
+    limits = Limits(total=4, per_host=2, per_tenant=2)
+    async with receiving() as slow_one, receiving() as slow_two:
+        slow_one.answer = slow_two.answer = never()
+        await world.endpoint(slow_one.url())
+        await world.endpoint(slow_two.url())
+        async with world.notifier(limits=limits, drain_seconds=0.0):
+            for _ in range(5):
+                await world.outcome()
+            await eventually(lambda: len(slow_one.posts) + len(slow_two.posts) == 2, "the tenant's room is full")
+            await world.outcome(tenant_id=other, callback_url=receiver.url())
+            await eventually(lambda: receiver.posts, "the other tenant's is delivered")
+            assert len(slow_one.posts) + len(slow_two.posts) == 2
+
+
+async def test_a_private_address_is_refused_without_a_connection(world: World) -> None:
+    connections = 0
+
+    def accept(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    await world.endpoint(f"http://127.0.0.1:{port}/")
+    await world.endpoint(f"http://localhost:{port}/")
+    async with server, world.notifier(guard=Guard(allow_private=False, allow_http=True)):
+        await world.outcome()
+        await world.until("abandoned", "abandoned")
+
+    assert connections == 0
+    assert all("loopback" in error for _, error in await world.attempts())
+
+
+async def test_http_is_refused_where_it_is_not_allowed(world: World, receiver: Receiver) -> None:
+    await world.endpoint(receiver.url())
+    async with world.notifier(guard=Guard(allow_private=True, allow_http=False)):
+        await world.outcome()
+        await world.until("abandoned")
+
+    assert receiver.posts == []
+
+
+# --- what the broker does --------------------------------------------------------------------------------
+
+
+async def test_what_a_wiped_broker_lost_is_delivered_by_the_sweep(world: World, receiver: Receiver) -> None:
+    await world.endpoint(receiver.url())
+    async with silent(world.broker):
+        await world.outcome()
+        await eventually_async(lambda: world.broker.depth(Queue.NOTIFIER_EVENTS), 0)
+
+    async with world.notifier(sweep=QUICK_SWEEP):
+        await world.until("delivered")
+
+    assert len(receiver.posts) == 1
+
+
+async def eventually_async(ask: Callable[[], Awaitable[object]], wanted: object) -> None:
+    """Wait until the answer is the wanted one."""
+    await until(ask, lambda found: bool(found == wanted))
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff\xfe garbage", b"\x08\x63"])
+async def test_a_message_that_cannot_be_read_is_set_aside_and_counted(
+    world: World, receiver: Receiver, body: bytes
+) -> None:
+    await world.endpoint(receiver.url())
+    before = metrics.messages_set_aside.labels(Queue.NOTIFIER_EVENTS)._value.get()
+    async with world.notifier():
+        await world.broker.publish(
+            Message(exchange=EVENTS, routing_key="outcome.cancelled", body=body, message_id="garbage")
+        )
+        await eventually_async(lambda: world.broker.depth(Queue.PARKED), 1)
+        await world.outcome()
+        await world.until("delivered")
+
+    assert metrics.messages_set_aside.labels(Queue.NOTIFIER_EVENTS)._value.get() == before + 1
+
+
+async def test_a_message_that_comes_twice_is_told_once(world: World, receiver: Receiver) -> None:
+    await world.endpoint(receiver.url())
+    async with world.notifier():
+        job = await world.outcome()
+        change = JobChanged(job_id=job.id, tenant_id=job.tenant_id, version=job.version, state=job.state)
+        for number in range(5):
+            await world.broker.publish(
+                Message(exchange=EVENTS, routing_key="outcome.cancelled", body=change.encode(), message_id=str(number))
+            )
+        await world.outcome()
+        await world.until("delivered", "delivered")
+
+    assert len(receiver.posts) == 2
+
+
+# --- processes that come and go --------------------------------------------------------------------------
+
+
+async def test_two_notifiers_at_once_lose_nothing_and_double_nothing(world: World, receiver: Receiver) -> None:
+    receiver.answer = with_status(500, 500, 500, 500, 500, 204)
+    await world.endpoint(receiver.url())
+    async with world.notifier(sweep=QUICK_SWEEP), world.notifier(sweep=QUICK_SWEEP):
+        for _ in range(30):
+            await world.outcome()
+        await world.until(*["delivered"] * 30)
+
+    assert len({post.id for post in receiver.posts}) == 30
+    assert len(receiver.posts) == 30 + 5
+
+
+async def test_an_endpoint_that_is_deleted_hears_no_more(world: World, receiver: Receiver) -> None:
+    receiver.answer = with_status(500)
+    made = await world.endpoint(receiver.url())
+    async with world.notifier(pace=Pace(lease_seconds=5.0, pauses_seconds=(0.3,) * 100, poll_seconds=0.02)):
+        await world.outcome()
+        await until(world.attempts, bool)
+        async with world.database.begin() as tx:
+            await stored.delete_endpoint(tx, world.tenant_id, made.endpoint.id)
+        heard = len(receiver.posts)
+        await world.outcome()
+        await world.until("abandoned")
+        # A later outcome goes by another way, and by then the deleted one would have been tried again.
+        await world.outcome(callback_url=receiver.url("/callback"))
+        await eventually(lambda: len(receiver.at("/callback")) >= 2)
+
+    assert len(receiver.at("/hook")) == heard
+    assert (await world.states())[0] == "abandoned"
+
+
+async def test_a_drain_finishes_the_posts_under_way(world: World, receiver: Receiver) -> None:
+    go_on = asyncio.Event()
+
+    async def slowly(post: Post) -> Any:
+        await go_on.wait()
+        return await with_status(204)(post)
+
+    receiver.answer = slowly
+    await world.endpoint(receiver.url())
+    async with world.notifier(drain_seconds=10.0):
+        await world.outcome()
+        await eventually(lambda: receiver.posts)
+        asyncio.get_running_loop().call_later(0.2, go_on.set)
+
+    assert await world.states() == ["delivered"]
+
+
+async def test_what_a_drain_cannot_finish_is_free_for_others_at_once(world: World, receiver: Receiver) -> None:
+    receiver.answer = never()
+    await world.endpoint(receiver.url())
+    pace = Pace(lease_seconds=3600.0, pauses_seconds=LONG, poll_seconds=0.02)
+    async with world.notifier(drain_seconds=0.0, pace=pace):
+        await world.outcome()
+        await eventually(lambda: receiver.posts)
+
+    receiver.answer = with_status(204)
+    async with world.notifier(pace=pace):
+        await world.until("delivered")
+
+    assert len({post.id for post in receiver.posts}) == 1
+
+
+async def test_a_wrong_vault_key_spends_no_attempt(world: World, receiver: Receiver) -> None:
+    await world.endpoint(receiver.url())
+    right, world.vault = world.vault, Vault.from_text(new_key())
+    async with world.notifier():
+        await world.outcome()
+        await until(world.states, bool)
+
+    assert await world.attempts() == []
+    assert receiver.posts == []
+    assert right is not world.vault
+
+
+async def test_killed_between_the_post_and_its_record_it_is_posted_again_with_the_same_id(
+    world: World, receiver: Receiver, database_url: str, tmp_path: Path
+) -> None:
+    receiver.answer = never()
+    made = await world.endpoint(receiver.url())
+    await world.outcome()
+    process = await _start_process(world, database_url, tmp_path)
+    try:
+        await eventually(lambda: receiver.posts, "posted by the process", seconds=30.0)
+    finally:
+        process.kill()
+        await process.wait()
+    assert await world.attempts() == []
+
+    receiver.answer = with_status(204)
+    async with world.notifier():
+        await world.until("delivered")
+
+    first, second = receiver.posts
+    assert (first.id, first.body) == (second.id, second.body)
+    second.verified(made.secret)
+
+
+async def test_the_process_starts_without_a_broker_and_ends_on_sigterm(
+    world: World, receiver: Receiver, database_url: str, tmp_path: Path
+) -> None:
+    await world.endpoint(receiver.url())
+    await world.outcome()
+    process = await _start_process(world, database_url, tmp_path)
+    try:
+        await world.until("delivered")
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10.0):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _start_process(world: World, database_url: str, tmp_path: Path) -> asyncio.subprocess.Process:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": "services",
+        "IMPRIMATUR_DATABASE_URL": database_url,
+        "IMPRIMATUR_BROKER_URL": "amqp://127.0.0.1:1/",
+        "IMPRIMATUR_VAULT_KEY": world.key,
+        "IMPRIMATUR_HTTP_HOST": "127.0.0.1",
+        "IMPRIMATUR_NOTIFIER_HTTP_PORT": "0",
+        "IMPRIMATUR_ALLOW_PRIVATE_ADDRESSES": "true",
+        "IMPRIMATUR_ALLOW_HTTP": "true",
+        "IMPRIMATUR_WEBHOOK_TIMEOUT_SECONDS": "2",
+        "IMPRIMATUR_WEBHOOK_LEASE_SECONDS": "3",
+        "IMPRIMATUR_WEBHOOK_SWEEP_SECONDS": "0.1",
+        "IMPRIMATUR_WEBHOOK_SWEEP_OLDER_THAN_SECONDS": "0",
+    }
+    with (tmp_path / "notifier.log").open("wb") as log:
+        return await asyncio.create_subprocess_exec(sys.executable, "-m", "notifier", env=environ, stderr=log)

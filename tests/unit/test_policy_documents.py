@@ -1,0 +1,70 @@
+"""Policies as they are stored and submitted."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from tests import makers
+from tests.unit.policies import policies
+
+from imprimatur.errors import InvalidRequest
+from imprimatur.evidence import Category
+from imprimatur.policy import FORBIDDEN, SENSITIVE, Decision, Policy, decide
+
+
+def test_the_defaults_are_those_of_the_design() -> None:
+    assert Policy() == Policy.from_document({})
+    assert Policy.from_document({"mode": "ai-powered", "auto_approve_threshold": 0.9}) == Policy()
+    assert frozenset(Category) == SENSITIVE | FORBIDDEN
+    assert not SENSITIVE & FORBIDDEN
+
+
+@given(policy=policies())
+def test_a_policy_survives_being_stored_as_json(policy: Policy) -> None:
+    assert Policy.from_document(json.loads(json.dumps(policy.document()))) == policy
+
+
+@pytest.mark.parametrize(
+    ("document", "field_"),
+    [
+        ({"auto_aprove_threshold": 0.9}, "auto_aprove_threshold"),
+        ({"": 1}, ""),
+        ({"mode": "yolo"}, "mode"),
+        ({"mode": None}, "mode"),
+        ({"mode": ["ai-powered"]}, "mode"),
+        ({"auto_approve_threshold": 1.01}, "auto_approve_threshold"),
+        ({"auto_approve_threshold": -0.01}, "auto_approve_threshold"),
+        ({"auto_approve_threshold": "0.9"}, "auto_approve_threshold"),
+        ({"auto_approve_threshold": None}, "auto_approve_threshold"),
+        ({"auto_approve_threshold": True}, "auto_approve_threshold"),
+        ({"auto_approve_threshold": math.nan}, "auto_approve_threshold"),
+        ({"auto_approve_threshold": math.inf}, "auto_approve_threshold"),
+        ({"auto_approve_threshold": 10**400}, "auto_approve_threshold"),
+        ({"auto_approve_threshold": 0.1}, "auto_reject_threshold"),
+        ({"auto_reject_threshold": 0.95}, "auto_reject_threshold"),
+        ({"detect_min": 0.9}, "detect_min"),
+        ({"block_min": 0.3}, "detect_min"),
+        ({"detect_min": [0.3]}, "detect_min"),
+        ({"always_human": ["politics"]}, "always_human"),
+        ({"always_human": "political"}, "always_human"),
+        ({"always_human": {"political": True}}, "always_human"),
+        ({"always_human": None}, "always_human"),
+        ({"always_human": [None]}, "always_human"),
+        ({"blocked": [["hate"]]}, "blocked"),
+        ({"blocked": ["alcohol"]}, "blocked"),
+    ],
+)
+def test_an_invalid_policy_is_refused_by_the_name_of_its_field(document: dict[str, object], field_: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        Policy.from_document(document)
+    assert refused.value.field == field_
+
+
+def test_a_category_may_move_from_always_human_to_blocked() -> None:
+    policy = Policy.from_document({"always_human": ["political"], "blocked": ["alcohol", "hate"]})
+    assert (policy.always_human, policy.blocked) == (
+        frozenset({Category.POLITICAL}),
+        frozenset({Category.ALCOHOL, Category.HATE}),
+    )
+    assert decide(policy, (), makers.evidence(detected={Category.ALCOHOL: 0.95})).decision is Decision.REJECTED
