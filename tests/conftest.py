@@ -14,11 +14,20 @@ from hypothesis import settings
 
 from imprimatur.storage import migrations
 from imprimatur.storage.database import Database
+from imprimatur.storage.schema import metadata
 
 #: Makes a database on the private PostgreSQL and returns its URL. `migrated=False` leaves it without tables.
 MakePostgresURL = Callable[..., str]
 
 _TEMPLATE = "imprimatur_template"
+#: Whoever is still connected is sent away first, with what they hold locked.
+_EMPTY = ";".join(
+    [
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        *(f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables)),
+    ]
+)
 
 # How long one example takes depends on what else the machine does.
 settings.register_profile("imprimatur", deadline=None)
@@ -58,13 +67,13 @@ def postgresql_url(postgresql: PrivatePostgres, postgresql_template: str) -> Ite
     def make(*, migrated: bool = True) -> str:
         name = f"test_{uuid.uuid4().hex}"
         template = postgresql_template if migrated else "TEMPLATE template0"
-        _wait_for(_ask(postgresql.dsn, f"CREATE DATABASE {name} {template}"))
+        _wait_for(_execute(postgresql.dsn, f"CREATE DATABASE {name} {template}"))
         made.append(name)
         return postgresql.url(name)
 
     yield make
     for name in made:
-        _wait_for(_ask(postgresql.dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+        _wait_for(_execute(postgresql.dsn, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture
@@ -74,18 +83,27 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'test.db'}"
 
 
+@pytest.fixture(scope="session")
+def emptied_postgresql(postgresql: PrivatePostgres, postgresql_template: str) -> str:
+    """A database for one test after the other: to empty one is ten times as fast as to copy one."""
+    _wait_for(_execute(postgresql.dsn, f"CREATE DATABASE emptied {postgresql_template}"))
+    return postgresql.url("emptied")
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest) -> str:
-    """The URL of a migrated, empty database of the test's own, once of each kind."""
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a migrated, empty database that no other test uses meanwhile, once of each kind."""
     if request.param == "sqlite":
-        return str(request.getfixturevalue("sqlite_url"))
-    make: MakePostgresURL = request.getfixturevalue("postgresql_url")
-    return make()
+        yield request.getfixturevalue("sqlite_url")
+    else:
+        url: str = request.getfixturevalue("emptied_postgresql")
+        yield url
+        _wait_for(_execute(url, _EMPTY))
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """A migrated, empty database of the test's own, once of each kind."""
+    """A migrated, empty database, once of each kind."""
     opened = Database(database_url)
     try:
         yield opened
@@ -101,10 +119,18 @@ async def _migrate(url: str) -> None:
         await database.close()
 
 
-async def _ask(dsn: str, statement: str) -> object:
+async def _ask(dsn: str, query: str) -> object:
     connection = await asyncpg.connect(dsn)
     try:
-        return await connection.fetchval(statement)
+        return await connection.fetchval(query)
+    finally:
+        await connection.close()
+
+
+async def _execute(dsn: str, statements: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statements)
     finally:
         await connection.close()
 

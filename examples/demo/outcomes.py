@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from examples.demo.material import Item
+
 from cli.tables import word
 from imprimatur.client import is_settled
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED
 from imprimatur.v1.job_pb2 import Job, JobState
-
-from examples.demo.material import Item
 
 #: A job's id and the webhook's type, such as "job.succeeded".
 Outcome = tuple[str, str]

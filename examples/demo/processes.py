@@ -1,4 +1,4 @@
-"""The demo's two processes: `imprimatur serve` on a fresh folder, and the webhook receiver. Nothing is reviewed here."""
+"""The demo's two processes: `imprimatur serve` on a fresh folder, and the webhook receiver. Nothing else lives here."""
 
 import asyncio
 import json
@@ -58,16 +58,17 @@ async def running() -> AsyncIterator[Running]:
             callback_url=await _receive(folder, access["webhook_secret"], started),
         )
     except Exception as fault:
-        raise DemoFailed(f"{fault}\n\nThe end of the server's log:\n{_tail(folder / 'serve.log')}") from fault
+        words = "\n".join(_words(fault))
+        raise DemoFailed(f"{words}\n\nThe end of the server's log:\n{_tail(folder / 'serve.log')}") from fault
     finally:
-        _stop(reversed_order=started[::-1])
+        _stop(started[::-1])
         shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _serve(folder: Path, started: list[Process]) -> dict[str, str]:
     """Start the server; returns what it leaves in client.json once it is ready."""
     data = folder / "data"
-    command = [sys.executable, "-m", "cli", "serve", "--data", data, "--port", "0", "--metrics-port", "0"]
+    command = [sys.executable, "-m", "cli", "serve", "--data", str(data), "--port", "0", "--metrics-port", "0"]
     server = _spawn(command, folder / "serve.log", dict(os.environ), started)
     left = data / "client.json"
     await _until(left.exists, server, "imprimatur serve")
@@ -78,13 +79,13 @@ async def _serve(folder: Path, started: list[Process]) -> dict[str, str]:
 async def _receive(folder: Path, secret: str, started: list[Process]) -> str:
     """Start the receiver; returns its address, which it prints at the end of its first line."""
     log = folder / "receiver.log"
-    command = [sys.executable, webhook_receiver.__file__, "--out", folder / "webhooks.jsonl", "--port", "0"]
+    command = [sys.executable, webhook_receiver.__file__, "--out", str(folder / "webhooks.jsonl"), "--port", "0"]
     receiver = _spawn(command, log, {**os.environ, webhook_receiver.SECRET_VARIABLE: secret}, started)
     await _until(lambda: log.read_text().endswith("\n"), receiver, "the webhook receiver")
     return log.read_text().splitlines()[0].split()[-1]
 
 
-def _spawn(command: list[str | Path], log: Path, environ: dict[str, str], started: list[Process]) -> Process:
+def _spawn(command: list[str], log: Path, environ: dict[str, str], started: list[Process]) -> Process:
     """In a session of its own: Ctrl-C is ours, and we end what we started in good order."""
     dies_with_us = shutil.which("setpriv") is not None
     process = processes.spawn(command, log=log, environ=environ, die_with_parent=dies_with_us)
@@ -103,12 +104,18 @@ async def _until(ready: Callable[[], bool], process: Process, name: str) -> None
         raise DemoFailed(f"{name} was not ready within {_START_SECONDS:g} s.") from None
 
 
-def _stop(reversed_order: list[Process]) -> None:
-    for process in reversed_order:
+def _stop(ordered: list[Process]) -> None:
+    for process in ordered:
         family = processes.family(process)
         process.send(signal.SIGTERM)
         processes.wait_gone(family, _STOP_SECONDS)
         processes.end(family)
+
+
+def _words(fault: Exception) -> list[str]:
+    if isinstance(fault, ExceptionGroup):
+        return [word for inner in fault.exceptions for word in _words(inner)]
+    return [str(fault) or type(fault).__name__]
 
 
 def _tail(log: Path) -> str:

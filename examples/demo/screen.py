@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from cli import tables
-from cli.output import one_line, plain
-from imprimatur.client import is_settled
-from imprimatur.v1.creative_pb2 import Confidence, Decision, PolicyTrigger
-from imprimatur.v1.job_pb2 import Job, JobState
+from examples.demo.material import Item
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from examples.demo.material import Item
+from cli import tables
+from cli.output import one_line, plain
+from imprimatur.client import is_settled
+from imprimatur.v1.creative_pb2 import Confidence, Decision, PolicyTrigger
+from imprimatur.v1.job_pb2 import Job, JobState
 
 _REFRESHES_PER_SECOND = 10
 _WIDTH_OF_A_PIPE = 200

@@ -72,6 +72,7 @@ async def serving(
         around = Surroundings(database=database, broker=broker)
         try:
             await migrations.upgrade(database)
+            await webhooks.require_vault_opens(database, vault)
             await broker.start()
             outbox.start()
             await _pick_up(database)

@@ -56,7 +56,8 @@ def run(arguments: list[str]) -> int:
     try:
         return _code(app(arguments, prog_name="imprimatur", standalone_mode=False))
     except typer.TyperException as error:
-        complain(_usage(error))
+        if error.format_message():  # else help was asked for by saying nothing, and has been shown
+            complain(_usage(error))
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED

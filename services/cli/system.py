@@ -1,7 +1,7 @@
 """Commands about the whole: status and stats."""
 
 import typer
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 
 from cli import tables
 from cli.arguments import SinceOption, UntilOption
@@ -47,7 +47,7 @@ def _status(answer: GetSystemStatusResponse) -> RenderableType:
             ("server version", answer.server_version),
         ]
     )
-    return Group(facts, queues)
+    return tables.sections(facts, queues)
 
 
 def _dependency(found: DependencyStatus) -> str:
@@ -87,4 +87,4 @@ def _stats(answer: GetStatsResponse) -> RenderableType:
     for error in answer.errors:
         errors.add_row(str(error.attempts), plain(error.code))
     window = tables.facts([("from", tables.when(answer.since)), ("until", tables.when(answer.until))])
-    return Group(window, types, *([hours] if answer.hours else []), *([errors] if answer.errors else []))
+    return tables.sections(window, types, *([hours] if answer.hours else []), *([errors] if answer.errors else []))

@@ -8,12 +8,12 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from cli.output import plain
+from imprimatur.client import is_terminal
 from imprimatur.v1.creative_pb2 import (
     Category,
     Confidence,
@@ -24,8 +24,11 @@ from imprimatur.v1.creative_pb2 import (
     PolicyTrigger,
     Recommendation,
 )
-from imprimatur.v1.job_pb2 import AttemptOutcome, Job, JobEvent, JobState, Priority
+from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING, AttemptOutcome, Job, JobEvent, JobState, Priority
 from imprimatur.v1.review_service_pb2 import PendingReview
+
+_IDS = frozenset({"JOB", "ENDPOINT"})
+_ID_WIDTH = 36
 
 _STYLES = {
     "succeeded": "green",
@@ -73,10 +76,10 @@ def seconds(message: Message, field: str) -> str:
 
 
 def table(*columns: str) -> Table:
-    """An empty table; ids, times and words are never cut, what is last may be."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    """An empty table. Ids are never cut, for they are needed whole; what is last gives way first."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns[:-1]:
-        made.add_column(column, no_wrap=True)
+        made.add_column(column, no_wrap=True, min_width=_ID_WIDTH if column in _IDS else None)
     made.add_column(columns[-1], overflow="fold")
     return made
 
@@ -93,17 +96,27 @@ def coloured(text: str) -> Text:
 
 def jobs(found: Iterable[Job]) -> Table:
     """One line a job."""
-    made = table("JOB", "STATE", "SUBJECT", "DECISION", "PROGRESS", "CREATED", "WHY")
+    made = table("JOB", "STATE", "SUBJECT", "DECISION", "CREATED", "WHY")
     for job in found:
         made.add_row(
             plain(job.id),
             state_text(job.state),
             plain(job.subject_id),
             coloured(decision_of(job)),
-            plain(progress_of(job)),
             plain(when(job.create_time)),
-            plain(_why(job)),
+            plain(progress_of(job) or _why(job)),
         )
+    return made
+
+
+def board(watched: Iterable[Job]) -> Table:
+    """One short line a job, to be looked at while it changes."""
+    made = table("JOB", "STATE", "SUBJECT")
+    made.add_column("NOW", overflow="ellipsis")
+    for job in watched:
+        why = word(PolicyTrigger, job.creative_review.ai_review.policy_triggered)
+        outcome = (decision_of(job) if is_terminal(job) else why) or job.error.code
+        made.add_row(plain(job.id), state_text(job.state), plain(job.subject_id), plain(progress_of(job) or outcome))
     return made
 
 
@@ -113,8 +126,8 @@ def decision_of(job: Job) -> str:
 
 
 def progress_of(job: Job) -> str:
-    """Such as "40% examining"."""
-    return f"{job.progress.percent}% {job.progress.stage}" if job.HasField("progress") else ""
+    """Such as "40% examining" while it runs."""
+    return f"{job.progress.percent}% {job.progress.stage}".strip() if job.state == JOB_STATE_RUNNING else ""
 
 
 def _why(job: Job) -> str:
@@ -133,7 +146,13 @@ def job_in_full(job: Job) -> RenderableType:
         parts.append(_review(job.creative_review))
     if job.attempt_history:
         parts.append(_attempts(job))
-    return Group(*parts)
+    return sections(*parts)
+
+
+def sections(*parts: RenderableType) -> Group:
+    """The parts under each other, with a blank line between."""
+    first, *rest = parts
+    return Group(first, *(item for part in rest for item in (Text(), part)))
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Table:
@@ -196,7 +215,7 @@ def _review(review: CreativeReviewResult) -> RenderableType:
         findings.add_row(
             plain(finding.field), plain(word(Category, finding.category)), f"{finding.score:.2f}", plain(told)
         )
-    return Group(facts(pairs), findings)
+    return sections(facts(pairs), findings)
 
 
 def _attempts(job: Job) -> Table:
@@ -241,7 +260,7 @@ def review_in_full(review: PendingReview) -> RenderableType:
     """What is to be decided, and what the AI made of it."""
     claim = f"{review.claimed_by} until {when(review.claimed_until)}" if review.claimed_by else ""
     waiting = facts([("waiting since", when(review.waiting_since)), ("claimed by", claim)])
-    return Group(facts(_creative_facts(review.creative)), waiting, job_in_full(review.job))
+    return sections(facts(_creative_facts(review.creative)), waiting, job_in_full(review.job))
 
 
 def _creative_facts(creative: Creative) -> Iterable[tuple[str, object]]:

@@ -133,7 +133,7 @@ class Board:
         counts = Counter(tables.word(JobState, job.state) for job in self._jobs.values())
         told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
         ordered = sorted(self._jobs.values(), key=self.rests)  # what moves stays in sight
-        return Group(plain(f"{len(self._jobs)} jobs: {told}"), tables.jobs(ordered))
+        return Group(plain(f"{len(self._jobs)} in all: {told}"), tables.board(ordered))
 
 
 def _as_line(job: Job) -> str:

@@ -3,7 +3,6 @@
 from gateway.server import Listener
 from gateway.service import gateway
 from gateway.settings import GatewaySettings
-from imprimatur.guard import Guard
 from imprimatur.process import run_service, surroundings
 from imprimatur.runtime import http_port, until_signalled
 
@@ -11,7 +10,6 @@ from imprimatur.runtime import http_port, until_signalled
 async def run(settings: GatewaySettings) -> None:
     """Run a gateway as these settings say, until SIGTERM or SIGINT."""
     vault = settings.open_vault()
-    guard = Guard(allow_private=settings.allow_private_addresses, allow_http=settings.allow_http)
     listener = Listener(
         host=settings.grpc_host,
         port=settings.grpc_port,
@@ -27,7 +25,7 @@ async def run(settings: GatewaySettings) -> None:
             around.database,
             around.broker,
             vault,
-            guard,
+            settings.guard(),
             listener,
             lease_seconds=settings.lease_seconds,
             drain_seconds=settings.drain_seconds,

@@ -99,8 +99,9 @@ class Doorkeeper:
         )
 
     async def _find(self, secret: str) -> ApiKey:
+        now = time.monotonic()
         found_at, key = self._known.get(secret, (0.0, None))
-        if key is not None and time.monotonic() - found_at < KEY_MEMORY_SECONDS:
+        if key is not None and now - found_at < KEY_MEMORY_SECONDS:
             return key
         async with self._database.read() as reader:
             key = await tenants.find_key(reader, secret)
@@ -109,7 +110,7 @@ class Doorkeeper:
             raise Unauthenticated("the API key is unknown or was revoked")
         if len(self._known) >= _MEMORY_SIZE:
             self._known.clear()
-        self._known[secret] = (time.monotonic(), key)
+        self._known[secret] = (now, key)
         return key
 
 

@@ -88,8 +88,9 @@ class Dispatcher:
                 metrics.leases_lost.inc()
                 log.warning("a worker fell silent; its job is queued again", job_id=str(row.id), claim_no=row.claim_no)
         metrics.jobs_released.labels("dispatcher").inc(await dispatch.release_due(tx, room=room))
-        if room > SPARE_RELEASES // 2:
-            metrics.jobs_released.labels("again").inc(await dispatch.reissue(tx, limit=room))
+        # With little room left, idle workers tell that what fills it was lost on the way to them.
+        if room > SPARE_RELEASES // 2 or await dispatch.idle_slots(tx, silent_seconds=self._silent_seconds):
+            metrics.jobs_released.labels("again").inc(await dispatch.reissue(tx, limit=max(room, SPARE_RELEASES)))
         await end_overdue(tx)
 
     def _note_contact(self) -> None:

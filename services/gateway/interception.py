@@ -11,11 +11,12 @@ from typing import Any, TypeAlias, cast
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
 from gateway import errors
 from gateway.access import Doorkeeper, serve_as
 from imprimatur import metrics
-from imprimatur.errors import RequestError
+from imprimatur.errors import InvalidRequest, RequestError
 
 log = structlog.get_logger(__name__)
 
@@ -45,14 +46,13 @@ class Edge(grpc.aio.ServerInterceptor):
         if handler is None or method.startswith(_OPEN_SERVICES):
             return handler
         call = _Call(self._doorkeeper, method)
+        parse = _parser(handler.request_deserializer)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                call.streaming(cast(Any, handler.unary_stream)),
-                handler.request_deserializer,
-                handler.response_serializer,
+                call.streaming(cast(Any, handler.unary_stream)), parse, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            call.unary(cast(Any, handler.unary_unary)), handler.request_deserializer, handler.response_serializer
+            call.unary(cast(Any, handler.unary_unary)), parse, handler.response_serializer
         )
 
 
@@ -70,7 +70,7 @@ class _Call:
             try:
                 async with asyncio.timeout(_allowed_seconds(context)):
                     await self._admit(context)
-                    response = await handle(request, context)
+                    response = await handle(_parsed(request), context)
             except Exception as fault:  # the edge: every fault becomes a status here
                 await self._refuse(context, fault)
                 raise  # not reached: abort raises
@@ -85,7 +85,8 @@ class _Call:
             with metrics.open_streams.labels(self._rpc).track_inprogress():
                 try:
                     await self._admit(context)
-                    async for response in handle(request, context):
+                    async for response in handle(_parsed(request), context):
+                        await self._admit(context)  # the key may have been revoked meanwhile
                         yield response
                 except asyncio.CancelledError:
                     self._count("CANCELLED")
@@ -109,6 +110,26 @@ class _Call:
 
     def _count(self, code: str) -> None:
         metrics.rpc_requests.labels(self._rpc, code).inc()
+
+
+def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """The deserializer, with its fault as a value: what it raises, grpcio would send to the client as it is."""
+    if deserialize is None:
+        return None
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as fault:
+            return fault
+
+    return parse
+
+
+def _parsed(request: Any) -> Any:
+    if isinstance(request, DecodeError):
+        raise InvalidRequest("request", "is not a protobuf message of this method, or holds text that is not UTF-8")
+    return request
 
 
 def _allowed_seconds(context: grpc.aio.ServicerContext[Any, Any]) -> float:

@@ -1,5 +1,6 @@
 """JobService: accept, find, watch, cancel, retry, and say how the system is."""
 
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from gateway import statistics, validation
 from gateway.access import Caller, caller
 from gateway.dispatcher import Dispatcher
 from gateway.errors import known, status_of
-from gateway.paging import position_of, token_of
+from gateway.paging import foreign_token, position_of, token_of
 from gateway.validation import id_of, job_not_found
 from gateway.watching import Watchtower
 from imprimatur import metrics
@@ -37,6 +38,9 @@ from imprimatur.wire.jobs import event_to_wire, job_to_wire
 log = structlog.get_logger(__name__)
 
 _RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
+_DAY = timedelta(hours=24)
+_FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
+_VERSION = re.compile(r"[0-9]{1,18}")
 
 
 class Jobs(JobServiceServicer):
@@ -84,7 +88,7 @@ class Jobs(JobServiceServicer):
     def _checked(self, item: pb.SubmitJobRequest, who: Caller, path: str) -> NewJob | RequestError:
         try:
             return validation.new_job(item, who, self._guard, datetime.now(UTC))
-        except InvalidRequest as error:
+        except RequestError as error:
             return error.within(path)
         except ImprimaturError as error:
             return known(error, rpc="BatchSubmitJobs")
@@ -121,7 +125,7 @@ class Jobs(JobServiceServicer):
         size = validation.page_size_within(request.page_size, 50, 500)
         wanted = validation.filter_of(request.filter)
         position = position_of(request.page_token, 1, request.filter)
-        before = id_of(position[0], "page_token") if position else None
+        before = _id_in_token(position[0]) if position else None
         async with self._database.read() as reader:
             found = await jobs.list_newest(reader, caller().owner, wanted, before=before, limit=size + 1)
         page = found[:size]
@@ -135,8 +139,8 @@ class Jobs(JobServiceServicer):
         job_id = id_of(request.job_id)
         size = validation.page_size_within(request.page_size, 100, 1000)
         position = position_of(request.page_token, 2)
-        if position and (position[0] != str(job_id) or not position[1].isdecimal()):
-            raise InvalidRequest("page_token", "belongs to another job", reason="INVALID_PAGE_TOKEN")
+        if position and (position[0] != str(job_id) or not _VERSION.fullmatch(position[1])):
+            raise foreign_token()
         after = int(position[1]) if position else 0
         async with self._database.read() as reader:
             if await jobs.find(reader, caller().owner, job_id) is None:
@@ -223,19 +227,27 @@ class Jobs(JobServiceServicer):
         """What was created and finished in a window of time."""
         now = datetime.now(UTC)
         until = validation.instant_of(request.until, "until") or now
-        since = validation.instant_of(request.since, "since") or until - timedelta(hours=24)
+        since = validation.instant_of(request.since, "since") or until - min(_DAY, until - _FIRST_INSTANT)
         if not timedelta(0) < until - since <= timedelta(days=366):
             raise InvalidRequest("since", "must be before until, by 366 days at most")
         return await statistics.stats(self._database, caller().owner, since, until)
 
 
+def _id_in_token(text: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise foreign_token() from None
+
+
 def _accepted(submitted: Submitted, who: Caller, path: str = "") -> pb.SubmitJobResponse:
     if not submitted.same_content:
+        mine = who.owner.user_id in ("", submitted.job.user_id)
         raise AlreadyExists(
             f"{path}request_id: stands for a job with other content already; use a new request_id",
             reason="REQUEST_ID_REUSED",
             field=f"{path}request_id",
-            job_id=str(submitted.job.id),
+            **({"job_id": str(submitted.job.id)} if mine else {}),
         )
     return pb.SubmitJobResponse(job=job_to_wire(submitted.job, who.tenant_name), already_accepted=not submitted.created)
 

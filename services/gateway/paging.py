@@ -27,13 +27,18 @@ def position_of(token: str, length: int, filtered_by: Message | None = None) -> 
         padded = token + "=" * (-len(token) % 4)
         position: list[str]
         mark, *position = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise _refused("is not a page token of this server") from None
     if len(position) != length or not all(isinstance(item, str) for item in position):
         raise _refused("is not a page token of this list")
     if mark != _mark(filtered_by):
         raise _refused("belongs to a list with another filter")
     return position
+
+
+def foreign_token() -> InvalidRequest:
+    """The refusal of a token whose parts cannot be a position in the list asked for."""
+    return _refused("is not a page token of this list")
 
 
 def _mark(filtered_by: Message | None) -> str:

@@ -1,17 +1,18 @@
 """ReviewService: what waits for a person, who holds it, and what they decide."""
 
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
+from textwrap import shorten
 from typing import Any
 
 from gateway import validation
 from gateway.access import Caller, caller
-from gateway.paging import position_of, token_of
+from gateway.paging import foreign_token, position_of, token_of
 from gateway.validation import id_of, job_not_found
 from imprimatur import metrics
 from imprimatur.errors import FailedPrecondition, InvalidRequest, PermissionDenied, RequestError
 from imprimatur.evidence import Recommendation
-from imprimatur.job import State
+from imprimatur.job import Priority, State
 from imprimatur.policy import Decision
 from imprimatur.storage import clock, jobs, people
 from imprimatur.storage.database import Database, Reader
@@ -147,7 +148,7 @@ async def _why_not(reader: Reader, who: Caller, job_id: uuid.UUID) -> RequestErr
     decided = await people.latest_decision(reader, job_id)
     if job.state is State.SUCCEEDED and decided is not None:
         return FailedPrecondition(
-            f"{decided.reviewer} has already {decided.decision} it: {decided.reason}",
+            f"{decided.reviewer} has already {decided.decision} it: {shorten(decided.reason, 100)}",
             reason="ALREADY_DECIDED",
             reviewer=decided.reviewer,
             decision=decided.decision,
@@ -168,6 +169,9 @@ def _position(token: str) -> Position | None:
     if parts is None:
         return None
     try:
-        return int(parts[0]), datetime.fromisoformat(parts[1]), uuid.UUID(parts[2])
+        priority, created_at, job_id = Priority(int(parts[0])), datetime.fromisoformat(parts[1]), uuid.UUID(parts[2])
     except ValueError:
-        raise InvalidRequest("page_token", "is not a page token of this list", reason="INVALID_PAGE_TOKEN") from None
+        raise foreign_token() from None
+    if created_at.tzinfo is not UTC:
+        raise foreign_token()
+    return int(priority), created_at, job_id

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from imprimatur.settings import LeaseSettings, SharedSettings, VaultSettings
+from imprimatur.settings import AddressSettings, LeaseSettings, SharedSettings, VaultSettings
 
 
-class GatewaySettings(SharedSettings, LeaseSettings, VaultSettings):
+class GatewaySettings(SharedSettings, LeaseSettings, VaultSettings, AddressSettings):
     """What `imprimatur gateway` reads from the environment."""
 
     grpc_host: str = Field(default="0.0.0.0", description="Address of the gRPC port")  # noqa: S104  # in a container, all
@@ -24,7 +24,3 @@ class GatewaySettings(SharedSettings, LeaseSettings, VaultSettings):
     grpc_max_connection_age_seconds: int = Field(
         default=0, ge=0, description="Ask clients to reconnect after so long, to spread them again; 0: never"
     )
-    allow_private_addresses: bool = Field(
-        default=False, description="Let webhooks go to private and loopback addresses; same in the notifier"
-    )
-    allow_http: bool = Field(default=False, description="Let webhooks go to http:// addresses; same in the notifier")

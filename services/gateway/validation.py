@@ -66,6 +66,7 @@ def seconds_within(span: Duration, field: str, least: float, most: float, defaul
     if span == Duration():
         return default
     try:
+        span.ToJsonString()  # ToTimedelta takes any nanos
         seconds = span.ToTimedelta().total_seconds()
     except (ValueError, OverflowError):
         raise InvalidRequest(field, "is not a valid duration") from None

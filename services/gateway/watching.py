@@ -84,6 +84,32 @@ class Changes:
         return taken, reread
 
 
+class Sent:
+    """What one follower of many has been given."""
+
+    def __init__(self) -> None:
+        self.live: dict[uuid.UUID, int] = {}  #: the versions of those that match and may change again
+        self._ended: dict[uuid.UUID, None] = {}  # in the order in which they were sent
+
+    def is_news(self, job: Job) -> bool:
+        """Whether it has not been sent in this version; from now on it has."""
+        if job.id in self._ended or job.version <= self.live.get(job.id, 0):
+            return False
+        if job.state.terminal:
+            self.live.pop(job.id, None)
+            self._ended[job.id] = None
+            if len(self._ended) > MOST_WATCHED_TOGETHER:
+                del self._ended[next(iter(self._ended))]
+        else:
+            self.live[job.id] = job.version
+        return True
+
+    def forget(self, ids: set[uuid.UUID]) -> None:
+        """These do not match any more."""
+        for job_id in ids:
+            self.live.pop(job_id, None)
+
+
 class Watchtower:
     """All watch streams of this gateway.
 
@@ -98,7 +124,7 @@ class Watchtower:
         self._followers: defaultdict[uuid.UUID, set[Changes]] = defaultdict(set)
         self._dirty: dict[uuid.UUID, float] = {}
         self._subscription: Subscription | None = None
-        self._reader = Loop("watch-reader", self._read_dirty, interval_seconds=3600.0)
+        self._reader = Loop("watch-reader", self._read_dirty, interval_seconds=1.0)
         self._rereader = Loop("watch-rereader", self._reread, interval_seconds=reread_seconds)
         self._draining = False
 
@@ -152,19 +178,22 @@ class Watchtower:
             Unavailable: this gateway is going away.
             ResourceExhausted: too many jobs match.
         """
-        sent: dict[uuid.UUID, int] = {}
+        sent = Sent()
         with self._changes(owner.tenant_id) as changes:
             for job in await self._unfinished(owner, wanted):
-                yield _sent(sent, job)
+                if sent.is_news(job):
+                    yield job
             yield None
             while True:
                 self._refuse_when_draining()
                 ids, reread = await changes.taken()
                 if reread:
-                    ids |= set(sent) | {job.id for job in await self._unfinished(owner, wanted)}
-                for job in await self._read(owner, wanted, ids):
-                    if job.version > sent.get(job.id, 0):
-                        yield _sent(sent, job)
+                    ids |= set(sent.live) | {job.id for job in await self._unfinished(owner, wanted)}
+                found = await self._read(owner, wanted, ids)
+                sent.forget(ids - {job.id for job in found})
+                for job in found:
+                    if sent.is_news(job):
+                        yield job
 
     async def _unfinished(self, owner: Owner, wanted: Filter) -> list[Job]:
         async with self._database.read() as reader:
@@ -256,12 +285,3 @@ class Watchtower:
         for slot in self._slots.get(job.id, ()):
             slot.put(job)
             metrics.watch_lag_seconds.observe(time.perf_counter() - since)
-
-
-def _sent(sent: dict[uuid.UUID, int], job: Job) -> Job:
-    """Remember what was sent of a live job; nothing follows a terminal one."""
-    if job.state.terminal:
-        sent.pop(job.id, None)
-    else:
-        sent[job.id] = job.version
-    return job

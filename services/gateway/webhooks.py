@@ -66,7 +66,7 @@ def _event_types(request: pb.CreateWebhookEndpointRequest) -> list[str]:
     for place, name in enumerate(request.event_types):
         if name not in WEBHOOK_EVENT_TYPES:
             allowed = ", ".join(WEBHOOK_EVENT_TYPES)
-            raise InvalidRequest(f"event_types[{place}]", f"{name!r} is not one of {allowed}")
+            raise InvalidRequest(f"event_types[{place}]", f"{name[:70]!r} is not one of {allowed}")
     return sorted(set(request.event_types))
 
 

@@ -30,6 +30,13 @@ class RequestError(ImprimaturError):
         self.reason = reason or type(self).reason
         self.metadata = metadata
 
+    def within(self, path: str) -> "RequestError":
+        """The same about a field of a larger request: "items[3]." before "labels" gives "items[3].labels"."""
+        if "field" not in self.metadata:
+            return self
+        outer = self.metadata | {"field": path + self.metadata["field"]}
+        return type(self)(path + self.message, reason=self.reason, **outer)
+
 
 class InvalidRequest(RequestError):
     """A field has a value that is not allowed. `metadata["field"]` is its path, e.g. "items[3].task"."""
@@ -43,7 +50,7 @@ class InvalidRequest(RequestError):
         self.description = message
 
     def within(self, path: str) -> "InvalidRequest":
-        """The same about a field of a larger request: "items[3]." before "labels" gives "items[3].labels"."""
+        """As for every RequestError."""
         outer = dict(self.metadata)
         del outer["field"]
         return InvalidRequest(path + self.field, self.description, reason=self.reason, **outer)
@@ -122,12 +129,25 @@ class AttemptError(ImprimaturError):
     """
 
     code: str = "internal"
+    #: What it cost nonetheless: at which engine, in tokens and in millionths of a US dollar.
+    engine: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_micros: int = 0
 
     def __init__(self, message: str, *, code: str | None = None, stage: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.code = code or type(self).code
         self.stage = stage
+
+    def after_spending(
+        self, engine: str, *, input_tokens: int = 0, output_tokens: int = 0, cost_micros: int = 0
+    ) -> "AttemptError":
+        """The same error, with what the attempt cost."""
+        self.engine = engine
+        self.input_tokens, self.output_tokens, self.cost_micros = input_tokens, output_tokens, cost_micros
+        return self
 
 
 class TransientError(AttemptError):

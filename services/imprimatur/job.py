@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
 
-from imprimatur.errors import AttemptError, ImprimaturError, PermanentError, UnreviewableInput
+from imprimatur.errors import AttemptError, ImprimaturError, PermanentError, TimedOut, UnreviewableInput
 from imprimatur.retry import Backoff
 
 
@@ -131,6 +131,11 @@ def step(state: State, happening: Happening) -> Transition:
     if state not in transition.sources:
         raise IllegalTransition(f"{happening.name} cannot happen to a job that is {state}")
     return transition
+
+
+def outcome_of(error: AttemptError) -> AttemptOutcome:
+    """How an attempt ended that ended with `error`."""
+    return AttemptOutcome.TIMED_OUT if isinstance(error, TimedOut) else AttemptOutcome.FAILED
 
 
 def after_giving_up(job_type: JobType, error: AttemptError) -> Happening:
@@ -272,3 +277,5 @@ class Claim:
     max_attempts: int
     timeout_seconds: float
     remaining_seconds: float  #: until the job's deadline, when it was claimed
+    priority: Priority = Priority.NORMAL
+    first_wait_seconds: float | None = None  #: from when it was due until it was claimed; None but for the first claim

@@ -31,7 +31,11 @@ def configure_logging(*, level: str = "info", json: bool | None = None) -> None:
         json: None chooses by whether standard error is a terminal.
     """
     as_json = not sys.stderr.isatty() if json is None else json
-    renderer = structlog.processors.JSONRenderer(sort_keys=True) if as_json else structlog.dev.ConsoleRenderer()
+    renderer = (
+        structlog.processors.JSONRenderer(sort_keys=True)
+        if as_json
+        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)  # locals hold secrets
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -46,6 +50,8 @@ def configure_logging(*, level: str = "info", json: bool | None = None) -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
+    for chatty in ("aiormq", "aio_pika"):  # what they report with traces, the broker's adapter reports in a line
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
 async def until_signalled() -> None:

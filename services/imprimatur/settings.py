@@ -10,13 +10,17 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imprimatur.errors import ConfigurationError
+from imprimatur.guard import Guard
 from imprimatur.vault import Vault
+
+#: Each class has it: commands read a single one, such as the vault's.
+_CONFIG = SettingsConfigDict(env_prefix="IMPRIMATUR_", extra="ignore")
 
 
 class SharedSettings(BaseSettings):
     """What gateway, reviewer and notifier have in common."""
 
-    model_config = SettingsConfigDict(env_prefix="IMPRIMATUR_", extra="ignore")
+    model_config = _CONFIG
 
     database_url: str = Field(description="Where everything is kept: postgresql://user:password@host/name", repr=False)
     broker_url: str = Field(description="RabbitMQ: amqp://user:password@host/ (amqps:// for TLS)", repr=False)
@@ -34,6 +38,8 @@ class SharedSettings(BaseSettings):
 class LeaseSettings(BaseSettings):
     """The lease that reviewers hold and gateways watch; the same values in both."""
 
+    model_config = _CONFIG
+
     lease_seconds: float = Field(
         default=3.0, gt=0, description="A reviewer silent for so long loses its jobs to others; same in all services"
     )
@@ -41,6 +47,8 @@ class LeaseSettings(BaseSettings):
 
 class VaultSettings(BaseSettings):
     """Where the key for secrets at rest comes from: one of the two."""
+
+    model_config = _CONFIG
 
     vault_key: str | None = Field(
         default=None, repr=False, description="Key for secrets at rest (`imprimatur keys vault` makes one)"
@@ -59,6 +67,23 @@ class VaultSettings(BaseSettings):
             return Vault.from_text(self.vault_key)
         assert self.vault_key_file is not None
         return Vault.from_file(self.vault_key_file)
+
+
+class AddressSettings(BaseSettings):
+    """Which addresses webhooks may go to; the same values in the gateway, which checks URLs, and the notifier."""
+
+    model_config = _CONFIG
+
+    allow_private_addresses: bool = Field(
+        default=False, description="Let webhooks go to private and loopback addresses; same in gateway and notifier"
+    )
+    allow_http: bool = Field(
+        default=False, description="Let webhooks go to http:// addresses; same in gateway and notifier"
+    )
+
+    def guard(self) -> Guard:
+        """The guard that these settings make."""
+        return Guard(allow_private=self.allow_private_addresses, allow_http=self.allow_http)
 
 
 def explain(fault: ValidationError) -> ConfigurationError:

@@ -1,6 +1,5 @@
 """`python -m notifier`: settings from the environment, everything put together, until SIGTERM."""
 
-from imprimatur.guard import Guard
 from imprimatur.process import run_service, surroundings
 from imprimatur.runtime import http_port, until_signalled
 from imprimatur.webhooks import require_vault_opens
@@ -14,7 +13,6 @@ from notifier.settings import NotifierSettings
 async def run(settings: NotifierSettings) -> None:
     """Run a notifier as these settings say, until SIGTERM or SIGINT."""
     vault = settings.open_vault()
-    guard = Guard(allow_private=settings.allow_private_addresses, allow_http=settings.allow_http)
     limits = Limits(
         total=settings.webhook_concurrency,
         per_host=settings.webhook_concurrency_per_host,
@@ -35,7 +33,7 @@ async def run(settings: NotifierSettings) -> None:
             around.database,
             around.broker,
             vault,
-            guard,
+            settings.guard(),
             limits=limits,
             pace=pace,
             sweep=sweep,

@@ -67,6 +67,7 @@ class Deliverer:
         self._behind = ""  # the lane after which the next pass begins
         self._more = False  # more was due than there was room for
         self._stopping = False
+        self._passing = asyncio.Lock()
 
     def start(self) -> None:
         """Begin with what is due."""
@@ -76,7 +77,8 @@ class Deliverer:
     async def stop(self, *, drain_seconds: float) -> None:
         """Begin nothing more, finish the posts under way for `drain_seconds` at most, give back the rest."""
         self._stopping = True
-        await self._loop.stop()
+        async with self._passing:  # not between a lease and its delivery
+            await self._loop.stop()
         unfinished: Mapping[asyncio.Task[None], Lease] = {}
         if self._posts:
             await asyncio.wait(self._posts, timeout=drain_seconds)
@@ -118,6 +120,10 @@ class Deliverer:
     # --- what is due -------------------------------------------------------------------------------------
 
     async def _deliver_due(self) -> None:
+        async with self._passing:
+            await self._pass()
+
+    async def _pass(self) -> None:
         self._more = False
         if self._room.free <= 0:
             self._more = True

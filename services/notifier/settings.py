@@ -4,11 +4,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from imprimatur.settings import SharedSettings, VaultSettings
+from imprimatur.settings import AddressSettings, SharedSettings, VaultSettings
 from notifier.schedule import RECOMMENDED_PAUSES_SECONDS
 
 
-class NotifierSettings(SharedSettings, VaultSettings):
+class NotifierSettings(SharedSettings, VaultSettings, AddressSettings):
     """What `imprimatur notifier` reads from the environment."""
 
     notifier_http_port: int = Field(
@@ -34,10 +34,6 @@ class NotifierSettings(SharedSettings, VaultSettings):
     webhook_sweep_older_than_seconds: float = Field(
         default=10.0, ge=0, description="An outcome untold for so long is taken up by the sweep"
     )
-    allow_private_addresses: bool = Field(
-        default=False, description="Let webhooks go to private and loopback addresses; same in the gateway"
-    )
-    allow_http: bool = Field(default=False, description="Let webhooks go to http:// addresses; same in the gateway")
 
     @model_validator(mode="after")
     def _lease_outlives_post(self) -> Self:

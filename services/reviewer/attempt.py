@@ -12,7 +12,7 @@ import structlog
 
 from imprimatur import metrics
 from imprimatur.errors import AttemptError, TimedOut, TransientError, Unavailable
-from imprimatur.job import BACKOFFS, AttemptOutcome, Claim, Happening, JobError, JobType
+from imprimatur.job import BACKOFFS, AttemptOutcome, Claim, Happening, JobError, JobType, outcome_of
 from imprimatur.retry import Again, after_error
 from imprimatur.storage import claims
 from imprimatur.storage.claims import Conclusion, Spent
@@ -68,14 +68,15 @@ class Attempts:
             raise
 
     async def _to_its_end(self, claim: Claim, task: Task) -> Conclusion | None:
+        began = time.monotonic()
         try:
             return await self._work(claim, task, in_full=False)
         except AttemptError as error:
-            return await self._failed(claim, task, error)
+            return await self._failed(claim, task, error, time.monotonic() - began)
         except Exception:
             log.exception("a task failed in a way it does not declare")
             unexpected = TransientError("the review failed unexpectedly; the operator's log says more", code="internal")
-            return await self._failed(claim, task, unexpected)
+            return await self._failed(claim, task, unexpected, time.monotonic() - began)
 
     async def _work(self, claim: Claim, task: Task, *, in_full: bool) -> Conclusion | None:
         async def report(percent: int, stage: str, message: str) -> None:
@@ -91,6 +92,7 @@ class Attempts:
         try:
             return await self._finish(claim, task, work)
         except NotEnough:
+            self._leases.concluding(claim, really=False)
             return await self._work(claim, task, in_full=True)
 
     async def _finish(self, claim: Claim, task: Task, work: Work) -> Conclusion | None:
@@ -99,7 +101,7 @@ class Attempts:
 
         return await self._write(claim, write, work.spent)
 
-    async def _failed(self, claim: Claim, task: Task, error: AttemptError) -> Conclusion | None:
+    async def _failed(self, claim: Claim, task: Task, error: AttemptError, after_seconds: float) -> Conclusion | None:
         self._leases.concluding(claim)
         metrics.attempt_errors.labels(claim.type, error.code).inc()
         log.warning("an attempt failed", code=error.code, error=error.message)
@@ -107,17 +109,17 @@ class Attempts:
             error,
             attempts_before=claim.attempts,
             max_attempts=claim.max_attempts,
-            remaining_seconds=claim.remaining_seconds,
+            remaining_seconds=claim.remaining_seconds - after_seconds,
             backoff=BACKOFFS[claim.type],
             jitter=random.random(),  # noqa: S311  # spreads retries, guards nothing
         )
         if isinstance(step, Again):
-            return await self._write(claim, _retry(error, step), Spent())
+            return await self._write(claim, _retry(error, step), _spent(error))
 
         async def give_up(tx: Transaction) -> Conclusion:
             return await task.give_up(tx, claim, error)
 
-        return await self._write(claim, give_up, Spent())
+        return await self._write(claim, give_up, _spent(error))
 
     async def _book_abandoned(self, claim: Claim) -> None:
         try:
@@ -161,10 +163,19 @@ _HANDED_BACK = Conclusion(
 _TAKEN = Conclusion(happening=Happening.CANCELLED, outcome=AttemptOutcome.CANCELLED, spends_attempt=False)
 
 
+def _spent(error: AttemptError) -> Spent:
+    return Spent(
+        engine=error.engine,
+        input_tokens=error.input_tokens,
+        output_tokens=error.output_tokens,
+        cost_micros=error.cost_micros,
+    )
+
+
 def _retry(error: AttemptError, step: Again) -> Conclusion:
     return Conclusion(
         happening=Happening.RETRY_SCHEDULED,
-        outcome=AttemptOutcome.TIMED_OUT if isinstance(error, TimedOut) else AttemptOutcome.FAILED,
+        outcome=outcome_of(error),
         spends_attempt=step.spends_attempt,
         delay_seconds=step.delay_seconds,
         error=JobError.of(error),

@@ -79,9 +79,10 @@ class Leases:
             del self._held[key]
             metrics.slots_in_use.set(len(self._held))
 
-    def concluding(self, claim: Claim) -> None:
-        """From here on the claim's end is being written: its absence from a renewal means nothing."""
-        self._held[claim.job_id, claim.claim_no].concluding = True
+    def concluding(self, claim: Claim, *, really: bool = True) -> None:
+        """From here on the claim's end is being written, so that its absence from a renewal means nothing; or,
+        when not `really`, the work goes on after all."""
+        self._held[claim.job_id, claim.claim_no].concluding = really
 
     def taken(self, claim: Claim) -> bool:
         """Whether the claim was found to be cancelled or taken over."""

@@ -81,10 +81,10 @@ class Worker:
         if self._feeder is not None:
             self._feeder.cancel()
             await asyncio.gather(self._feeder, return_exceptions=True)
-        while self._inbox:
-            self._give_back(self._next_delivery())
         await asyncio.gather(*self._settling, return_exceptions=True)
         await asyncio.gather(*(one.close() for one in self._subscriptions))
+        while self._inbox:  # closing has given them back
+            self._next_delivery()
         if self._running:
             await asyncio.wait(self._running, timeout=drain_seconds)
         self._attempts.stop()
@@ -159,12 +159,24 @@ class Worker:
             return
         try:
             claim = await self._claim(request)
-        except (Unavailable, asyncio.CancelledError):
+        except asyncio.CancelledError:
             self._give_back(delivery)
             raise
+        except Unavailable:
+            self._give_back(delivery)
+            log.warning("a job could not be claimed; its message is given back", job_id=str(request.job_id))
+            return
+        except Exception:
+            log.exception("a job cannot be claimed; its message is set aside", job_id=str(request.job_id))
+            metrics.messages_set_aside.labels(delivery.message.routing_key).inc()
+            await delivery.set_aside()
+            return
         self._settle(delivery.ack())
         metrics.claims.labels("claimed" if claim else "stale").inc()
         if claim is not None:
+            if claim.first_wait_seconds is not None:
+                started = metrics.submit_to_start_seconds.labels(claim.type, claim.priority.name.lower())
+                started.observe(claim.first_wait_seconds)
             await self._attempts.run(claim)
 
     async def _claim(self, request: ReviewRequested) -> Claim | None:

@@ -1,54 +1,22 @@
-"""Claims, leases and fencing: a review may run twice, its result is applied once."""
+"""Claims and fencing: a review may run twice, its result is applied once."""
 
 import asyncio
 import uuid
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import func, select
 from tests import makers
+from tests.contract.leasing import attempts_of, lose, renew, sweep_until_lost
 
 from imprimatur.identity import new_id
-from imprimatur.job import Attempt, AttemptOutcome, Claim, Happening, Job, JobError, State
-from imprimatur.storage import claims, clock, jobs
+from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, State
+from imprimatur.storage import claims, schema
 from imprimatur.storage.claims import Spent
 from imprimatur.storage.database import Database
 
 COST = Spent(engine="test", input_tokens=100, output_tokens=20, cost_micros=7)
 FAULT = JobError(code="transient", message="The provider is down.", stage="engine", retryable=True)
-
-
-async def attempts_of(database: Database, job_id: uuid.UUID) -> list[Attempt]:
-    async with database.read() as reader:
-        return await jobs.attempts_of(reader, job_id)
-
-
-async def renew(database: Database, *held: Claim, lease_seconds: float = 30.0) -> set[tuple[uuid.UUID, int]]:
-    async with database.begin() as tx:
-        return await claims.renew(tx, [(claim.job_id, claim.claim_no) for claim in held], lease_seconds=lease_seconds)
-
-
-async def sweep(database: Database, *, limit: int = 100) -> list[uuid.UUID]:
-    async with database.begin() as tx:
-        return [row.id for row in await claims.lost_leases(tx, limit=limit)]
-
-
-async def sweep_until_lost(database: Database, number: int) -> list[uuid.UUID]:
-    lost: list[uuid.UUID] = []
-
-    async def swept() -> bool:
-        lost.extend(await sweep(database))
-        return len(lost) >= number
-
-    await makers.until(swept)
-    return lost
-
-
-async def lose(database: Database, job: Job, *, release_no: int) -> Claim:
-    """Claim a job with a lease that runs out at once, and let it be swept."""
-    claim = await makers.claim(database, job, release_no=release_no, lease_seconds=0.0)
-    assert claim is not None
-    assert await sweep_until_lost(database, 1) == [job.id]
-    return claim
 
 
 # --- claiming --------------------------------------------------------------------------------------------
@@ -260,6 +228,17 @@ async def test_a_success_clears_the_error_of_the_attempt_before(database: Databa
     assert await makers.find(database, tenant, claim.job_id) == done
 
 
+async def test_no_error_is_null_for_sql_too(database: Database) -> None:
+    """Else "all that stand with an error" would find every job there is."""
+    tenant = await makers.make_tenant(database)
+    await makers.conclude(database, await makers.running(database, tenant), Happening.COMPLETED)
+    await makers.conclude(database, await makers.running(database, tenant), Happening.GAVE_UP, error=FAULT)
+    async with database.read() as reader:
+        for table in (schema.jobs, schema.attempts):
+            erring = select(func.count()).select_from(table).where(table.c.error.is_not(None))
+            assert (await reader.connection.execute(erring)).scalar_one() == 1
+
+
 async def test_progress_never_goes_backwards_and_each_step_is_a_version(database: Database) -> None:
     tenant = await makers.make_tenant(database)
     claim = await makers.running(database, tenant)
@@ -270,105 +249,3 @@ async def test_progress_never_goes_backwards_and_each_step_is_a_version(database
     assert taken == [True, True, False, True, True]
     job = await makers.find(database, tenant, claim.job_id)
     assert (job.progress_percent, job.progress_stage, job.version) == (80, "80", 6)
-
-
-# --- leases ----------------------------------------------------------------------------------------------
-
-
-async def test_renewing_returns_only_what_is_still_held(database: Database) -> None:
-    tenant = await makers.make_tenant(database)
-    kept, cancelled, done, lost = [await makers.running(database, tenant) for _ in range(4)]
-    await makers.cancel(database, await makers.find(database, tenant, cancelled.job_id))
-    await makers.conclude(database, done, Happening.COMPLETED)
-    async with database.begin() as tx:
-        assert await claims.renew(tx, [(lost.job_id, lost.claim_no + 1), (new_id(), 1)], lease_seconds=3.0) == set()
-    assert await renew(database, kept, cancelled, done) == {(kept.job_id, kept.claim_no)}
-    assert await renew(database) == set()
-
-
-async def test_a_renewed_lease_does_not_run_out(database: Database) -> None:
-    tenant = await makers.make_tenant(database)
-    claim = await makers.running(database, tenant, lease_seconds=0.0)
-    assert await renew(database, claim) == {(claim.job_id, claim.claim_no)}
-    assert await sweep(database) == []
-
-
-async def test_a_job_whose_lease_ran_out_is_queued_again_and_spends_no_attempt(database: Database) -> None:
-    tenant = await makers.make_tenant(database)
-    [job] = await makers.submit(database, makers.new_job(tenant))
-    await lose(database, job, release_no=1)
-    queued = await makers.find(database, tenant, job.id)
-    assert (queued.state, queued.attempts, queued.version) == (State.QUEUED, 0, 3)
-    [attempt] = await attempts_of(database, job.id)
-    assert attempt.outcome is AttemptOutcome.LOST
-    assert attempt.error is not None
-    assert attempt.error.code == "worker_lost"
-    assert attempt.finished_at is not None
-    assert await sweep(database) == []
-    assert await makers.release(database) == 1
-
-
-async def test_only_as_many_lost_jobs_as_asked_for_are_swept_at_once(database: Database) -> None:
-    tenant = await makers.make_tenant(database)
-    for _ in range(5):
-        await makers.running(database, tenant, lease_seconds=0.0)
-
-    async def all_expired() -> bool:
-        async with database.read() as reader:
-            now = await clock.present(reader)
-        return now > started + timedelta(milliseconds=5)
-
-    async with database.read() as reader:
-        started = await clock.present(reader)
-    await makers.until(all_expired)
-    assert [len(await sweep(database, limit=2)) for _ in range(4)] == [2, 2, 1, 0]
-
-
-async def test_two_sweepers_never_sweep_the_same_job(database: Database) -> None:
-    tenant = await makers.make_tenant(database)
-    held = [await makers.running(database, tenant, lease_seconds=0.0) for _ in range(12)]
-    lost = await sweep_until_lost(database, 0)
-
-    async def swept() -> bool:
-        for batch in await asyncio.gather(*(sweep(database, limit=5) for _ in range(3))):
-            lost.extend(batch)
-        return len(lost) >= len(held)
-
-    await makers.until(swept)
-    assert sorted(lost) == sorted(claim.job_id for claim in held)
-
-
-async def test_losses_are_counted_apart_and_claim_numbers_only_rise(database: Database) -> None:
-    tenant = await makers.make_tenant(database)
-    [job] = await makers.submit(database, makers.new_job(tenant))
-    for number in (1, 2, 3):
-        claim = await lose(database, job, release_no=number)
-        assert (claim.claim_no, claim.attempts) == (number, 0)
-        await makers.release(database)
-    assert [attempt.claim_no for attempt in await attempts_of(database, job.id)] == [1, 2, 3]
-
-
-# --- workers ---------------------------------------------------------------------------------------------
-
-
-async def capacity(database: Database, *, silent_seconds: float = 30.0) -> tuple[int, int]:
-    async with database.read() as reader:
-        return await claims.live_capacity(reader, silent_seconds=silent_seconds)
-
-
-async def test_live_workers_are_those_heard_of_lately(database: Database) -> None:
-    assert await capacity(database) == (0, 0)
-    first, second = makers.worker("a", slots=4), makers.worker("b", slots=2)
-    async with database.begin() as tx:
-        await claims.seen(tx, first, running=0)
-        await claims.seen(tx, second, running=2)
-        await claims.seen(tx, first, running=1)
-    assert await capacity(database) == (2, 6)
-
-    async def silent() -> bool:
-        return await capacity(database, silent_seconds=0.001) == (0, 0)
-
-    await makers.until(silent)
-    async with database.begin() as tx:
-        await claims.gone(tx, second)
-    assert await capacity(database) == (1, 4)

@@ -343,7 +343,7 @@ async def test_a_terminal_sees_a_live_table(imprimatur: Against) -> None:
     shown = await asyncio.to_thread(everything_from, terminal)
     assert await process.wait() == 0
     assert "\x1b[" in shown
-    assert "1 jobs: 1 succeeded" in shown
+    assert "1 in all: 1 succeeded" in shown
 
 
 def everything_from(terminal: int) -> str:

@@ -2,10 +2,14 @@
 
 import asyncio
 import contextlib
+import json
+import os
+import sys
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +18,7 @@ from tests.service.certificates import Authority
 from tests.service.scripted import HANG, UNAVAILABLE, Fault, Script, Step, serving
 
 from imprimatur.client import Client, ClientError
+from imprimatur.client.calls import Patience
 from imprimatur.client.channel import is_local
 from imprimatur.client.submissions import submission
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED, Creative, CreativeImage
@@ -234,6 +239,36 @@ async def test_a_call_that_is_not_answered_ends_at_its_deadline() -> None:
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+def test_patience_is_counted_from_the_first_failure_and_renewed_by_every_sign_of_life() -> None:
+    away = ClientError(grpc.StatusCode.UNAVAILABLE, "away")
+    patience = Patience(10.0, now=0.0)
+    assert patience.pause_after(away, now=3600.0, jitter=1.0) == 0.2  # an hour of peace spends none of it
+    patience.begin(3600.2)
+    assert patience.pause_after(away, now=3605.0, jitter=1.0) == 0.4
+    patience.renew(3606.0)
+    assert patience.pause_after(away, now=3609.0, jitter=1.0) == 0.2
+    patience.begin(3610.0)
+    assert patience.pause_after(away, now=3650.0, jitter=1.0) == 0.2  # the stream stood, though it was silent
+    patience.begin(3650.2)
+    with pytest.raises(ClientError):
+        patience.pause_after(away, now=3660.0, jitter=1.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (ClientError(grpc.StatusCode.UNAVAILABLE, "stopping", reason="GATEWAY_STOPPING"), True),
+        (ClientError(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"), True),
+        (ClientError(grpc.StatusCode.CANCELLED, "RPC cancelled by the proxy"), True),
+        (ClientError(grpc.StatusCode.INTERNAL, "internal error; tell the operator", reason="INTERNAL"), False),
+        (ClientError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"), False),
+        (ClientError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams", reason="LIMIT_REACHED"), False),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(error: ClientError, *, passing: bool) -> None:
+    assert error.passing is passing
+
+
 # --- pages -----------------------------------------------------------------------------------------------
 
 
@@ -448,3 +483,21 @@ async def test_calls_are_spread_over_all_gateways_and_go_on_when_one_dies() -> N
                     await client.get("j1")
         for _ in range(10):
             await client.get("j1")
+
+
+async def test_the_example_runs(tmp_path: Path) -> None:
+    script = Script().on("SubmitJob", SubmitJobResponse(job=job()))
+    script.on("WatchJob", [seen(2), seen(3, JOB_STATE_AWAITING_REVIEW), HANG])
+    root = Path(__file__).parents[2]
+    async with serving(script) as port:
+        (tmp_path / "client.json").write_text(json.dumps({"target": f"127.0.0.1:{port}", "api_key": KEY}))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(root / "examples" / "submit_and_watch.py"),
+            env=os.environ | {"PYTHONPATH": str(root / "services"), "IMPRIMATUR_DATA": str(tmp_path)},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(60):
+            out, _ = await process.communicate()
+    assert process.returncode == 0
+    assert b"JOB_STATE_AWAITING_REVIEW" in out

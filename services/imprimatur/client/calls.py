@@ -23,35 +23,43 @@ HELD_SECONDS = 25.0
 
 
 class Patience:
-    """How long a failing server is asked again; a sign of life renews it.
+    """How long a failing server is asked again; a sign of life renews it. Times are seconds of a monotonic clock.
 
     Args:
         seconds: from the first failure to giving up; None never gives up.
     """
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, *, now: float) -> None:
         self._seconds = seconds
-        self._failing_since = 0.0
-        self.renew()
+        self._failing_since = now
+        self.renew(now)
 
-    def renew(self) -> None:
+    def renew(self, now: float) -> None:
         """The server answered."""
         self._failures = 0
-        self._began = time.monotonic()
+        self._began = now
 
-    async def pause(self, error: ClientError) -> None:
-        """Wait for the next try; raises `error` when it is permanent or the patience is at its end."""
-        now = time.monotonic()
+    def begin(self, now: float) -> None:
+        """The next try begins."""
+        self._began = now
+
+    def pause_after(self, error: ClientError, *, now: float, jitter: float) -> float:
+        """Seconds until the next try; raises `error` when it is permanent or the patience is at its end."""
         if self._failures == 0 or now - self._began >= HELD_SECONDS:
             self._failures = 0
             self._failing_since = now
         self._failures += 1
-        seconds = BACKOFF.seconds(self._failures, random.random())  # noqa: S311 - jitter, not a secret
-        at_its_end = self._seconds is not None and now + seconds - self._failing_since >= self._seconds
+        pause = BACKOFF.seconds(self._failures, jitter)
+        at_its_end = self._seconds is not None and now + pause - self._failing_since >= self._seconds
         if at_its_end or not error.passing:
             raise error
-        await asyncio.sleep(seconds)
-        self._began = time.monotonic()
+        return pause
+
+    async def wait(self, error: ClientError) -> None:
+        """Let the pause pass; raises as `pause_after`."""
+        pause = self.pause_after(error, now=time.monotonic(), jitter=random.random())  # noqa: S311 - no secret
+        await asyncio.sleep(pause)
+        self.begin(time.monotonic())
 
 
 class Calls:
@@ -88,16 +96,16 @@ class Calls:
         Raises:
             ClientError: it was refused, or no answer came.
         """
-        ends_at = time.monotonic() + self._deadline_seconds
-        patience = Patience(min(self._retry_seconds, self._deadline_seconds) if repeatable else 0.0)
+        began = time.monotonic()
+        patience = Patience(self._retry_seconds if repeatable else 0.0, now=began)
         while True:
-            remaining = max(0.0, ends_at - time.monotonic())
+            remaining = max(0.0, began + self._deadline_seconds - time.monotonic())
             try:
                 return await method(request, timeout=remaining, metadata=self._metadata)
             except aio.AioRpcError as error:
                 failure = ClientError.of(error)
                 failure.__cause__ = error
-            await patience.pause(failure)
+            await patience.wait(failure)
 
     @contextmanager
     def stream(

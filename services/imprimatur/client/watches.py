@@ -1,5 +1,6 @@
 """Watches that outlive their connection: they resume where they stopped, skip nothing final, repeat nothing old."""
 
+import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -52,14 +53,14 @@ async def watch_one(
 ) -> AsyncGenerator[Job]:
     """The job's versions above `after_version`, rising, up to the terminal state."""
     seen = after_version
-    patience = Patience(patience_seconds)
+    patience = Patience(patience_seconds, now=time.monotonic())
     while True:
         lost = ClientError(grpc.StatusCode.UNAVAILABLE, _ENDED_EARLY)
         try:
             with calls.stream(jobs.WatchJob, WatchJobRequest(job_id=job_id, after_version=seen)) as stream:
                 async for response in stream:
                     job = response.job
-                    patience.renew()
+                    patience.renew(time.monotonic())
                     if job.version > seen or (job.version == seen and is_terminal(job)):
                         seen = job.version
                         yield job
@@ -67,7 +68,7 @@ async def watch_one(
                         return
         except ClientError as error:
             lost = error
-        await patience.pause(lost)
+        await patience.wait(lost)
 
 
 class ManyJobs:
@@ -79,7 +80,7 @@ class ManyJobs:
         self._calls = calls
         self._jobs = jobs
         self._filter = job_filter
-        self._patience = Patience(patience_seconds)
+        self._patience = Patience(patience_seconds, now=time.monotonic())
         self._given: dict[str, int] = {}  # versions of unfinished jobs
         self._ended: OrderedDict[str, None] = OrderedDict()  # jobs given for the last time, newest last
         self._complete = False  # whether the marker was given
@@ -94,13 +95,13 @@ class ManyJobs:
                         yield change
             except ClientError as error:
                 lost = error
-            await self._patience.pause(lost)
+            await self._patience.wait(lost)
 
     async def _one_stream(self) -> AsyncGenerator[WatchJobsResponse]:
         missing = set(self._given)
         with self._calls.stream(self._jobs.WatchJobs, WatchJobsRequest(filter=self._filter)) as stream:
             async for response in stream:
-                self._patience.renew()
+                self._patience.renew(time.monotonic())
                 if response.HasField("job"):
                     missing.discard(response.job.id)
                     if self._is_news(response.job):

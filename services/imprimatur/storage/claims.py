@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Integer, Row, and_, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, State
+from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, Priority, State
 from imprimatur.storage import clock, outbox
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import job_of
@@ -125,6 +125,8 @@ def _claim_of(row: Row[Any]) -> Claim:
         max_attempts=row.max_attempts,
         timeout_seconds=row.timeout_seconds,
         remaining_seconds=(row.deadline_at - row.updated_at).total_seconds(),
+        priority=Priority(row.priority),
+        first_wait_seconds=(row.updated_at - row.run_at).total_seconds() if row.claim_no == 1 else None,
     )
 
 
@@ -142,7 +144,11 @@ async def renew(
     pairs = sorted(held)
     still_held = (
         select(jobs.c.id)
-        .where(tuple_(jobs.c.id, jobs.c.claim_no).in_(pairs), jobs.c.state == State.RUNNING)
+        .where(
+            jobs.c.id.in_({job_id for job_id, _ in pairs}),  # SQLite finds pairs by no index
+            tuple_(jobs.c.id, jobs.c.claim_no).in_(pairs),
+            jobs.c.state == State.RUNNING,
+        )
         .order_by(jobs.c.id)
         .with_for_update()
     )
@@ -217,7 +223,7 @@ async def lost_leases(tx: Transaction, *, limit: int) -> list[Row[Any]]:
     expired = (
         select(jobs.c.id)
         .where(jobs.c.state == State.RUNNING, jobs.c.lease_until < clock.now())
-        .order_by(jobs.c.id)
+        .order_by(jobs.c.lease_until)  # by id, the planner would rather read the whole history
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
@@ -241,6 +247,7 @@ async def end_attempts(
         await tx.connection.execute(
             update(attempts)
             .where(
+                attempts.c.job_id.in_({row.id for row in rows}),
                 tuple_(attempts.c.job_id, attempts.c.claim_no).in_(sorted((row.id, row.claim_no) for row in rows)),
                 attempts.c.outcome.is_(None),
             )

@@ -54,6 +54,14 @@ async def backlog(reader: Reader, *, silent_seconds: float) -> Backlog:
     return Backlog(released=row[0], due=row[1], slots=row[2])
 
 
+async def idle_slots(reader: Reader, *, silent_seconds: float) -> int:
+    """Slots of live workers that were free when their worker was last heard of."""
+    idle = func.coalesce(func.sum(workers.c.slots - workers.c.running), 0)
+    heard_of = workers.c.seen_at > clock.after(-silent_seconds)
+    found: int = (await reader.connection.execute(select(idle).where(heard_of))).scalar_one()
+    return found
+
+
 async def release_due(tx: Transaction, *, room: int) -> int:
     """Put up to `room` due jobs up for claiming; returns how many."""
     if room <= 0:
@@ -138,7 +146,7 @@ async def end_overdue(
             jobs.c.type == job_type,
             jobs.c.deadline_at <= clock.now(),
         )
-        .order_by(jobs.c.id)
+        .order_by(jobs.c.deadline_at)  # by id, the planner would rather read the whole history
         .limit(limit)
         .with_for_update(skip_locked=True)
     )

@@ -34,8 +34,8 @@ metadata = MetaData(
     }
 )
 
-#: Plain JSON values; binary JSON on PostgreSQL.
-Document = JSON().with_variant(JSONB(), "postgresql")
+#: Plain JSON values; binary JSON on PostgreSQL. None is SQL's NULL, not JSON's.
+Document = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
 def _partial(name: str, *columns: Column[object], where: str) -> Index:

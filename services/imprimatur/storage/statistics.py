@@ -281,14 +281,12 @@ async def unfinished(reader: Reader) -> Unfinished:
         .where(jobs.c.state == State.QUEUED, jobs.c.run_at <= clock.now())
         .group_by(jobs.c.priority)
     )
-    referred = (
-        select(func.max(job_events.c.at).label("at"))  # the last time, for one that was reviewed again
-        .join_from(jobs, job_events, job_events.c.job_id == jobs.c.id)
-        .where(jobs.c.state == State.AWAITING_REVIEW, job_events.c.kind == Happening.REFERRED)
-        .group_by(jobs.c.id)
-        .subquery()
+    last_referred = (
+        select(func.max(job_events.c.at))
+        .where(job_events.c.job_id == jobs.c.id, job_events.c.kind == Happening.REFERRED)
+        .scalar_subquery()
     )
-    awaiting = select(_age(func.min(referred.c.at)))
+    awaiting = select(_age(func.min(last_referred))).where(jobs.c.state == State.AWAITING_REVIEW)
     return Unfinished(
         counts={(State(row.state), JobType(row.type), Priority(row.priority)): row.number for row in counts},
         oldest_due_seconds={Priority(row.priority): row.seconds for row in due},

@@ -125,20 +125,22 @@ async def _keys(reader: Reader, condition: object) -> list[ApiKey]:
 
 async def live_policy(reader: Reader, tenant_id: uuid.UUID, *, lock: bool) -> tuple[int, Policy]:
     """(version, policy) in force now. With `lock`, it stays in force until the transaction ends."""
-    statement = select(policies.c.version, policies.c.document).join_from(
-        tenants,
-        policies,
-        (policies.c.tenant_id == tenants.c.id) & (policies.c.version == tenants.c.policy_version),
-    )
+    live = select(tenants.c.policy_version).where(tenants.c.id == tenant_id)
     if lock:
-        statement = statement.with_for_update(read=True, of=tenants)
-    row = (await reader.connection.execute(statement.where(tenants.c.id == tenant_id))).one()
+        # Apart from the policy: a join that waits for the lock finds the new version but not its row.
+        version: int = (await reader.connection.execute(live.with_for_update(read=True))).scalar_one()
+        wanted = policies.c.version == version
+    else:
+        wanted = policies.c.version == live.scalar_subquery()
+    statement = select(policies.c.version, policies.c.document).where(policies.c.tenant_id == tenant_id, wanted)
+    row = (await reader.connection.execute(statement)).one()
     return row.version, Policy.from_document(row.document)
 
 
 async def put_policy(tx: Transaction, tenant_id: uuid.UUID, policy: Policy) -> int:
     """Add a version and make it the live one, at once for queued and running jobs too."""
-    locked = select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update()
+    # NO KEY UPDATE: submissions refer to the tenant meanwhile.
+    locked = select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update(key_share=True)
     await tx.connection.execute(locked)
     newest = select(policies.c.version).where(policies.c.tenant_id == tenant_id).order_by(policies.c.version)
     version: int = list((await tx.connection.execute(newest)).scalars())[-1] + 1

@@ -3,8 +3,10 @@
 from datetime import datetime
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from imprimatur.errors import UnreviewableInput
 from imprimatur.evidence import (
     Category,
     Creative,
@@ -18,8 +20,15 @@ from imprimatur.wire.enums import from_wire, to_wire
 
 
 def creative_of(task_input: bytes) -> Creative:
-    """The creative inside a stored task input."""
-    return creative_from_wire(pb.CreativeReviewTask.FromString(task_input).creative)
+    """The creative inside a stored task input.
+
+    Raises:
+        UnreviewableInput: it was not written by this version, or it is broken.
+    """
+    try:
+        return creative_from_wire(pb.CreativeReviewTask.FromString(task_input).creative)
+    except DecodeError:
+        raise UnreviewableInput("the stored creative cannot be read; submit it again") from None
 
 
 def creative_from_wire(seen: pb.Creative) -> Creative:

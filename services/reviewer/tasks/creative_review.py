@@ -13,7 +13,7 @@ from typing import Any
 from imprimatur import metrics
 from imprimatur.errors import AttemptError
 from imprimatur.evidence import Evidence
-from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up
+from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up, outcome_of
 from imprimatur.policy import Decision, EngineFailure, Mode, Verdict, decide
 from imprimatur.storage import clock, tenants
 from imprimatur.storage.claims import Conclusion, Spent
@@ -78,7 +78,7 @@ class CreativeReview:
             details |= _details(verdict)
         return Conclusion(
             happening=happening,
-            outcome=AttemptOutcome.FAILED,
+            outcome=outcome_of(error),
             error=JobError.of(error),
             shown=shown,
             details=details,

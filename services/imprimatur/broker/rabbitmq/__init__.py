@@ -43,7 +43,7 @@ class RabbitMQBroker:
         confirm_timeout_seconds: float = 5.0,
         call_timeout_seconds: float = 5.0,
         check_seconds: float = 10.0,
-        reconnect_max_seconds: float = 5.0,
+        reconnect_max_seconds: float = 2.0,
     ) -> None:
         """Nothing is opened before `start`.
 

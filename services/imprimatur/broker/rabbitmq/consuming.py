@@ -159,12 +159,11 @@ class RabbitMQSubscription:
         declared: Link | None = None
         while True:
             link = await self._session.link()
-            backoff.begin()
             try:
                 if link is declared:  # it failed on this same connection: something was deleted
                     await link.declare(self._topology)
                 declared = link
-                await self._attend(link)
+                await self._attend(link, backoff)
                 log.warning("A consumer was lost", subscription=self._label)
             except BrokerError as fault:
                 log.warning("A consumer could not start", subscription=self._label, reason=str(fault))
@@ -172,13 +171,14 @@ class RabbitMQSubscription:
                 log.exception("A consumer failed", subscription=self._label)
             await backoff.pause()
 
-    async def _attend(self, link: Link) -> None:
+    async def _attend(self, link: Link, backoff: Backoff) -> None:
         """Consume until the channel or the consumer is gone."""
         ended = asyncio.Event()
         channel = link.connection.channel(publisher_confirms=False)
         try:
             await bounded(self._begin(channel, ended), self._limits.call, "starting a consumer")
             self.active = not ended.is_set()
+            backoff.succeeded()
             self._on_active()
             await ended.wait()
         finally:

@@ -168,9 +168,8 @@ class Session:
     async def _run(self) -> None:
         backoff = Backoff(self._limits.reconnect_max)
         while True:
-            backoff.begin()
             try:
-                await self._one_connection()
+                await self._one_connection(backoff)
                 log.warning("The connection to the broker was lost", connection=self._name)
             except BrokerError as fault:
                 log.warning("No connection to the broker", connection=self._name, reason=str(fault))
@@ -178,9 +177,10 @@ class Session:
                 log.exception("A connection to the broker failed", connection=self._name)
             await backoff.pause()
 
-    async def _one_connection(self) -> None:
+    async def _one_connection(self, backoff: Backoff) -> None:
         async with opened(self._url, self._name, self._limits) as link:
             await self._prepare(link)
+            backoff.succeeded()
             log.info("Connected to the broker", connection=self._name)
             self._link = link
             self._up.set()

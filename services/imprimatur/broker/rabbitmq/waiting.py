@@ -16,6 +16,9 @@ T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS = 0.1
 
+#: What is lost sooner than this was no success.
+HOLDS_SECONDS = 1.0
+
 _abandoned: set[asyncio.Task[Any]] = set()
 
 
@@ -94,21 +97,23 @@ def _abandon(task: asyncio.Task[Any]) -> None:
 
 
 class Backoff:
-    """Pauses between attempts: doubling, capped, with jitter; small again after a spell that held."""
+    """Pauses between attempts: doubling, capped, with jitter; short again after a success that lasted."""
 
     def __init__(self, cap_seconds: float) -> None:
         self._cap = cap_seconds
         self._failures = 0
-        self._began = 0.0
+        self._holds_since: float | None = None
 
-    def begin(self) -> None:
-        """An attempt starts now."""
-        self._began = asyncio.get_running_loop().time()
+    def succeeded(self) -> None:
+        """From now on the attempt holds."""
+        self._holds_since = asyncio.get_running_loop().time()
 
     async def pause(self) -> None:
-        """It ended: wait before the next."""
-        if asyncio.get_running_loop().time() - self._began > self._cap:
+        """It failed or ended: wait before the next."""
+        now = asyncio.get_running_loop().time()
+        if self._holds_since is not None and now - self._holds_since > HOLDS_SECONDS:
             self._failures = 0
+        self._holds_since = None
         seconds = min(self._cap, FIRST_PAUSE_SECONDS * 2 ** min(self._failures, 16))
         self._failures += 1
         await asyncio.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret

@@ -1,7 +1,7 @@
 """From passages to probabilities: one logistic regression per category, and one per group of categories.
 
 A creative's score is that of its worst passage, calibrated on scores of examples not trained on. The numbers come
-from weights.npz, which `train` writes. What a score leads to is `examiner`'s and the policy's business.
+from weights.npz, which `train` writes. What a score leads to is the business of `examiner` and the policy.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,11 @@ BLOCKED = frozenset(
 SENSITIVE = frozenset(Category) - BLOCKED
 GROUPS = (SENSITIVE, BLOCKED)  #: "touches something sensitive", "contains something blocked": heads of their own
 HEADS = len(CATEGORIES) + len(GROUPS)
+SENTENCE_MARGIN = 1.0  #: what a sentence torn from its context must have over a stretch, in log odds
 TERM_FEATURES = 3  #: strongest term, all terms, harmless uses; each in [0, 1]
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +49,12 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """P(category) of the worst passage for each of CATEGORIES, and of the two groups; and which passage it was."""
+    """P(category) for each of CATEGORIES, P(anything) of the two groups, and the passages' logits (n, HEADS)."""
 
     categories: Array
     sensitive: float
     blocked: float
-    worst: NDArray[np.intp]  #: per category, an index into the passages
-    logits: Array  #: (passages, HEADS), not calibrated
+    logits: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +67,24 @@ class Classifier:
     slope: Array  #: (HEADS,), of the calibration
     shift: Array  #: (HEADS,)
 
-    def judge(self, features: Features) -> Judgement:
-        """Judge a creative by its passages, of which there must be one at least."""
+    def judge(self, features: Features, stretch: Mask) -> Judgement:
+        """Judge a creative by its passages, of which there must be one at least; `stretch`, shape (n,), tells
+        which of them are stretches of the whole."""
         logits = self.logits(features)
-        scores = probability(self.slope * logits.max(axis=0) + self.shift)
+        worst = (logits - SENTENCE_MARGIN * ~stretch[:, None]).max(axis=0)
+        scores = probability(self.slope * worst + self.shift)
         return Judgement(
             categories=scores[: len(CATEGORIES)],
             sensitive=float(scores[-2]),
             blocked=float(scores[-1]),
-            worst=logits.argmax(axis=0)[: len(CATEGORIES)],
             logits=logits,
         )
 
     def logits(self, features: Features) -> Array:
         """Shape (n, HEADS), before calibration."""
         by_terms = np.einsum("nhk,hk->nh", features.terms, self.terms)
-        return features.meaning @ self.meaning.T + by_terms + self.bias
+        logits: Array = features.meaning @ self.meaning.T + by_terms + self.bias
+        return logits
 
 
 def probability(logits: Array) -> Array:

@@ -144,8 +144,9 @@ def _attention(hidden: Floats, real: Mask, weights: Weights, name: str) -> Float
     scores = split("query") @ split("key").transpose(0, 1, 3, 2) * np.float32(1.0 / np.sqrt(width))
     scores += np.where(real, np.float32(0.0), np.float32(-1e9))[:, None, None, :]
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    mixed = scores / scores.sum(axis=-1, keepdims=True) @ split("value")
-    return mixed.transpose(0, 2, 1, 3)[real].reshape(len(hidden), -1)
+    shares: Floats = scores / scores.sum(axis=-1, keepdims=True)
+    mixed: Floats = (shares @ split("value")).transpose(0, 2, 1, 3)[real].reshape(len(hidden), -1)
+    return mixed
 
 
 def _dense(values: Floats, weights: Weights, name: str) -> Floats:
@@ -163,7 +164,7 @@ def _gelu(values: Floats) -> Floats:
     """x · Φ(x), with erf after Abramowitz & Stegun 7.1.26 (absolute error < 1.5e-7)."""
     size = np.abs(values) * np.float32(0.7071067811865476)
     step = 1.0 / (1.0 + np.float32(0.3275911) * size)
-    series = np.float32(1.061405429)
+    series: Floats = np.full_like(step, 1.061405429)
     for factor in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         series = series * step + np.float32(factor)
     erf = np.copysign(1.0 - series * step * np.exp(-size * size), values)

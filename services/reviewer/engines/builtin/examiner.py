@@ -60,7 +60,7 @@ class Examiner:
         readings = [passage.reading for passage in read.items]
         tokens = self._encoder.token_counts(readings)
         features = classifier.features(readings, self._encoder, self._lexicon)
-        judgement = self._classifier.judge(features)
+        judgement = self._classifier.judge(features, np.array([item.stretch for item in read.items]))
         findings = sorted(_findings(read.items, features, judgement), key=lambda finding: -finding.score)
         score = round(approval_score(judgement), 4)
         return Evidence(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL import Image as Pillow
-from PIL import ImageStat
+from PIL import ImageStat, UnidentifiedImageError
 
 from imprimatur.errors import UnreviewableInput
 from imprimatur.evidence import Finding, Image
@@ -59,7 +59,7 @@ def examine(image: Image, field: str) -> list[Finding]:
 def _measured(data: bytes, field: str) -> _Measured:
     try:
         opened = Pillow.open(io.BytesIO(data), formats=FORMATS)
-    except Pillow.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise _refusal(field, "is not an image this engine can open; PNG, JPEG, GIF or WebP is needed") from error
     with opened as picture:
         width, height = picture.size

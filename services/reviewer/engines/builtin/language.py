@@ -6,39 +6,20 @@ name the language. When in doubt about a whole sentence it says unread, so that 
 
 import re
 from collections.abc import Collection, Sequence
+from functools import cache
+from importlib.resources import files
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
-ENGLISH = frozenset(
-    ["the", "a", "an", "and", "or", "of", "to", "in", "on", "at", "for", "with", "from", "by", "is", "are", "was", "were", "be", "been", "it", "its", "this", "that", "these", "those", "you", "your", "yours", "we", "our", "us", "they", "their", "he", "she", "his", "her", "i", "my", "me", "not", "no", "do", "does", "don't", "can", "will", "would", "just", "get", "all", "more", "most", "now", "new", "free", "only", "every", "what", "when", "where", "how", "who", "why", "if", "as", "than", "into", "out", "up", "over", "about", "it's", "you're", "we're", "let's", "here", "there", "one", "off", "so", "too", "but", "have", "has", "had", "any", "some", "never", "always", "today", "shop", "buy", "order", "learn", "try"]
-)
+_ENDINGS = ("", "s", "es", "ed", "d", "ing", "ly", "er", "r", "y", "ies", "est", "ness", "less", "able")
+UNKNOWN_SHARE = 0.5  #: of a passage's words; more than this and it is not English
 
-#: The commonest function words of other languages in Latin script, accents dropped as `text.visible` drops them,
-#: those that are also English words left out.
-FOREIGN = frozenset(
-    # Spanish, Portuguese, Catalan, Italian, French, Romanian
-    "el los las una unos unas del que por para con sin mas muy pero este esta estos estas tu tus sus su mi nuestra "
-    "nuestro nuestros como cuando donde todo toda todos todas hoy ahora aqui gratis hasta desde sobre ya es y o "
-    "os um uma dos da das nos nas pelo pela voce seu sua seus suas nao mais muito agora aqui ate com em "
-    "il lo gli della delle dei degli nel nella nelle sul sulla di che non piu per tutto tutti tuo tua tuoi "
-    "nostro nostra questo questa oggi sono anche solo subito le la les des une du au aux et est sont pour avec "
-    "sans dans sur vous votre vos nous notre nos je il elle ce cette ces qui ne pas plus tres tout tous toute "
-    "chez des aujourd'hui si sau din pentru cu este sunt dumneavoastra acum "
-    # German, Dutch, Scandinavian
-    "der das den dem des ein eine einen einem einer eines und oder aber nicht mit fur von zum zur bei aus auf im ist "
-    "sind wir ihr ihre ihren unser unsere sie ich dein deine dich dir mehr jetzt heute nur hier kaufen alle auch "
-    "het een van voor niet met onze jouw jij wij zijn naar bij ook nu alleen meer deze dit uw en de je "
-    "och att det som pa av ar till inte fran din ditt dina vi oss nu har eller mer ikke og af til fra dig ditt "
-    "dine nar hos kan vare "
-    # Polish, Czech, Slovak, Croatian, Hungarian, Turkish, Finnish, Indonesian, Vietnamese, Swahili
-    "nie sie jest dla na z za od do oraz tylko teraz nasz nasze twoj twoje jak przez juz w i sa je jako pro vas "
-    "nebo ale az pri nase vase jsou ali samo nas koji az es egy hogy nem csak van most vagy mar ve bir bu ile "
-    "icin cok daha en simdi hemen sizin ja on ei se nyt kun meidan sinun yang dan di untuk dengan anda kami "
-    "ini itu dari dalam akan bisa sekarang va cua cho voi mot khong nhung ban cac trong duoc na ya wa kwa sasa"
-    " hii yako".split()
-) - ENGLISH - {"do", "on", "van", "most", "for", "en", "di", "solo", "plus", "ban", "dig", "din", "la", "mi", "pro", "lo", "dan", "si", "ne", "os", "das", "ya", "de", "le", "per", "em", "sur", "vi", "mar", "mas", "hem", "az", "je", "jak", "sin", "nos", "w", "z", "i", "o", "y", "ja", "note"}  # fmt: skip
 
-UNKNOWN_SHARE = 0.5
+@cache
+def _function_words(section: str) -> frozenset[str]:
+    """The words of one section of data/function_words.txt."""
+    text = (files(__package__) / "data" / "function_words.txt").read_text(encoding="utf-8")
+    return frozenset(text.split(f"[{section}]")[1].split("[")[0].split())
 
 
 def unread(passages: Sequence[str], vocabulary: Collection[str]) -> bool:
@@ -63,8 +44,8 @@ def _foreign_script(passage: str) -> bool:
 
 def _foreign_sentence(passage: str, vocabulary: Collection[str]) -> bool:
     words = _words(passage)
-    english = sum(word in ENGLISH for word in words)
-    foreign = sum(word in FOREIGN for word in words)
+    english = sum(word in _function_words("english") for word in words)
+    foreign = sum(word in _function_words("foreign") for word in words)
     if foreign >= 2 and foreign > english:
         return True
     if foreign == 1 and english == 0 and len(words) >= 2:
@@ -83,14 +64,11 @@ def _unknown_share(words: Sequence[str], vocabulary: Collection[str]) -> float:
 
 def _known(word: str, vocabulary: Collection[str]) -> bool:
     """A word of the vocabulary, as it stands or without an ending; foreign function words are not known."""
-    if word in FOREIGN:
+    if word in _function_words("foreign"):
         return False
     bare = word.split("'", maxsplit=1)[0]
-    endings = ("", "s", "es", "ed", "d", "ing", "ly", "er", "r", "y", "ies", "est", "ness", "less", "able")
-    return any(
-        bare.endswith(end) and (stem := bare[: len(bare) - len(end)]) and (stem in vocabulary or stem + "e" in vocabulary)
-        for end in endings
-    )
+    stems = (bare.removesuffix(ending) for ending in _ENDINGS if bare.endswith(ending))
+    return any(stem in vocabulary or stem + "e" in vocabulary for stem in stems if stem)
 
 
 def unread_names(names: Sequence[str], vocabulary: Collection[str]) -> bool:

@@ -4,7 +4,7 @@ The whole shows what only the context tells; the single sentence cannot be avera
 it. What a passage means is `classifier`'s business.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from imprimatur.evidence import Creative
@@ -36,7 +36,7 @@ class Passages:
     truncated: bool
 
 
-def of(creative: Creative, vocabulary: Collection[str]) -> Passages:
+def of(creative: Creative, vocabulary: frozenset[str]) -> Passages:
     """Sentences first, then stretches. Empty if the creative has no text."""
     fields, truncated = _within_limit(creative.texts())
     single = [
@@ -59,7 +59,7 @@ def _within_limit(fields: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, st
     return list(kept.items()), any(len(kept[field]) < len(raw) for field, raw in fields)
 
 
-def _stretches(pitch: Sequence[Passage], vocabulary: Collection[str]) -> Iterator[Passage]:
+def _stretches(pitch: Sequence[Passage], vocabulary: frozenset[str]) -> Iterator[Passage]:
     """Runs of sentences of at most STRETCH_WORDS words, each run half over the next."""
     start = 0
     while start < len(pitch):
@@ -67,10 +67,9 @@ def _stretches(pitch: Sequence[Passage], vocabulary: Collection[str]) -> Iterato
         while end < len(pitch) and (end == start or words + len(pitch[end].quote.split()) <= STRETCH_WORDS):
             words += len(pitch[end].quote.split())
             end += 1
-        if end - start > 1:
-            joined = " ".join(_ended(passage.quote) for passage in pitch[start:end])
-            reading = text.readable(joined, vocabulary)
-            yield Passage(field=pitch[start].field, quote=pitch[start].quote, reading=reading, stretch=True)
+        joined = " ".join(_ended(passage.quote) for passage in pitch[start:end])
+        reading = text.readable(joined, vocabulary)
+        yield Passage(field=pitch[start].field, quote=pitch[start].quote, reading=reading, stretch=True)
         if end == len(pitch):
             return
         start = max(start + 1, (start + end) // 2)

@@ -5,7 +5,7 @@ Also sentences. Pure functions on strings; what a text means, and its language, 
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from itertools import pairwise, product
 
 _CYRILLIC = dict(zip("авсԁеԍнһіјкӏмոорԛѕтуѵԝхүАВСЕНІЈКМОРЅТУХ", "abcdeghhijklmnopqstuvwxyABCEHIJKMOPSTYX", strict=True))
@@ -31,8 +31,8 @@ _EDGES = re.compile(r"^([\"'(\[{<#“‘«*_~]*)(.*?)([\"')\]}>.,;:!?”’»*_~
 _INNER_MARKS = re.compile(r"[.\-_*·•/\\|~+=]+")
 _SPELT_OUT = re.compile(r"(?<![^\s\"'(])(?:[\w@$!|][\s.\-_*·•/|~]{1,3}){3,}[\w@$](?![\w@$])")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_SHORT_WORDS = frozenset(["a", "i", "am", "an", "as", "at", "be", "by", "do", "go", "he", "if", "in", "is", "it", "me", "my", "no", "of", "on", "or", "so", "to", "up", "us", "we"])
-_SENTENCE_END = re.compile(r"(?<=[.!?…])(?<!\b\w\.)[\"')\]”’]*\s+|[\r\n\u2028\u2029]+|\s+[|•·►▶✓✔★–—]\s+")
+_SHORT_WORDS = re.compile("a|i|am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|on|or|so|to|up|us|we")
+_SENTENCE_END = re.compile(r"(?<=[.!?…])(?<!\b[A-Z]\.)[\"')\]”’]*\s+|[\r\n\u2028\u2029]+|\s+[|•·►▶✓✔★–—]\s+")
 _CLAUSE_END = re.compile(r"(?<=[,;:])\s+|\s+[-–—]\s+")
 
 LONGEST_SENTENCE = 30  #: words; longer ones are read clause by clause
@@ -45,7 +45,7 @@ def visible(raw: str) -> str:
     return unicodedata.normalize("NFKC", "".join(kept).translate(_DRAWN))
 
 
-def readable(raw: str, vocabulary: Collection[str]) -> str:
+def readable(raw: str, vocabulary: frozenset[str]) -> str:
     """The text with disguised words written out. `vocabulary` holds the lower-case words that may come out."""
     text = _SPELT_OUT.sub(lambda match: _spelt(match.group(), vocabulary), visible(raw))
     words = [_plain(word, vocabulary) for word in text.split()]
@@ -79,7 +79,7 @@ def _gathered(clauses: list[str]) -> Iterator[str]:
         yield " ".join(piece)
 
 
-def _spelt(run: str, vocabulary: Collection[str]) -> str:
+def _spelt(run: str, vocabulary: frozenset[str]) -> str:
     """`c o c a i n e` -> `cocaine`, `b.u.y c.o.k.e` -> `buy coke`; left alone if no words come out."""
     letters = re.sub(r"[\s.\-_*·•/|~]", "", run)
     for candidate in _decoded(letters.lower()):
@@ -88,7 +88,7 @@ def _spelt(run: str, vocabulary: Collection[str]) -> str:
     return run
 
 
-def _plain(word: str, vocabulary: Collection[str]) -> str:
+def _plain(word: str, vocabulary: frozenset[str]) -> str:
     """One blank-delimited word with look-alikes, leet digits and inner marks undone."""
     match = _EDGES.match(_latin(word, vocabulary))
     if match is None:
@@ -102,7 +102,7 @@ def _plain(word: str, vocabulary: Collection[str]) -> str:
     joined = _INNER_MARKS.sub("", lower)
     fragments = _INNER_MARKS.split(lower)
     bits = len(fragments) > 2 and max(map(len, fragments)) <= 2
-    halves = len(fragments) == 2 and not all(fragment in vocabulary for fragment in fragments)
+    halves = len(fragments) == 2 and (min(map(len, fragments)) < 4 or not vocabulary.issuperset(fragments))
     for candidate in _decoded(joined if bits or halves else lower):
         if candidate != lower and len(candidate) >= 4 and candidate in vocabulary:
             return before + candidate + after
@@ -111,7 +111,7 @@ def _plain(word: str, vocabulary: Collection[str]) -> str:
     return before + core + after
 
 
-def _latin(word: str, vocabulary: Collection[str]) -> str:
+def _latin(word: str, vocabulary: frozenset[str]) -> str:
     """Cyrillic and Greek look-alikes as Latin letters, if Latin letters stand beside them or a word comes out."""
     if word.isascii() or not any(char in LOOKALIKES for char in word):
         return word
@@ -130,20 +130,20 @@ def _decoded(word: str) -> Iterator[str]:
         yield from ("".join(letters) for letters in product(*choices))
 
 
-def _segmented(letters: str, vocabulary: Collection[str]) -> list[str]:
+def _segmented(letters: str, vocabulary: frozenset[str]) -> list[str]:
     """The fewest words that make up the letters, or none."""
     best: list[list[str] | None] = [[]] + [None] * len(letters)
     for end in range(1, len(letters) + 1):
         for start in range(max(0, end - 16), end):
             head, word = best[start], letters[start:end]
-            known = word in vocabulary if len(word) > 2 else word in _SHORT_WORDS
+            known = word in vocabulary if len(word) > 2 else _SHORT_WORDS.fullmatch(word) is not None
             shorter = head is not None and (best[end] is None or len(head) + 1 < len(best[end] or ()))
             if known and shorter and head is not None:
                 best[end] = [*head, word]
     return best[-1] or []
 
 
-def _rejoined(words: list[str], vocabulary: Collection[str]) -> Iterator[str]:
+def _rejoined(words: list[str], vocabulary: frozenset[str]) -> Iterator[str]:
     """`coca ine` and `co- caine` as one word: where one half is no word but the whole is."""
     skip = False
     for first, second in pairwise([*words, ""]):

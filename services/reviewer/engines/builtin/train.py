@@ -8,25 +8,28 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from imprimatur.evidence import Category, Creative
 from reviewer.children import ChildPool
 from reviewer.engines.builtin import classifier, lexicon, passages
-from reviewer.engines.builtin.classifier import CATEGORIES, GROUPS, HEADS, TERM_FEATURES, Array, Classifier
+from reviewer.engines.builtin.classifier import CATEGORIES, GROUPS, HEADS, TERM_FEATURES, Array, Classifier, Mask
 from reviewer.engines.builtin.embeddings import DIMENSIONS, Encoder, model_directory
 
 FOLDS = 5
-MEANING_PENALTY = 0.06  #: of the squared weights of the embedding
+MEANING_PENALTY = 0.3  #: of the squared weights of the embedding
 TERM_PENALTY = 0.5  #: of the squared distance of the term weights from what we expect of them
 EXPECTED_TERM_WEIGHTS = (4.0, 2.0, -1.0)  #: strongest term, all terms, harmless uses: before any example is seen
-POSITIVE_WEIGHT = 4.0  #: one example of a category counts as this many that are not: they are rarer by far
-NEWTON_STEPS = 12
+POSITIVE_WEIGHT = 6.0  #: one example of a category counts as this many that are not: they are rarer by far
+TELLING = 0.6  #: a term of weight 2 or 3
+NEWTON_STEPS = 30
+SMALL_ENOUGH = 1e-6  #: expected gain of a step at which to stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +46,8 @@ class Material:
     """All passages of all examples as numbers."""
 
     inputs: classifier.Features
-    owner: Array  #: (passages,), the example's index
-    whole: Array  #: (passages,), whether the passage is all of its example that makes one text
+    owner: NDArray[np.intp]  #: (passages,), the example's index
+    stretch: Mask  #: (passages,), whether the passage is a stretch of the whole
     truth: Array  #: (examples, HEADS), 0 or 1
 
 
@@ -70,35 +73,42 @@ def prepared(items: Sequence[Example]) -> Material:
     return Material(
         inputs=classifier.features(readings, encoder, terms),
         owner=np.repeat(np.arange(len(items)), [len(found) for found in cut]),
-        whole=np.array([passage.stretch or len(found) == 1 for found in cut for passage in found], dtype=float),
+        stretch=np.array([passage.stretch for found in cut for passage in found]),
         truth=np.array([_truth(item.labels) for item in items]),
     )
 
 
 def trained(material: Material) -> Classifier:
-    """Fitted on all examples, calibrated on scores out of fold."""
-    every = np.ones(len(material.truth), dtype=bool)
-    return _calibrated(_fitted(material, every), out_of_fold(material), material.truth)
+    """Fitted on all examples, calibrated on scores out of fold.
 
-
-def out_of_fold(material: Material) -> Array:
-    """Logits of each example, shape (examples, HEADS), by a classifier that was not trained on it."""
+    The lexicon was written with the examples in sight, so its terms look more reliable here than in ads unseen.
+    Therefore every passage teaches twice, with and without its terms, and both ways count in the calibration.
+    """
     fold = np.arange(len(material.truth)) % FOLDS
+    models = [_fitted(material, fold != number) for number in range(FOLDS)]
+    blind = replace(material, inputs=replace(material.inputs, terms=np.zeros_like(material.inputs.terms)))
+    logits = np.vstack([_out_of_fold(models, fold, seen) for seen in (material, blind)])
+    every = np.ones(len(fold), dtype=bool)
+    return _calibrated(_fitted(material, every), logits, np.vstack([material.truth, material.truth]))
+
+
+def _out_of_fold(models: Sequence[Classifier], fold: NDArray[np.intp], material: Material) -> Array:
+    """The decisive logit of each example, shape (examples, HEADS), by the model not trained on it."""
     logits = np.zeros_like(material.truth)
-    for number in range(FOLDS):
-        found = worst(material, _fitted(material, fold != number))
-        logits[fold == number] = found[fold == number]
+    for number, model in enumerate(models):
+        logits[fold == number] = decisive(material, model)[fold == number]
     return logits
 
 
-def worst(material: Material, model: Classifier) -> Array:
-    """The highest logit of each example's passages, not calibrated."""
+def decisive(material: Material, model: Classifier) -> Array:
+    """What `Classifier.judge` goes by, for all examples at once, not calibrated."""
     logits = np.full_like(material.truth, -np.inf)
-    np.maximum.at(logits, material.owner, model.logits(material.inputs))
+    handicap = classifier.SENTENCE_MARGIN * ~material.stretch[:, None]
+    np.maximum.at(logits, material.owner, model.logits(material.inputs) - handicap)
     return logits
 
 
-def _fitted(material: Material, used: Array) -> Classifier:
+def _fitted(material: Material, used: Mask) -> Classifier:
     heads = np.array([_head(material, head, used[material.owner]) for head in range(HEADS)])
     return Classifier(
         meaning=heads[:, :DIMENSIONS],
@@ -109,29 +119,52 @@ def _fitted(material: Material, used: Array) -> Classifier:
     )
 
 
-def _head(material: Material, head: int, used: Array) -> Array:
+def _head(material: Material, head: int, used: Mask) -> Array:
     """One logistic regression. Of an example that belongs, the whole teaches, and each sentence with a telling
     term: its other sentences may be harmless. Of one that does not belong, every passage teaches."""
     belongs = material.truth[material.owner, head] == 1
     terms = material.inputs.terms[:, head, :]
-    teaches = used & (~belongs | (material.whole == 1) | (terms[:, 0] >= 0.6))
-    inputs = np.hstack([material.inputs.meaning, terms, np.ones((len(terms), 1))])[teaches]
-    weights = np.where(belongs, POSITIVE_WEIGHT, 1.0)[teaches]
-    return logistic(inputs, belongs[teaches].astype(float), weights)
-
-
-def logistic(inputs: Array, truth: Array, weights: Array) -> Array:
-    """Penalised logistic regression by Newton's method; the last two groups of columns are terms and 1."""
+    teaches = used & (~belongs | material.stretch | (terms[:, 0] >= TELLING))
+    meaning, one, truth = material.inputs.meaning[teaches], np.ones((teaches.sum(), 1)), belongs[teaches]
+    seeing = np.hstack([meaning, terms[teaches], one])
+    blind = np.hstack([meaning, np.zeros((len(meaning), TERM_FEATURES)), one])
+    weights = np.where(truth, POSITIVE_WEIGHT, 1.0) / 2
     expected = np.concatenate([np.zeros(DIMENSIONS), EXPECTED_TERM_WEIGHTS, [0.0]])
     penalty = np.concatenate([np.full(DIMENSIONS, MEANING_PENALTY), np.full(TERM_FEATURES, TERM_PENALTY), [1e-3]])
-    found = expected.copy()
-    found[-1] = -4.0
+    return logistic(
+        np.vstack([seeing, blind]),
+        np.concatenate([truth, truth]).astype(float),
+        weights=np.concatenate([weights, weights]),
+        expected=expected,
+        penalty=penalty,
+    )
+
+
+def logistic(inputs: Array, truth: Array, *, weights: Array, expected: Array, penalty: Array) -> Array:
+    """Logistic regression, drawn by `penalty` towards `expected`, by Newton's method with step halving.
+
+    Args:
+        inputs: shape (n, k); a constant, if wanted, is one of the columns.
+        truth: shape (n,), in [0, 1].
+    """
+
+    def loss(line: Array) -> float:
+        logits = inputs @ line
+        misses = weights @ (np.logaddexp(0.0, logits) - truth * logits)
+        return float(misses + 0.5 * penalty @ (line - expected) ** 2)
+
+    line = expected.copy()
     for _ in range(NEWTON_STEPS):
-        chance = classifier.probability(inputs @ found)
-        slope = inputs.T @ (weights * (chance - truth)) + penalty * (found - expected)
-        bend = (inputs * (weights * np.maximum(chance * (1 - chance), 1e-4))[:, None]).T @ inputs
-        found = found - np.linalg.solve(bend + np.diag(penalty), slope)
-    return found
+        chance = classifier.probability(inputs @ line)
+        slope = inputs.T @ (weights * (chance - truth)) + penalty * (line - expected)
+        bend = (inputs * (weights * chance * (1 - chance))[:, None]).T @ inputs + np.diag(penalty)
+        step = np.linalg.solve(bend, slope)
+        if slope @ step < SMALL_ENOUGH:
+            break
+        while loss(line - step) > loss(line) and np.abs(step).max() > SMALL_ENOUGH:
+            step = step / 2
+        line = line - step
+    return line
 
 
 def _calibrated(model: Classifier, logits: Array, truth: Array) -> Classifier:
@@ -139,22 +172,19 @@ def _calibrated(model: Classifier, logits: Array, truth: Array) -> Classifier:
     count = len(CATEGORIES)
     shared = _platt(logits[:, :count].ravel(), truth[:, :count].ravel())
     lines = np.array([shared] * count + [_platt(logits[:, head], truth[:, head]) for head in range(count, HEADS)])
-    return Classifier(
-        meaning=model.meaning, terms=model.terms, bias=model.bias, slope=lines[:, 0], shift=lines[:, 1]
-    )
+    return Classifier(meaning=model.meaning, terms=model.terms, bias=model.bias, slope=lines[:, 0], shift=lines[:, 1])
 
 
 def _platt(logits: Array, truth: Array) -> Array:
     """Slope and shift after Platt (1999), with his smoothed targets."""
     positive = truth.sum()
-    target = np.where(truth == 1, (positive + 1) / (positive + 2), 1 / (len(truth) - positive + 2))
-    line = np.array([1.0, 0.0])
-    inputs = np.stack([logits, np.ones_like(logits)], axis=1)
-    for _ in range(NEWTON_STEPS):
-        chance = classifier.probability(inputs @ line)
-        bend = (inputs * np.maximum(chance * (1 - chance), 1e-6)[:, None]).T @ inputs
-        line = line - np.linalg.solve(bend + 1e-6 * np.eye(2), inputs.T @ (chance - target))
-    return line
+    return logistic(
+        np.stack([logits, np.ones_like(logits)], axis=1),
+        np.where(truth == 1, (positive + 1) / (positive + 2), 1 / (len(truth) - positive + 2)),
+        weights=np.ones(len(truth)),
+        expected=np.array([1.0, 0.0]),
+        penalty=np.full(2, 1e-6),
+    )
 
 
 def _truth(labels: frozenset[Category]) -> list[float]:
@@ -200,6 +230,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    from reviewer.engines.builtin import train  # by its own name, which a child process can import
+    from reviewer.engines.builtin import train  # noqa: PLW0406 (by its own name: a child process can import that)
 
     asyncio.run(train.main())

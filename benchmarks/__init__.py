@@ -1,0 +1,1 @@
+"""What Imprimatur reaches on this machine. Run by `make measure`; no part of the product, nor of its tests."""

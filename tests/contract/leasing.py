@@ -1,0 +1,43 @@
+"""Losing leases, for the tests of claims and of leases."""
+
+import uuid
+
+from tests import makers
+
+from imprimatur.job import Attempt, Claim, Job
+from imprimatur.storage import claims, jobs
+from imprimatur.storage.database import Database
+
+
+async def attempts_of(database: Database, job_id: uuid.UUID) -> list[Attempt]:
+    async with database.read() as reader:
+        return await jobs.attempts_of(reader, job_id)
+
+
+async def renew(database: Database, *held: Claim, lease_seconds: float = 30.0) -> set[tuple[uuid.UUID, int]]:
+    async with database.begin() as tx:
+        return await claims.renew(tx, [(claim.job_id, claim.claim_no) for claim in held], lease_seconds=lease_seconds)
+
+
+async def sweep(database: Database, *, limit: int = 100) -> list[uuid.UUID]:
+    async with database.begin() as tx:
+        return [row.id for row in await claims.lost_leases(tx, limit=limit)]
+
+
+async def sweep_until_lost(database: Database, number: int) -> list[uuid.UUID]:
+    lost: list[uuid.UUID] = []
+
+    async def swept() -> bool:
+        lost.extend(await sweep(database))
+        return len(lost) >= number
+
+    await makers.until(swept)
+    return lost
+
+
+async def lose(database: Database, job: Job, *, release_no: int) -> Claim:
+    """Claim a job with a lease that runs out at once, and let it be swept."""
+    claim = await makers.claim(database, job, release_no=release_no, lease_seconds=0.0)
+    assert claim is not None
+    assert await sweep_until_lost(database, 1) == [job.id]
+    return claim

@@ -1,0 +1,66 @@
+"""What runs several times a second never reads the history: on SQLite, whose plans are short to read."""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from tests import makers
+
+from imprimatur.identity import new_id
+from imprimatur.job import Happening, JobType
+from imprimatur.storage import claims, dispatch, outbox, statistics
+from imprimatur.storage.database import Database, Transaction
+
+HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
+    "backlog": lambda tx: dispatch.backlog(tx, silent_seconds=5.0),
+    "release_due": lambda tx: dispatch.release_due(tx, room=10),
+    "reissue": lambda tx: dispatch.reissue(tx, limit=10),
+    "end_overdue": lambda tx: dispatch.end_overdue(tx, JobType.CREATIVE_REVIEW, Happening.REFERRED, {}, limit=10),
+    "lost_leases": lambda tx: claims.lost_leases(tx, limit=10),
+    "renew": lambda tx: claims.renew(tx, [(new_id(), 1), (new_id(), 2)], lease_seconds=3.0),
+    "outbox.lease": lambda tx: outbox.lease(tx, older_than_seconds=2.0, lease_seconds=5.0, limit=10),
+    "unfinished": statistics.unfinished,
+}
+
+
+@pytest.mark.parametrize("work", HOT.values(), ids=HOT.keys())
+async def test_a_hot_statement_reads_live_rows_only(
+    sqlite_url: str, work: Callable[[Transaction], Awaitable[object]]
+) -> None:
+    database = Database(sqlite_url)
+    try:
+        tenant = await makers.make_tenant(database)
+        for _ in range(30):
+            await makers.conclude(database, await makers.running(database, tenant), Happening.COMPLETED)
+        async with database.begin() as tx:
+            await tx.connection.exec_driver_sql("ANALYZE")
+        plans = await plans_of(database, work)
+    finally:
+        await database.close()
+    assert plans
+    for step in plans:
+        if scanned := re.match(r"SCAN (jobs|attempts|job_events)\b", step):
+            assert re.search(r"USING (COVERING )?INDEX ix_jobs_(due|released|deadline|leased|awaiting)\b", step), (
+                f"reads all {scanned[1]}: {plans}"
+            )
+
+
+async def plans_of(database: Database, work: Callable[[Transaction], Awaitable[object]]) -> list[str]:
+    """The steps of the plans of every statement that `work` executes."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_more: object) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "WITH")):
+            seen.append((statement, parameters))
+
+    async with database.begin() as tx:
+        event.listen(database.engine.sync_engine, "before_cursor_execute", note)
+        await work(tx)
+        event.remove(database.engine.sync_engine, "before_cursor_execute", note)
+        steps: list[str] = []
+        for statement, parameters in seen:
+            plan = await tx.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            steps += [row[-1] for row in plan]
+    return steps

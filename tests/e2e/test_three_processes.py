@@ -1,0 +1,147 @@
+"""Gateway, reviewer and notifier as three processes, on RabbitMQ and PostgreSQL of their own."""
+
+import asyncio
+import signal
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from deploy.local import stack
+from deploy.local.server import ServerDidNotStart
+from tests.contract.polling import eventually
+from tests.e2e import jobs
+from tests.e2e.conftest import Receive
+from tests.e2e.processes import Samples, Trio, is_ready, scrape
+
+from imprimatur.client import Client, is_settled, submission
+from imprimatur.v1.creative_pb2 import DECISION_APPROVED
+from imprimatur.v1.job_pb2 import ATTEMPT_OUTCOME_LOST, ATTEMPT_OUTCOME_SUCCEEDED, JOB_STATE_AWAITING_REVIEW, Job
+from imprimatur.v1.job_service_pb2 import JobFilter
+
+_WEBHOOK_SECONDS = 30.0
+_PAUSE_SECONDS = 0.1
+
+
+async def test_a_batch_is_reviewed_watched_told_by_webhooks_and_counted(trio: Trio, receive: Receive) -> None:
+    receiver = receive(trio.stack.webhook_secret)
+    before = {name: scrape(port) for name, port in trio.http_ports.items()}
+    async with trio.client() as client:
+        ids = await jobs.submit_all(client, jobs.requests(jobs.examples(), receiver.url))
+        ended = await jobs.settled(client, ids)
+        waiting = next(job for job in ended.values() if job.state == JOB_STATE_AWAITING_REVIEW)
+        decided = await client.decide(waiting.id, DECISION_APPROVED, "seen, and fine", reviewer="ann")
+        status = await client.status()
+    told = jobs.outcomes(ended.values()) | jobs.outcomes([decided])
+    await eventually(lambda: set(receiver.told()) == told, "a webhook of each outcome", seconds=_WEBHOOK_SECONDS)
+    assert set(receiver.told().values()) == {1}
+    assert status.database.up
+    assert status.broker.up
+    assert all(map(is_ready, trio.http_ports.values()))
+
+    def counted(service: str, name: str, **labels: str) -> float:
+        return _sum(scrape(trio.http_ports[service]), name, labels) - _sum(before[service], name, labels)
+
+    number = len(ids)
+    assert counted("gateway", "imprimatur_jobs_submitted_total", type="creative_review") == number
+    assert counted("gateway", "imprimatur_rpc_requests_total", code="OK") >= 3
+    assert counted("gateway", "imprimatur_human_decisions_total", decision="approved") == 1
+    assert counted("reviewer", "imprimatur_claims_total", result="claimed") == number
+    assert counted("reviewer", "imprimatur_jobs_finished_total") == number
+    assert counted("reviewer", "imprimatur_ai_decisions_total") == number
+    assert counted("reviewer", "imprimatur_submit_to_end_seconds_count") == number
+    assert counted("reviewer", "imprimatur_fenced_writes_total") == 0
+    await eventually(
+        lambda: counted("notifier", "imprimatur_webhook_attempts_total", outcome="delivered") == number + 1,
+        "all posts counted",
+    )
+    for service, port in trio.http_ports.items():
+        samples = scrape(port)
+        assert _sum(samples, "imprimatur_broker_connected", {}) == 1, service
+        assert _sum(samples, "process_resident_memory_bytes", {}) > 0, service
+
+
+async def test_a_job_submitted_at_one_gateway_is_watched_at_another(trio: Trio) -> None:
+    other = trio.start("gateway")
+    label = {"test": "two gateways"}
+    async with trio.client() as one, trio.client(other.target) as two:
+        async with aclosing(two.watch_many(JobFilter(labels=label))) as changes:
+            assert (await anext(changes)).snapshot_complete
+            job = await one.submit(creative=jobs.plain_creative(1), labels=label)
+            single = asyncio.create_task(two.wait(job.id, jobs.SETTLE_SECONDS, until_terminal=False))
+            seen: list[Job] = []
+            while not seen or not is_settled(seen[-1]):
+                seen.append((await anext(changes)).job)
+        versions = [one.version for one in seen]
+        assert {one.id for one in seen} == {job.id}
+        assert versions == sorted(set(versions))
+        assert (await single).version == versions[-1]
+    assert other.terminate() == 0
+
+
+def test_a_folder_in_which_a_stack_runs_is_not_used_twice(trio: Trio) -> None:
+    with pytest.raises(ServerDidNotStart, match="already"):
+        stack.start(trio.stack.folder)
+    assert all(map(is_ready, trio.http_ports.values()))
+
+
+def test_stopping_where_nothing_runs_stops_nothing(tmp_path: Path) -> None:
+    assert stack.stop(tmp_path) == []
+
+
+async def test_the_jobs_of_a_killed_reviewer_run_again_elsewhere(trio: Trio, receive: Receive) -> None:
+    receiver = receive(trio.stack.webhook_secret)
+    successor = trio.start("reviewer")
+    successor.send(signal.SIGSTOP)
+    try:
+        async with trio.client() as client:
+            ids = await jobs.submit_all(client, jobs.requests(jobs.plain_creatives(60), receiver.url))
+            await client.wait(ids[0], jobs.SETTLE_SECONDS, until_terminal=False)
+            trio.remove("reviewer", signal.SIGKILL, successor=successor)
+            successor.send(signal.SIGCONT)
+            ended = await jobs.settled(client, ids)
+            histories = [(await client.get(job_id)).attempt_history for job_id in ids]
+    finally:
+        successor.send(signal.SIGCONT)
+    assert any(ATTEMPT_OUTCOME_LOST in [one.outcome for one in history] for history in histories)
+    assert all(history[-1].outcome == ATTEMPT_OUTCOME_SUCCEEDED for history in histories)
+    told = jobs.outcomes(ended.values())
+    await eventually(lambda: set(receiver.told()) == told, "a webhook of each outcome", seconds=_WEBHOOK_SECONDS)
+    assert set(receiver.told().values()) == {1}
+
+
+async def test_replacing_each_service_in_turn_while_jobs_are_submitted_loses_nothing(
+    trio: Trio, receive: Receive
+) -> None:
+    receiver = receive(trio.stack.webhook_secret)
+    gateway = trio.start("gateway")
+    stopped = asyncio.Event()
+    async with trio.client(*trio.targets, gateway.target) as client:
+        submitting = asyncio.create_task(_submit_until(stopped, client, receiver.url))
+        for name in ("reviewer", "notifier"):
+            successor = await asyncio.to_thread(trio.start, name)
+            await asyncio.to_thread(trio.remove, name, signal.SIGTERM, successor=successor)
+        await asyncio.to_thread(trio.remove, "gateway", signal.SIGTERM, successor=gateway)
+        stopped.set()
+        ended = await submitting
+    assert len(ended) > 10
+    assert all(map(is_settled, ended))
+    told = jobs.outcomes(ended)
+    await eventually(lambda: set(receiver.told()) == told, "a webhook of each outcome", seconds=_WEBHOOK_SECONDS)
+    assert set(receiver.told().values()) == {1}
+
+
+async def _submit_until(stopped: asyncio.Event, client: Client, callback_url: str) -> list[Job]:
+    """Submit one after the other and watch each; the jobs as they came to rest."""
+    watches: list[asyncio.Task[Job]] = []
+    while not stopped.is_set():
+        request = submission(jobs.plain_creative(len(watches)), callback_url=callback_url)
+        job = await client.submit(request)
+        watch = client.wait(job.id, jobs.SETTLE_SECONDS, until_terminal=False)
+        watches.append(asyncio.create_task(watch))
+        await asyncio.sleep(_PAUSE_SECONDS)
+    return await asyncio.gather(*watches)
+
+
+def _sum(samples: Samples, name: str, labels: dict[str, str]) -> float:
+    """Over all series of the name that have these labels."""
+    return sum(value for (one, has), value in samples.items() if one == name and labels.items() <= dict(has).items())

@@ -1,0 +1,192 @@
+"""A whole system on real sockets: gateways and reviewers by their production entry points, and callers with keys."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc.aio
+from tests import makers
+
+from gateway.server import Listener
+from gateway.service import gateway
+from imprimatur.broker import Broker
+from imprimatur.broker.memory import MemoryBroker
+from imprimatur.guard import Guard
+from imprimatur.outbox import Outbox
+from imprimatur.storage import tenants
+from imprimatur.storage.database import Database
+from imprimatur.tenancy import Role
+from imprimatur.v1.creative_pb2 import Creative, CreativeReviewTask
+from imprimatur.v1.job_pb2 import Job, JobState
+from imprimatur.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WatchJobRequest
+from imprimatur.v1.job_service_pb2_grpc import JobServiceStub
+from imprimatur.v1.review_service_pb2_grpc import ReviewServiceStub
+from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceStub
+from imprimatur.vault import Vault, new_key
+from reviewer.engines import Engine
+from reviewer.service import Reviewer, reviewer
+
+if TYPE_CHECKING:  # they exist for type checkers alone
+    from imprimatur.v1.job_service_pb2_grpc import JobServiceAsyncStub
+    from imprimatur.v1.review_service_pb2_grpc import ReviewServiceAsyncStub
+    from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceAsyncStub
+
+#: The longest that a call of a test may take.
+CALL_SECONDS = 20.0
+
+
+class _WithKey:
+    """A stub whose calls carry a key and a time-out."""
+
+    def __init__(self, stub: Any, key: str | None) -> None:
+        self._stub = stub
+        self._metadata = (("authorization", f"Bearer {key}"),) if key is not None else ()
+
+    def __getattr__(self, rpc: str) -> Any:
+        return partial(getattr(self._stub, rpc), metadata=self._metadata, timeout=CALL_SECONDS)
+
+
+class Caller:
+    """The holder of a key (None: of none), at one gateway."""
+
+    def __init__(self, channel: grpc.aio.Channel, key: str | None) -> None:
+        self.key = key
+        self.jobs = cast("JobServiceAsyncStub", _WithKey(JobServiceStub(channel), key))
+        self.reviews = cast("ReviewServiceAsyncStub", _WithKey(ReviewServiceStub(channel), key))
+        self.webhooks = cast("WebhookServiceAsyncStub", _WithKey(WebhookServiceStub(channel), key))
+
+    async def submit(self, headline: str, creative_id: str = "cr-1", **fields: Any) -> Job:
+        """Have a creative reviewed."""
+        answer = await self.jobs.SubmitJob(submission(headline, creative_id, **fields))
+        return answer.job
+
+    async def get(self, job: Job | str) -> Job:
+        """The job now, with its attempts."""
+        answer = await self.jobs.GetJob(GetJobRequest(job_id=job if isinstance(job, str) else job.id))
+        return answer.job
+
+    async def until(self, job: Job, *states: JobState.ValueType, seconds: float = 15.0) -> Job:
+        """Watch until the job is in one of `states`; the job then, with its attempts."""
+        async with asyncio.timeout(seconds):
+            async for seen in self.jobs.WatchJob(WatchJobRequest(job_id=job.id)):
+                if seen.job.state in states:
+                    return await self.get(job)
+        raise AssertionError(f"ended in {JobState.Name((await self.get(job)).state)}")
+
+
+def submission(headline: str = "approve", creative_id: str = "cr-1", **fields: Any) -> SubmitJobRequest:
+    """A creative to be reviewed; `fields` are those of SubmitJobRequest."""
+    creative = Creative(creative_id=creative_id, headline=headline)
+    return SubmitJobRequest(creative_review=CreativeReviewTask(creative=creative), **fields)
+
+
+@dataclass(kw_only=True)
+class System:
+    """Gateways and reviewers on one database and one broker, with one tenant."""
+
+    database: Database
+    broker: Broker
+    lease_seconds: float
+    guard: Guard
+    vault: Vault
+    port: int = 0
+    tenant_id: uuid.UUID = field(default_factory=uuid.uuid4)
+    _keys: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    _open: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @asynccontextmanager
+    async def gateway(self, *, drain_seconds: float = 2.0) -> AsyncIterator[int]:
+        """One more gateway inside the block; gives its port."""
+        listener = Listener(host="127.0.0.1", port=0, reflection=True)
+        async with gateway(
+            self.database,
+            self.broker,
+            self.vault,
+            self.guard,
+            listener,
+            lease_seconds=self.lease_seconds,
+            drain_seconds=drain_seconds,
+        ) as running:
+            yield running.port
+
+    @asynccontextmanager
+    async def reviewer(
+        self,
+        engine: Engine,
+        *,
+        slots: int = 4,
+        drain_seconds: float = 0.0,
+        lease_database: Database | None = None,
+    ) -> AsyncIterator[Reviewer]:
+        """A reviewer inside the block."""
+        async with reviewer(
+            self.database,
+            lease_database or self.database,
+            self.broker,
+            engine,
+            slots=slots,
+            lease_seconds=self.lease_seconds,
+            drain_seconds=drain_seconds,
+        ) as running:
+            yield running
+
+    async def key(self, role: Role, *, user_id: str = "", tenant_id: uuid.UUID | None = None) -> str:
+        """A key, the same one on every call with the same arguments."""
+        wanted = (role, user_id, tenant_id)
+        if wanted not in self._keys:
+            async with self.database.begin() as tx:
+                self._keys[wanted] = await tenants.create_key(
+                    tx, tenant_id or self.tenant_id, name=f"a {role} key", role=role, user_id=user_id
+                )
+        return self._keys[wanted]
+
+    async def caller(self, role: Role = Role.ADMIN, *, user_id: str = "", tenant_id: uuid.UUID | None = None) -> Caller:
+        """Somebody with a key of that role."""
+        return await self.holder(await self.key(role, user_id=user_id, tenant_id=tenant_id))
+
+    async def holder(self, key: str | None, *, port: int = 0) -> Caller:
+        """Somebody with that key, at that gateway (default: the first)."""
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port or self.port}")
+        return Caller(await self._open.enter_async_context(channel), key)
+
+    async def revoke(self, caller: Caller) -> None:
+        """End a key."""
+        async with self.database.begin() as tx:
+            key = await tenants.find_key(tx, str(caller.key))
+            assert key is not None
+            await tenants.revoke_key(tx, key.id)
+        self._keys = {wanted: known for wanted, known in self._keys.items() if known != caller.key}
+
+    async def close_channels(self) -> None:
+        """Hang up."""
+        await self._open.aclose()
+
+
+@asynccontextmanager
+async def running_system(
+    database: Database, broker: Broker | None = None, *, lease_seconds: float = 3.0, guard: Guard | None = None
+) -> AsyncIterator[System]:
+    """A tenant and one gateway inside the block; reviewers are the test's."""
+    broker = broker or MemoryBroker()
+    outbox = Outbox(database, broker)
+    system = System(
+        database=database,
+        broker=broker,
+        lease_seconds=lease_seconds,
+        guard=guard or Guard(allow_private=False, allow_http=False),
+        vault=Vault.from_text(new_key()),
+        tenant_id=await makers.make_tenant(database),
+    )
+    await broker.start()
+    outbox.start()
+    try:
+        async with system.gateway() as system.port:
+            yield system
+            await system.close_channels()
+    finally:
+        await outbox.stop()
+        await broker.close()

@@ -1,0 +1,281 @@
+"""Watches: the job as it stands, then only newer versions, to the end; wherever, whenever and however it is lost."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc.aio
+import pytest
+from prometheus_client import REGISTRY
+from tests import makers
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System
+
+from gateway.watching import Watchtower
+from imprimatur.broker import EVENTS, Message
+from imprimatur.broker.memory import MemoryBroker
+from imprimatur.identity import new_id
+from imprimatur.job import Happening, State
+from imprimatur.storage.database import Database
+from imprimatur.storage.jobs import Filter, Owner
+from imprimatur.tenancy import Role
+from imprimatur.v1 import job_pb2 as pb
+from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
+from imprimatur.v1.job_pb2 import JOB_STATE_CANCELLED as CANCELLED
+from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
+from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
+from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
+from imprimatur.v1.job_service_pb2 import CancelJobRequest, JobFilter, WatchJobRequest, WatchJobsRequest
+
+
+def open_streams(rpc: str = "WatchJob") -> float:
+    return REGISTRY.get_sample_value("imprimatur_open_streams", {"rpc": rpc}) or 0.0
+
+
+async def watched(me: Caller, job: pb.Job, after_version: int = 0) -> list[pb.Job]:
+    request = WatchJobRequest(job_id=job.id, after_version=after_version)
+    async with asyncio.timeout(10.0):
+        return [seen.job async for seen in me.jobs.WatchJob(request)]
+
+
+async def rest_of(stream: Any) -> list[pb.Job]:
+    rest: list[pb.Job] = []
+    while (seen := await stream.read()) is not grpc.aio.EOF:
+        rest.append(seen.job)
+    return rest
+
+
+def rises(jobs: list[pb.Job]) -> bool:
+    versions = [job.version for job in jobs]
+    return versions == sorted(set(versions))
+
+
+# --- one job ---------------------------------------------------------------------------------------------
+
+
+async def test_a_watch_shows_the_job_now_then_newer_ones_and_ends_with_the_terminal_one(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    job = await me.submit(engines.GATE)
+    stream = me.jobs.WatchJob(WatchJobRequest(job_id=job.id))
+    first = await stream.read()
+    assert (first.job.state, first.job.version) == (QUEUED, 1)
+    async with system.reviewer(engine):
+        second = await stream.read()
+        assert (second.job.state, second.job.version) == (RUNNING, 2)
+        engine.open("cr-1")
+        rest = await rest_of(stream)
+    assert [seen.state for seen in rest] == [SUCCEEDED]
+    assert await stream.code() is grpc.StatusCode.OK
+    assert not rest[-1].attempt_history  # GetJob has them
+
+
+async def test_a_watch_of_a_finished_job_shows_its_end_again(system: System, me: Caller) -> None:
+    job = await me.submit(engines.APPROVE)
+    await me.jobs.CancelJob(CancelJobRequest(job_id=job.id))
+    for after_version in (0, 1, 2):
+        assert [(one.state, one.version) for one in await watched(me, job, after_version)] == [(CANCELLED, 2)]
+
+
+async def test_a_watch_after_a_version_begins_with_a_newer_one(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    job = await me.submit(engines.GATE)
+    stream = me.jobs.WatchJob(WatchJobRequest(job_id=job.id, after_version=1))
+    async with system.reviewer(engine):
+        first = await stream.read()
+        assert (first.job.state, first.job.version) == (RUNNING, 2)
+        stream.cancel()
+
+
+async def test_the_versions_that_fifty_watchers_see_never_go_backwards(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    job = await me.submit("slow 0.3")
+    watchers = [asyncio.create_task(watched(me, job)) for _ in range(50)]
+    async with system.reviewer(engine):
+        for seen in await asyncio.gather(*watchers):
+            assert rises(seen)
+            assert seen[-1].state == SUCCEEDED
+    await makers.until(lambda: _holds(lambda: open_streams() == 0))
+
+
+async def test_a_slow_engine_is_seen_to_be_at_work(system: System, me: Caller, engine: ScriptedEngine) -> None:
+    async with system.reviewer(engine):
+        seen = await watched(me, await me.submit("slow 2.2"))
+    assert rises(seen)
+    assert next(one.progress.percent for one in seen if one.progress.stage == "examining") == 30
+    assert (seen[-1].state, seen[-1].progress.percent) == (SUCCEEDED, 100)
+
+
+async def test_a_watch_that_is_left_leaves_nothing_behind(system: System, me: Caller) -> None:
+    job = await me.submit(engines.APPROVE)
+    streams: list[Any] = [me.jobs.WatchJob(WatchJobRequest(job_id=job.id)) for _ in range(10)]
+    streams += [me.jobs.WatchJobs(WatchJobsRequest()) for _ in range(10)]
+    for stream in streams:
+        await stream.read()
+    assert (open_streams(), open_streams("WatchJobs")) == (10, 10)
+    for stream in streams:
+        stream.cancel()
+    await makers.until(lambda: _holds(lambda: open_streams() + open_streams("WatchJobs") == 0))
+
+
+async def test_a_watch_goes_on_at_another_gateway(system: System, me: Caller, engine: ScriptedEngine) -> None:
+    job = await me.submit(engines.GATE)
+    async with system.gateway() as port:
+        other = await system.holder(me.key, port=port)
+        stream = other.jobs.WatchJob(WatchJobRequest(job_id=job.id))
+        seen = (await stream.read()).job
+    left = await refusal(stream)
+    assert (left.code, left.reason) == (grpc.StatusCode.UNAVAILABLE, "GATEWAY_STOPPING")
+    assert left.retry_after_seconds
+    engine.open("cr-1")
+    async with system.reviewer(engine):
+        rest = await watched(me, job, after_version=seen.version)
+    assert rises([seen, *rest])
+    assert rest[-1].state == SUCCEEDED
+
+
+async def test_a_change_made_through_one_gateway_is_seen_at_another(system: System, me: Caller) -> None:
+    async with system.gateway() as port:
+        other = await system.holder(me.key, port=port)
+        job = await me.submit(engines.APPROVE)
+        stream = other.jobs.WatchJob(WatchJobRequest(job_id=job.id))
+        await stream.read()
+        await me.jobs.CancelJob(CancelJobRequest(job_id=job.id))
+        async with asyncio.timeout(2.0):
+            assert (await stream.read()).job.state == CANCELLED
+
+
+async def test_a_revoked_keys_watch_ends_before_it_shows_more(system: System, me: Caller) -> None:
+    job = await me.submit(engines.APPROVE)
+    other = await system.caller(Role.REVIEWER)
+    streams: list[Any] = [other.jobs.WatchJob(WatchJobRequest(job_id=job.id)), other.jobs.WatchJobs(WatchJobsRequest())]
+    for stream in streams:
+        await stream.read()
+    await system.revoke(other)
+    await asyncio.sleep(2.05)  # as long as a key is remembered
+    await me.jobs.CancelJob(CancelJobRequest(job_id=job.id))
+    await streams[1].read()  # the end of the snapshot was sent before
+    for stream in streams:
+        assert (await refusal(stream)).code is grpc.StatusCode.UNAUTHENTICATED
+
+
+# --- many jobs -------------------------------------------------------------------------------------------
+
+
+async def until_complete(stream: Any) -> list[pb.Job]:
+    found: list[pb.Job] = []
+    while not (seen := await stream.read()).snapshot_complete:
+        found.append(seen.job)
+    return found
+
+
+async def test_watching_many_shows_what_is_there_then_every_change_once(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    old = [await me.submit(engines.APPROVE, f"old-{number}") for number in range(3)]
+    await me.jobs.CancelJob(CancelJobRequest(job_id=old[0].id))  # finished: not in the snapshot
+    stream = me.jobs.WatchJobs(WatchJobsRequest())
+    assert [job.id for job in await until_complete(stream)] == [job.id for job in old[1:]]
+    new = await me.submit(engines.APPROVE, "new")
+    alive = {job.id for job in (*old[1:], new)}
+    seen: dict[str, list[pb.Job]] = {job_id: [] for job_id in alive}
+    async with system.reviewer(engine), asyncio.timeout(10.0):
+        while any(not jobs or jobs[-1].state != SUCCEEDED for jobs in seen.values()):
+            job = (await stream.read()).job
+            seen[job.id].append(job)
+    last = await me.submit(engines.APPROVE, "last")
+    assert (await stream.read()).job.id == last.id  # and nothing about the others again
+    assert all(rises(jobs) for jobs in seen.values())
+    stream.cancel()
+
+
+async def test_watching_many_keeps_to_its_filter(system: System, me: Caller, engine: ScriptedEngine) -> None:
+    wanted = JobFilter(states=[AWAITING], labels={"team": "a"}, subject_id="mine")
+    stream = me.jobs.WatchJobs(WatchJobsRequest(filter=wanted))
+    assert await until_complete(stream) == []
+    async with system.reviewer(engine):
+        await me.submit(engines.HUMAN, "mine", labels={"team": "b"})
+        await me.submit(engines.HUMAN, "other", labels={"team": "a"})
+        await me.submit(engines.APPROVE, "mine", labels={"team": "a"})
+        job = await me.submit(engines.HUMAN, "mine", labels={"team": "a", "more": ""})
+        async with asyncio.timeout(5.0):
+            seen = await stream.read()
+    assert (seen.job.id, seen.job.state) == (job.id, AWAITING)
+    stream.cancel()
+
+
+async def test_watching_many_ends_with_unavailable_when_the_gateway_stops(system: System, me: Caller) -> None:
+    await me.submit(engines.APPROVE)
+    async with system.gateway() as port:
+        other = await system.holder(me.key, port=port)
+        stream = other.jobs.WatchJobs(WatchJobsRequest())
+        await until_complete(stream)
+    assert (await refusal(stream)).code is grpc.StatusCode.UNAVAILABLE
+
+
+# --- events that are lost or cannot be read --------------------------------------------------------------
+
+
+async def test_events_that_cannot_be_read_disturb_nobody(system: System, me: Caller) -> None:
+    job = await me.submit(engines.APPROVE)
+    stream = me.jobs.WatchJob(WatchJobRequest(job_id=job.id))
+    await stream.read()
+    for body in (b"", b"\xff", b"\x08\x02", b"\x08\x01\x28\x63"):
+        await system.broker.publish(
+            Message(exchange=EVENTS, routing_key="state.odd", body=body, message_id=str(new_id()), mandatory=False)
+        )
+    await me.jobs.CancelJob(CancelJobRequest(job_id=job.id))
+    assert (await stream.read()).job.state == CANCELLED
+
+
+@pytest.fixture
+async def watchtower(database: Database) -> AsyncIterator[Watchtower]:
+    """One whose broker never tells it anything."""
+    broker = MemoryBroker()
+    await broker.start()
+    tower = Watchtower(database, broker, reread_seconds=0.1)
+    await tower.start()
+    yield tower
+    await tower.stop()
+    await broker.close()
+
+
+async def test_a_lost_event_is_found_by_reading_again(database: Database, watchtower: Watchtower) -> None:
+    tenant = await makers.make_tenant(database)
+    claim = await makers.running(database, tenant)
+    owner = Owner(tenant_id=tenant)
+    one, many = watchtower.watch(owner, claim.job_id), watchtower.follow(owner, Filter())
+    assert (await anext(one)).state is State.RUNNING
+    assert (seen := await anext(many)) is not None
+    assert (seen.version, await anext(many)) == (2, None)
+    await makers.conclude(database, claim, Happening.COMPLETED)  # nobody publishes what this wrote
+    async with asyncio.timeout(2.0):
+        assert [job.state async for job in one] == [State.SUCCEEDED]
+        assert (ended := await anext(many)) is not None
+    assert ended.state is State.SUCCEEDED
+    await many.aclose()  # type: ignore[attr-defined]  # a generator
+
+
+async def test_following_a_state_forgets_the_jobs_that_left_it(database: Database, watchtower: Watchtower) -> None:
+    tenant = await makers.make_tenant(database)
+    stream = watchtower.follow(Owner(tenant_id=tenant), Filter(states=frozenset({State.QUEUED})))
+    assert await anext(stream) is None
+    [job] = await makers.submit(database, makers.new_job(tenant))
+    async with asyncio.timeout(2.0):
+        assert (seen := await anext(stream)) is not None
+    assert seen.id == job.id
+    claim = await makers.claim(database, job)
+    assert claim is not None
+    await makers.conclude(database, claim, Happening.HANDED_BACK)
+    async with asyncio.timeout(2.0):
+        assert (back := await anext(stream)) is not None  # it matches again
+    assert (back.id, back.version) == (job.id, 3)
+    await stream.aclose()  # type: ignore[attr-defined]  # a generator
+
+
+async def _holds(condition: Callable[[], bool]) -> bool:
+    return condition()

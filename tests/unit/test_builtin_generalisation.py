@@ -1,0 +1,86 @@
+"""How the engine fares on ads that it was not trained on, decided as the default policy would.
+
+The examples in data/builtin/dev.jsonl share no wording with the training data; 17 of the 42 benign ones are worded to
+mislead. They guard against a fall-back, they are no measurement: thresholds were chosen with them in sight.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from imprimatur.evidence import Category, Evidence
+from reviewer.engines.builtin import examiner, train
+from reviewer.engines.builtin.classifier import BLOCKED
+from reviewer.engines.builtin.train import Example
+
+DEV = Path(__file__).parent / "data" / "builtin"
+DETECTED = 0.30
+APPROVED = 0.90
+
+
+@cache
+def found() -> tuple[tuple[Example, Evidence], ...]:
+    return tuple((example, examiner.examine(example.creative)) for example in train.examples(DEV))
+
+
+def approved(evidence: Evidence) -> bool:
+    return (
+        evidence.approval_score >= APPROVED
+        and not evidence.unexamined
+        and all(score.score < DETECTED for score in evidence.categories)
+    )
+
+
+def share_approved(kind: str) -> float:
+    outcomes = [approved(evidence) for example, evidence in found() if _kind(example) == kind]
+    return sum(outcomes) / len(outcomes)
+
+
+def calibration_error(chances: list[float], truths: list[float]) -> float:
+    """Expected calibration error over ten bins of equal width."""
+    chance, truth = np.array(chances), np.array(truths)
+    bins = np.minimum((chance * 10).astype(int), 9)
+    return sum(abs(chance[bins == n].mean() - truth[bins == n].mean()) * (bins == n).mean() for n in set(bins.tolist()))
+
+
+def _kind(example: Example) -> str:
+    return "benign" if not example.labels else "blocked" if example.labels & BLOCKED else "sensitive"
+
+
+def test_at_least_half_of_the_benign_ads_are_approved() -> None:
+    assert share_approved("benign") >= 0.50
+
+
+def test_hardly_a_sensitive_ad_and_no_blocked_one_is_approved() -> None:
+    assert share_approved("sensitive") <= 0.05
+    assert share_approved("blocked") == 0.0
+
+
+def test_no_benign_or_merely_sensitive_ad_is_recommended_for_rejection() -> None:
+    rejected = [e.id for e, evidence in found() if not e.labels & BLOCKED and evidence.recommendation == "reject"]
+    assert rejected == []
+
+
+def test_category_scores_mean_what_they_say() -> None:
+    pairs = [(s.score, float(s.category in e.labels)) for e, evidence in found() for s in evidence.categories]
+    assert calibration_error([score for score, _ in pairs], [truth for _, truth in pairs]) <= 0.08
+
+
+def test_approval_scores_mean_what_they_say() -> None:
+    truth = {"benign": 1.0, "sensitive": examiner.SENSITIVE_COMPLIANCE, "blocked": 0.0}
+    truths = [truth[_kind(example)] for example, _ in found()]
+    assert calibration_error([evidence.approval_score for _, evidence in found()], truths) <= 0.08
+
+
+def test_most_sensitive_ads_are_put_in_their_own_category() -> None:
+    hits = [
+        any(s.score >= DETECTED and s.category in e.labels for s in evidence.categories)
+        for e, evidence in found()
+        if _kind(e) == "sensitive"
+    ]
+    assert sum(hits) / len(hits) >= 0.75
+
+
+def test_every_category_is_represented() -> None:
+    assert {label for example, _ in found() for label in example.labels} == set(Category)
