@@ -25,6 +25,8 @@ from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW, Job
 
 _REVIEW_SECONDS = 60.0
 _WEBHOOK_SECONDS = 15.0
+_PATIENCE_SECONDS = 5.0
+_MOST_NAMED = 5
 _INTERRUPTED = 130
 _REASON = "Looked at words and pictures: an ordinary offer, nothing in it that our rules forbid."
 
@@ -34,7 +36,7 @@ async def demonstrate(screen: Screen) -> None:
     began = time.monotonic()
     items = material.items()
     screen.say("Starting `imprimatur serve` and a webhook receiver …")
-    async with running() as server, Client(server.target, api_key=server.api_key) as client:
+    async with running() as server, _client(server) as client:
         submitted = await _submit(screen, client, server, items)
         jobs = await _watch(screen, client, submitted)
         expected = {outcomes.outcome_of(job) for job in jobs.values()}
@@ -45,6 +47,10 @@ async def demonstrate(screen: Screen) -> None:
             raise DemoFailed("\n".join(["Not as it must be:", *faults]))
         _sum_up(screen, submitted, jobs, len(expected))
     screen.say(f"Done in {time.monotonic() - began:.1f} s; both processes are gone.")
+
+
+def _client(server: Running) -> Client:
+    return Client(server.target, api_key=server.api_key, patience_seconds=_PATIENCE_SECONDS)
 
 
 async def _submit(screen: Screen, client: Client, server: Running, items: list[Item]) -> dict[str, Item]:
@@ -77,7 +83,8 @@ async def _watch(screen: Screen, client: Client, submitted: dict[str, Item]) -> 
             for job_id in submitted:
                 group.create_task(follow(job_id))
     if unfinished := [submitted[job_id].creative.name for job_id in submitted if not _settled(jobs.get(job_id))]:
-        raise DemoFailed(f"After {_REVIEW_SECONDS:g} s these were not reviewed: {', '.join(unfinished)}.")
+        named = ", ".join(unfinished[:_MOST_NAMED])
+        raise DemoFailed(f"After {_REVIEW_SECONDS:g} s {len(unfinished)} were not reviewed: {named} …")
     screen.decisions()
     return jobs
 

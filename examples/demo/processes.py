@@ -48,7 +48,7 @@ async def running() -> AsyncIterator[Running]:
         DemoFailed: one of them does not start, or anything else failed: with the server's last words added.
     """
     folder = Path(tempfile.mkdtemp(prefix="imprimatur-demo-"))
-    started: list[Process] = []
+    started: dict[str, Process] = {}
     try:
         access = await _serve(folder, started)
         yield Running(
@@ -58,39 +58,39 @@ async def running() -> AsyncIterator[Running]:
             callback_url=await _receive(folder, access["webhook_secret"], started),
         )
     except Exception as fault:
-        words = "\n".join(_words(fault))
+        ended = [f"{name} is not running any more." for name, process in started.items() if not process.alive()]
+        words = "\n".join(dict.fromkeys([*ended, *_words(fault)]))
         raise DemoFailed(f"{words}\n\nThe end of the server's log:\n{_tail(folder / 'serve.log')}") from fault
     finally:
-        _stop(started[::-1])
+        _stop(list(started.values())[::-1])
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _serve(folder: Path, started: list[Process]) -> dict[str, str]:
+async def _serve(folder: Path, started: dict[str, Process]) -> dict[str, str]:
     """Start the server; returns what it leaves in client.json once it is ready."""
     data = folder / "data"
     command = [sys.executable, "-m", "cli", "serve", "--data", str(data), "--port", "0", "--metrics-port", "0"]
-    server = _spawn(command, folder / "serve.log", dict(os.environ), started)
+    server = started["imprimatur serve"] = _spawn(command, folder / "serve.log", dict(os.environ))
     left = data / "client.json"
     await _until(left.exists, server, "imprimatur serve")
     access: dict[str, str] = json.loads(left.read_text())
     return access
 
 
-async def _receive(folder: Path, secret: str, started: list[Process]) -> str:
+async def _receive(folder: Path, secret: str, started: dict[str, Process]) -> str:
     """Start the receiver; returns its address, which it prints at the end of its first line."""
     log = folder / "receiver.log"
     command = [sys.executable, webhook_receiver.__file__, "--out", str(folder / "webhooks.jsonl"), "--port", "0"]
-    receiver = _spawn(command, log, {**os.environ, webhook_receiver.SECRET_VARIABLE: secret}, started)
+    environ = {**os.environ, webhook_receiver.SECRET_VARIABLE: secret}
+    receiver = started["the webhook receiver"] = _spawn(command, log, environ)
     await _until(lambda: log.read_text().endswith("\n"), receiver, "the webhook receiver")
     return log.read_text().splitlines()[0].split()[-1]
 
 
-def _spawn(command: list[str], log: Path, environ: dict[str, str], started: list[Process]) -> Process:
+def _spawn(command: list[str], log: Path, environ: dict[str, str]) -> Process:
     """In a session of its own: Ctrl-C is ours, and we end what we started in good order."""
     dies_with_us = shutil.which("setpriv") is not None
-    process = processes.spawn(command, log=log, environ=environ, die_with_parent=dies_with_us)
-    started.append(process)
-    return process
+    return processes.spawn(command, log=log, environ=environ, die_with_parent=dies_with_us)
 
 
 async def _until(ready: Callable[[], bool], process: Process, name: str) -> None:

@@ -27,11 +27,11 @@ class EngineSettings(BaseSettings):
     engine_processes: int = Field(
         default=2, ge=1, le=64, description="Child processes of the builtin engine, for its CPU work"
     )
-    llm_model: str = Field(
-        default="", description="The llm engine's model: openai:gpt-5-mini, or with a base URL the server's own name"
+    llm_model: str | None = Field(
+        default=None, description="The llm engine's model: openai:gpt-5-mini, or with a base URL the server's own name"
     )
-    llm_base_url: str = Field(
-        default="", description="An OpenAI-compatible server in place of a provider's own, such as http://host/v1"
+    llm_base_url: str | None = Field(
+        default=None, description="An OpenAI-compatible server in place of a provider's own, such as http://host/v1"
     )
     llm_api_key: str | None = Field(
         default=None, repr=False, description="The provider's key; by default its own variable, such as OPENAI_API_KEY"

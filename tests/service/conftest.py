@@ -37,6 +37,13 @@ async def postgresql_database(postgresql_url: MakePostgresURL) -> AsyncIterator[
 
 
 @pytest.fixture
+async def system_on_postgresql(postgresql_database: Database) -> AsyncIterator[System]:
+    """A gateway without a reviewer, on PostgreSQL."""
+    async with running_system(postgresql_database) as running:
+        yield running
+
+
+@pytest.fixture
 async def me(system: System) -> Caller:
     """The holder of an admin key."""
     return await system.caller()

@@ -168,7 +168,7 @@ class System:
 
 @asynccontextmanager
 async def running_system(
-    database: Database, broker: Broker | None = None, *, lease_seconds: float = 3.0, guard: Guard | None = None
+    database: Database, broker: Broker | None = None, *, lease_seconds: float = 3.0, broker_is_up: bool = True
 ) -> AsyncIterator[System]:
     """A tenant and one gateway inside the block; reviewers are the test's."""
     broker = broker or MemoryBroker()
@@ -177,11 +177,12 @@ async def running_system(
         database=database,
         broker=broker,
         lease_seconds=lease_seconds,
-        guard=guard or Guard(allow_private=False, allow_http=False),
+        guard=Guard(allow_private=False, allow_http=False),
         vault=Vault.from_text(new_key()),
         tenant_id=await makers.make_tenant(database),
     )
-    await broker.start()
+    if broker_is_up:
+        await broker.start()
     outbox.start()
     try:
         async with system.gateway() as system.port:

@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # ships no types
 import grpc.aio
@@ -201,15 +202,17 @@ async def test_bytes_that_are_no_message_are_refused_without_a_word_of_ours(worl
         metadata = (("authorization", f"Bearer {world.me.key}"),)
         for path in ("JobService/SubmitJob", "JobService/GetJob", "ReviewService/DecideReview"):
             for body in (b"\xff\xff\xff", b"\x0a\x02\xc3\x28"):  # no tag; a text that is not UTF-8
-                seen = await refusal(channel.unary_unary(f"/imprimatur.v1.{path}")(body, metadata=metadata))
+                raw: Any = channel.unary_unary(f"/imprimatur.v1.{path}")
+                seen = await refusal(raw(body, metadata=metadata))
                 agrees(seen, Refused(field="request"))
-        watch = channel.unary_stream("/imprimatur.v1.JobService/WatchJob")(b"\xff", metadata=metadata)
-        agrees(await refusal(watch), Refused(field="request"))
+        watch: Any = channel.unary_stream("/imprimatur.v1.JobService/WatchJob")
+        agrees(await refusal(watch(b"\xff", metadata=metadata)), Refused(field="request"))
 
 
 async def test_bytes_that_are_no_message_still_need_a_key(world: World) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{world.system.port}") as channel:
-        seen = await refusal(channel.unary_unary("/imprimatur.v1.JobService/GetJob")(b"\xff"))
+        get: Any = channel.unary_unary("/imprimatur.v1.JobService/GetJob")
+        seen = await refusal(get(b"\xff"))
     assert (seen.code, seen.reason) == (grpc.StatusCode.UNAUTHENTICATED, "MISSING_API_KEY")
 
 

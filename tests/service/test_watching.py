@@ -59,7 +59,7 @@ async def test_a_watch_shows_the_job_now_then_newer_ones_and_ends_with_the_termi
     system: System, me: Caller, engine: ScriptedEngine
 ) -> None:
     job = await me.submit(engines.GATE)
-    stream = me.jobs.WatchJob(WatchJobRequest(job_id=job.id))
+    stream: Any = me.jobs.WatchJob(WatchJobRequest(job_id=job.id))
     first = await stream.read()
     assert (first.job.state, first.job.version) == (QUEUED, 1)
     async with system.reviewer(engine):
@@ -83,7 +83,7 @@ async def test_a_watch_after_a_version_begins_with_a_newer_one(
     system: System, me: Caller, engine: ScriptedEngine
 ) -> None:
     job = await me.submit(engines.GATE)
-    stream = me.jobs.WatchJob(WatchJobRequest(job_id=job.id, after_version=1))
+    stream: Any = me.jobs.WatchJob(WatchJobRequest(job_id=job.id, after_version=1))
     async with system.reviewer(engine):
         first = await stream.read()
         assert (first.job.state, first.job.version) == (RUNNING, 2)
@@ -126,7 +126,7 @@ async def test_a_watch_goes_on_at_another_gateway(system: System, me: Caller, en
     job = await me.submit(engines.GATE)
     async with system.gateway() as port:
         other = await system.holder(me.key, port=port)
-        stream = other.jobs.WatchJob(WatchJobRequest(job_id=job.id))
+        stream: Any = other.jobs.WatchJob(WatchJobRequest(job_id=job.id))
         seen = (await stream.read()).job
     left = await refusal(stream)
     assert (left.code, left.reason) == (grpc.StatusCode.UNAVAILABLE, "GATEWAY_STOPPING")
@@ -142,7 +142,7 @@ async def test_a_change_made_through_one_gateway_is_seen_at_another(system: Syst
     async with system.gateway() as port:
         other = await system.holder(me.key, port=port)
         job = await me.submit(engines.APPROVE)
-        stream = other.jobs.WatchJob(WatchJobRequest(job_id=job.id))
+        stream: Any = other.jobs.WatchJob(WatchJobRequest(job_id=job.id))
         await stream.read()
         await me.jobs.CancelJob(CancelJobRequest(job_id=job.id))
         async with asyncio.timeout(2.0):
@@ -178,7 +178,7 @@ async def test_watching_many_shows_what_is_there_then_every_change_once(
 ) -> None:
     old = [await me.submit(engines.APPROVE, f"old-{number}") for number in range(3)]
     await me.jobs.CancelJob(CancelJobRequest(job_id=old[0].id))  # finished: not in the snapshot
-    stream = me.jobs.WatchJobs(WatchJobsRequest())
+    stream: Any = me.jobs.WatchJobs(WatchJobsRequest())
     assert [job.id for job in await until_complete(stream)] == [job.id for job in old[1:]]
     new = await me.submit(engines.APPROVE, "new")
     alive = {job.id for job in (*old[1:], new)}
@@ -195,7 +195,7 @@ async def test_watching_many_shows_what_is_there_then_every_change_once(
 
 async def test_watching_many_keeps_to_its_filter(system: System, me: Caller, engine: ScriptedEngine) -> None:
     wanted = JobFilter(states=[AWAITING], labels={"team": "a"}, subject_id="mine")
-    stream = me.jobs.WatchJobs(WatchJobsRequest(filter=wanted))
+    stream: Any = me.jobs.WatchJobs(WatchJobsRequest(filter=wanted))
     assert await until_complete(stream) == []
     async with system.reviewer(engine):
         await me.submit(engines.HUMAN, "mine", labels={"team": "b"})
@@ -212,7 +212,7 @@ async def test_watching_many_ends_with_unavailable_when_the_gateway_stops(system
     await me.submit(engines.APPROVE)
     async with system.gateway() as port:
         other = await system.holder(me.key, port=port)
-        stream = other.jobs.WatchJobs(WatchJobsRequest())
+        stream: Any = other.jobs.WatchJobs(WatchJobsRequest())
         await until_complete(stream)
     assert (await refusal(stream)).code is grpc.StatusCode.UNAVAILABLE
 
@@ -222,7 +222,7 @@ async def test_watching_many_ends_with_unavailable_when_the_gateway_stops(system
 
 async def test_events_that_cannot_be_read_disturb_nobody(system: System, me: Caller) -> None:
     job = await me.submit(engines.APPROVE)
-    stream = me.jobs.WatchJob(WatchJobRequest(job_id=job.id))
+    stream: Any = me.jobs.WatchJob(WatchJobRequest(job_id=job.id))
     await stream.read()
     for body in (b"", b"\xff", b"\x08\x02", b"\x08\x01\x28\x63"):
         await system.broker.publish(

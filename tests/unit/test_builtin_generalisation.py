@@ -53,7 +53,7 @@ def test_at_least_half_of_the_benign_ads_are_approved() -> None:
 
 
 def test_hardly_a_sensitive_ad_and_no_blocked_one_is_approved() -> None:
-    assert share_approved("sensitive") <= 0.05
+    assert share_approved("sensitive") <= 0.02
     assert share_approved("blocked") == 0.0
 
 

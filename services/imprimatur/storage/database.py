@@ -5,6 +5,7 @@ A `Transaction` collects the outbox rows that it writes; after the commit they a
 """
 
 import asyncio
+import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -181,6 +182,17 @@ def _postgresql(url: str, pool_size: int, command_timeout_seconds: float) -> Asy
     )
 
 
+class _SQLiteConnection(sqlite3.Connection):
+    """Rolls back before it closes. A cancelled task may leave a cursor behind with rows unread (RETURNING), and as
+    long as that is not collected, closing alone would keep the transaction's lock."""
+
+    def close(self) -> None:
+        """As of any connection."""
+        if self.in_transaction:
+            self.rollback()
+        super().close()
+
+
 def _sqlite(url: str, *, writes: bool) -> AsyncEngine:
     """One writer, several readers: SQLite allows no more, and so nobody ever waits for a lock inside it."""
     path = make_url(url).database
@@ -188,6 +200,7 @@ def _sqlite(url: str, *, writes: bool) -> AsyncEngine:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     engine = create_async_engine(
         make_url(url).set(drivername="sqlite+aiosqlite"),
+        connect_args={"factory": _SQLiteConnection},
         poolclass=AsyncAdaptedQueuePool,
         pool_size=1 if writes else 4,
         max_overflow=0,

@@ -97,6 +97,8 @@ async def reissue(tx: Transaction, *, limit: int) -> int:
         .with_for_update(skip_locked=True)
     )
     doubled = case(
+        # Never less, or the next message would make this one stale before a worker can act on it.
+        (jobs.c.reissue_after_seconds < FIRST_REISSUE_AFTER_SECONDS, FIRST_REISSUE_AFTER_SECONDS),
         (jobs.c.reissue_after_seconds < 300.0, jobs.c.reissue_after_seconds * 2),
         else_=jobs.c.reissue_after_seconds,
     )

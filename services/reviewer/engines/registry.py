@@ -27,7 +27,7 @@ def _open_llm(settings: EngineSettings) -> Engine:
     priced = settings.llm_price_input is not None or settings.llm_price_output is not None
     return LLMEngine(
         open_model(settings),
-        model_name=settings.llm_model,
+        model_name=settings.llm_model or "",
         takes_images=settings.llm_images,
         reasks=settings.llm_reasks,
         price=Price(input=settings.llm_price_input or 0, output=settings.llm_price_output or 0) if priced else None,

@@ -31,7 +31,7 @@ BLOCKED = frozenset(
 SENSITIVE = frozenset(Category) - BLOCKED
 GROUPS = (SENSITIVE, BLOCKED)  #: "touches something sensitive", "contains something blocked": heads of their own
 HEADS = len(CATEGORIES) + len(GROUPS)
-SENTENCE_MARGIN = 1.0  #: what a sentence torn from its context must have over a stretch, in log odds
+SENTENCE_MARGIN = 1.0  #: log odds that a sentence torn from its context loses, unless it says it outright
 TERM_FEATURES = 3  #: strongest term, all terms, harmless uses; each in [0, 1]
 
 Array = NDArray[np.float64]
@@ -71,7 +71,7 @@ class Classifier:
         """Judge a creative by its passages, of which there must be one at least; `stretch`, shape (n,), tells
         which of them are stretches of the whole."""
         logits = self.logits(features)
-        worst = (logits - SENTENCE_MARGIN * ~stretch[:, None]).max(axis=0)
+        worst = (logits - handicap(features, stretch)).max(axis=0)
         scores = probability(self.slope * worst + self.shift)
         return Judgement(
             categories=scores[: len(CATEGORIES)],
@@ -85,6 +85,12 @@ class Classifier:
         by_terms = np.einsum("nhk,hk->nh", features.terms, self.terms)
         logits: Array = features.meaning @ self.meaning.T + by_terms + self.bias
         return logits
+
+
+def handicap(features: Features, stretch: Mask) -> Array:
+    """What is taken off the logits, shape (n, HEADS): SENTENCE_MARGIN where a single sentence has no term of weight 3."""
+    outright = features.terms[:, :, 0] == 1.0
+    return SENTENCE_MARGIN * (~stretch[:, None] & ~outright)
 
 
 def probability(logits: Array) -> Array:

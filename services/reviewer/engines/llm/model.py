@@ -24,7 +24,7 @@ def open_model(settings: EngineSettings) -> Model:
         ConfigurationError: the model is not named, its provider is unknown, its software is not installed, or the key
             is missing.
     """
-    name, key = settings.llm_model, _key(settings)
+    name, key = settings.llm_model or "", _key(settings)
     if settings.llm_base_url:
         return _compatible(name.removeprefix(_OPENAI), settings.llm_base_url, key)
     if ":" not in name:

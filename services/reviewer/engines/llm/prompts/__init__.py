@@ -8,4 +8,4 @@ CURRENT = "creative-review-v1"
 
 def read(name: str) -> str:
     """The text of one prompt."""
-    return resources.files(__name__).joinpath(f"{name}.txt").read_text(encoding="utf-8")
+    return resources.files(__name__).joinpath(f"{name}.txt").read_text(encoding="utf-8").strip()

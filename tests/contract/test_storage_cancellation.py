@@ -1,0 +1,34 @@
+"""A task that is cancelled in the middle of a transaction leaves no lock behind."""
+
+import asyncio
+import gc
+
+from sqlalchemy import text
+from tests import makers
+
+from imprimatur.storage.database import Database
+
+
+async def test_a_cancelled_transaction_holds_no_lock(database: Database) -> None:
+    for _ in range(20):
+        await makers.make_tenant(database)
+
+    async def write() -> None:
+        async with database.begin() as tx:
+            for _ in range(5):
+                await tx.connection.execute(text("UPDATE tenants SET name = name RETURNING id, name"))
+
+    gc.disable()  # or it may clean up in time
+    try:
+        for place in range(20):
+            tasks = [asyncio.create_task(write()) for _ in range(3)]
+            for _ in range(5 * place):
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.0002 * place)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            async with asyncio.timeout(3.0):
+                await write()
+    finally:
+        gc.enable()

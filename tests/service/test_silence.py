@@ -1,0 +1,78 @@
+"""Faults of our own: what reaches a client is a code and an incident id, never how we are built."""
+
+from typing import Any
+
+import grpc
+from sqlalchemy import text
+from structlog.testing import capture_logs
+from tests.service import engines
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, submission
+
+from imprimatur.storage.database import Database
+from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED
+from imprimatur.v1.job_service_pb2 import (
+    BatchSubmitJobsRequest,
+    GetJobRequest,
+    GetStatsRequest,
+    GetSystemStatusRequest,
+    ListJobsRequest,
+    WatchJobRequest,
+    WatchJobsRequest,
+)
+from imprimatur.v1.review_service_pb2 import ListPendingReviewsRequest
+
+#: Pieces of SQL, of exceptions, and of addresses.
+TELLTALES = ("select", "update ", "sqlalchemy", "asyncpg", "sqlite", "postgres", "error:", "traceback", "jobs", "127.0")
+
+
+async def test_a_fault_of_the_database_shows_an_incident_id_and_nothing_else(system: System, me: Caller) -> None:
+    job = await me.submit(engines.APPROVE)
+    async with system.database.begin() as tx:
+        await tx.connection.execute(text("ALTER TABLE jobs RENAME TO hidden"))
+    calls: list[Any] = [
+        me.jobs.SubmitJob(submission()),
+        me.jobs.BatchSubmitJobs(BatchSubmitJobsRequest(items=[submission()])),
+        me.jobs.GetJob(GetJobRequest(job_id=job.id)),
+        me.jobs.ListJobs(ListJobsRequest()),
+        me.jobs.WatchJob(WatchJobRequest(job_id=job.id)),
+        me.jobs.WatchJobs(WatchJobsRequest()),
+        me.jobs.GetStats(GetStatsRequest()),
+        me.reviews.ListPendingReviews(ListPendingReviewsRequest()),
+    ]
+    with capture_logs() as logged:
+        for call in calls:
+            seen = await refusal(call)
+            assert seen.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
+            assert not [word for word in TELLTALES if word in f"{seen.message} {seen.metadata}".lower()], seen
+            if seen.code is grpc.StatusCode.INTERNAL:  # PostgreSQL; SQLite cannot tell this from a passing fault
+                assert seen.message == f"internal error; tell the operator the incident id {seen.metadata['incident']}"
+                assert seen.metadata["incident"] in [entry.get("incident") for entry in logged]
+            else:
+                assert seen.retry_after_seconds
+    async with system.database.begin() as tx:
+        await tx.connection.execute(text("ALTER TABLE hidden RENAME TO jobs"))
+    assert (await me.get(job)).state == JOB_STATE_QUEUED
+
+
+async def test_a_database_that_does_not_answer_makes_calls_unavailable_in_time(
+    postgresql_database: Database, system_on_postgresql: System
+) -> None:
+    me = await system_on_postgresql.caller()
+    job = await me.submit(engines.APPROVE)
+    async with postgresql_database.begin() as tx:  # as when a migration or a failover holds everything
+        await tx.connection.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
+        # Ours is the answer, not the client's own DEADLINE_EXCEEDED.
+        seen = await refusal(me.jobs.GetJob(GetJobRequest(job_id=job.id), timeout=1.0))
+        assert (seen.code, seen.reason) == (grpc.StatusCode.UNAVAILABLE, "TIMED_OUT")
+        assert seen.retry_after_seconds
+        assert not [word for word in TELLTALES if word in f"{seen.message} {seen.metadata}".lower()]
+    assert (await me.get(job)).id == job.id
+
+
+async def test_the_status_of_the_system_tells_of_a_broker_that_is_away(system: System, me: Caller) -> None:
+    status = await me.jobs.GetSystemStatus(GetSystemStatusRequest())
+    assert (status.broker.up, status.database.up) == (True, True)
+    await system.broker.close()
+    status = await me.jobs.GetSystemStatus(GetSystemStatusRequest())
+    assert (status.broker.up, status.database.up) == (False, True)
