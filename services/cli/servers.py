@@ -25,22 +25,28 @@ def serve(
     port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 7443,
     metrics_port: Annotated[int, typer.Option(help="Port of /metrics and /readyz; 0 takes a free one.")] = 9100,
     slots: Annotated[int, typer.Option(min=1, max=1000, help="Reviews at once.")] = 8,
-    engine_processes: Annotated[int, typer.Option(min=1, max=64, help="Child processes of the engine.")] = 1,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
     json: Json = False,
 ) -> None:
-    """Run everything in one process: no server to install, everything kept in one folder."""
+    """Run everything in one process: no server to install, everything kept in one folder.
+
+    The engine is chosen by the environment, as for a reviewer (docs/engines.md); the default is the builtin one.
+    """
     import uvloop
 
     from cli.embedded import serving
+    from imprimatur.process import read_settings
     from imprimatur.runtime import configure_logging, until_signalled
-    from reviewer.engines.builtin.engine import BuiltinEngine
+    from reviewer.engines.registry import open_engine
+    from reviewer.settings import EngineSettings
 
     configure_logging(level=log_level)
+    settings = read_settings(EngineSettings)
 
     async def run() -> None:
-        engine = BuiltinEngine(processes=engine_processes)
-        async with serving(data, engine, host=host, port=port, metrics_port=metrics_port, slots=slots) as access:
+        async with serving(
+            data, open_engine(settings), host=host, port=port, metrics_port=metrics_port, slots=slots
+        ) as access:
             _announce(access, data, json=json)
             await until_signalled()
 

@@ -89,14 +89,22 @@ def process_name() -> str:
 def run_service(settings_class: type[_Settings], run: Callable[[_Settings], Coroutine[None, None, None]]) -> None:
     """Read the settings from the environment and run; a wrong one is one clear line and exit code 1."""
     try:
-        try:
-            settings = settings_class()
-        except ValidationError as fault:
-            raise explain(fault) from None
-        uvloop.run(run(settings))
+        uvloop.run(run(read_settings(settings_class)))
     except ConfigurationError as fault:
         sys.stderr.write(f"error: {fault}\n")
         raise SystemExit(1) from None
+
+
+def read_settings(settings_class: type[_Settings]) -> _Settings:
+    """Settings from the environment.
+
+    Raises:
+        ConfigurationError: naming each wrong variable.
+    """
+    try:
+        return settings_class()
+    except ValidationError as fault:
+        raise explain(fault) from None
 
 
 async def _wait_for_schema(database: Database) -> None:

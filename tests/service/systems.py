@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc.aio
+import pytest
 from tests import makers
 
 from gateway.server import Listener
@@ -34,6 +35,10 @@ if TYPE_CHECKING:  # they exist for type checkers alone
     from imprimatur.v1.job_service_pb2_grpc import JobServiceAsyncStub
     from imprimatur.v1.review_service_pb2_grpc import ReviewServiceAsyncStub
     from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceAsyncStub
+
+#: For tests that wait for time to pass and would learn nothing from the other kind.
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 #: The longest that a call of a test may take.
 CALL_SECONDS = 20.0

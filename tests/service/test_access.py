@@ -11,7 +11,7 @@ from tests.service import engines
 from tests.service.bad_calls import decision
 from tests.service.engines import ScriptedEngine
 from tests.service.statuses import Refusal, refusal, refusal_of
-from tests.service.systems import Caller, System, submission
+from tests.service.systems import Caller, System, on_sqlite, submission
 
 from gateway.access import KEY_MEMORY_SECONDS
 from imprimatur.storage.tenants import KEY_PREFIX
@@ -85,6 +85,7 @@ def test_every_rpc_is_in_the_table() -> None:
 # --- keys and roles --------------------------------------------------------------------------------------
 
 
+@on_sqlite
 async def test_a_role_may_call_what_the_contract_says_and_nothing_else(system: System) -> None:
     for role in Role:
         caller = await system.caller(role)
@@ -106,6 +107,7 @@ BAD_KEYS = {
 }
 
 
+@on_sqlite
 async def test_nothing_is_served_without_a_good_key(system: System) -> None:
     for key, reason in BAD_KEYS.values():
         caller = await system.holder(key)
@@ -116,6 +118,7 @@ async def test_nothing_is_served_without_a_good_key(system: System) -> None:
             assert not key or key not in seen.message
 
 
+@on_sqlite
 async def test_a_revoked_key_is_refused_within_two_seconds(system: System) -> None:
     other = await system.caller(Role.REVIEWER)
     await other.jobs.GetStats(pb.GetStatsRequest())

@@ -65,7 +65,8 @@ async def test_a_time_out_closes_the_providers_socket_and_leaves_the_creative_wi
 ) -> None:
     provider.follow(scripted.hangs)
     async with system.reviewer(llm):
-        submitted = await me.submit("New running shoes", timeout=Duration(seconds=1), max_attempts=1)
+        submitted = await me.submit("New running shoes", timeout=Duration(seconds=3), max_attempts=1)
+        await asyncio.wait_for(provider.asked.wait(), 10)
         seen = await me.until(submitted, job.JOB_STATE_AWAITING_REVIEW)
         await asyncio.wait_for(provider.left.wait(), 1)
     assert seen.creative_review.ai_review.policy_triggered == creative.POLICY_TRIGGER_ENGINE_ERROR

@@ -7,7 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from tests import makers
 from tests.service import engines
 from tests.service.engines import SECRET, ScriptedEngine
-from tests.service.systems import Caller, System
+from tests.service.systems import Caller, System, on_postgresql, on_sqlite
 
 from imprimatur.policy import Mode, Policy
 from imprimatur.storage import tenants
@@ -104,6 +104,7 @@ async def test_when_all_attempts_are_spent_a_person_decides(system: System, me: 
     assert "503" in done.creative_review.ai_review.reason
 
 
+@on_sqlite
 async def test_an_attempt_that_takes_too_long_is_aborted(system: System, me: Caller, engine: ScriptedEngine) -> None:
     job = await me.submit("slow 60", max_attempts=1, timeout=Duration(seconds=1))
     async with system.reviewer(engine):
@@ -132,6 +133,7 @@ async def test_an_input_that_cannot_be_reviewed_fails(system: System, me: Caller
 
 
 @pytest.mark.usefixtures("short_backoff")
+@on_sqlite
 async def test_a_rate_limit_spends_no_attempt(system: System, me: Caller, engine: ScriptedEngine) -> None:
     job = await me.submit("limited 2", max_attempts=1)
     async with system.reviewer(engine):
@@ -141,6 +143,7 @@ async def test_a_rate_limit_spends_no_attempt(system: System, me: Caller, engine
 
 
 @pytest.mark.usefixtures("short_backoff")
+@on_postgresql
 async def test_what_an_engine_must_not_raise_is_retried_and_not_shown(
     system: System, me: Caller, engine: ScriptedEngine
 ) -> None:
@@ -156,6 +159,7 @@ async def test_what_an_engine_must_not_raise_is_retried_and_not_shown(
     assert after.attempts == 1
 
 
+@on_postgresql
 async def test_an_error_close_to_the_deadline_goes_to_a_person_as_that_error(
     system: System, me: Caller, engine: ScriptedEngine
 ) -> None:

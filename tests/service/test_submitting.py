@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
 from tests.service.statuses import refusal, refusal_of
-from tests.service.systems import Caller, System, running_system, submission
+from tests.service.systems import Caller, System, on_sqlite, running_system, submission
 
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.storage.database import Database
@@ -113,6 +113,7 @@ async def test_the_same_batch_again_makes_nothing_new(system: System, me: Caller
     assert [one.accepted.already_accepted for one in again] == [True, True, False]
 
 
+@on_sqlite
 async def test_jobs_are_accepted_while_the_broker_is_away_and_done_when_it_is_back(
     database: Database, engine: ScriptedEngine
 ) -> None:

@@ -181,18 +181,15 @@ def test_the_same_creative_gets_the_same_evidence() -> None:
     ],
 )
 def test_it_says_what_it_did_not_look_at(fields: dict[str, object], parts: set[Part]) -> None:
-    evidence = (
-        examined("Fresh bread, every morning", "Our bakers start at four.", "Visit us", **fields)
-        if ("body" not in fields)
-        else examiner.examine(Creative(creative_id="c1", headline="Fresh bread", body=str(fields["body"])))
-    )
+    creative = Creative(creative_id="c1", headline="Fresh bread, every morning", body="Our bakers start at four.")
+    evidence = examiner.examine(dataclasses.replace(creative, **fields))  # type: ignore[arg-type]  # of any type
     assert evidence.unexamined == parts
     assert evidence.examined_categories == frozenset(Category)
 
 
 def test_a_creative_without_text_is_a_persons_case() -> None:
     for fields in ({}, {"headline": "\u200b\u2060"}, {"images": (Image(name="a", data=encoded([picture()], "PNG")),)}):
-        evidence = examiner.examine(Creative(creative_id="c1", **fields))  # type: ignore[arg-type]  # of any type
+        evidence = examiner.examine(Creative(creative_id="c1", **fields))
         assert evidence.recommendation is Recommendation.HUMAN
         assert 0.10 < evidence.approval_score < 0.90
 

@@ -1,7 +1,7 @@
 """How the engine fares on ads that it was not trained on, decided as the default policy would.
 
-The examples in data/builtin/dev.jsonl share no wording with the training data; 17 of the 42 benign ones are worded to
-mislead. They guard against a fall-back, they are no measurement: thresholds were chosen with them in sight.
+The examples in data/builtin/dev.jsonl share no wording with the training data; 17 of the 42 benign ones are
+worded to mislead. They guard against a fall-back, they are no measurement: thresholds were chosen with them in sight.
 """
 
 from functools import cache
@@ -41,7 +41,8 @@ def calibration_error(chances: list[float], truths: list[float]) -> float:
     """Expected calibration error over ten bins of equal width."""
     chance, truth = np.array(chances), np.array(truths)
     bins = np.minimum((chance * 10).astype(int), 9)
-    return sum(abs(chance[bins == n].mean() - truth[bins == n].mean()) * (bins == n).mean() for n in set(bins.tolist()))
+    gaps = [abs(chance[bins == n].mean() - truth[bins == n].mean()) * (bins == n).mean() for n in set(bins.tolist())]
+    return float(sum(gaps))
 
 
 def _kind(example: Example) -> str:

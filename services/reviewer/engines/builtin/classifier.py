@@ -88,9 +88,9 @@ class Classifier:
 
 
 def handicap(features: Features, stretch: Mask) -> Array:
-    """What is taken off the logits, shape (n, HEADS): SENTENCE_MARGIN where a single sentence has no term of weight 3."""
+    """What is taken off the logits, shape (n, HEADS): for a single sentence without a term of weight 3."""
     outright = features.terms[:, :, 0] == 1.0
-    return SENTENCE_MARGIN * (~stretch[:, None] & ~outright)
+    return np.where(stretch[:, None] | outright, 0.0, SENTENCE_MARGIN)
 
 
 def probability(logits: Array) -> Array:

@@ -24,7 +24,7 @@ MAX_TOKENS = 256  #: per text, as in the model's own sentence_bert_config.json
 LAYERS = 6
 HEADS = 12
 NORM_EPSILON = 1e-12
-BATCH_TOKENS = 2048  #: of one forward pass, padding included: bounds its memory to some 40 MB
+BATCH_TOKENS = 1024  #: of one forward pass: bounds its memory to some 40 MB
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]

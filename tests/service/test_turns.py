@@ -1,0 +1,83 @@
+"""Whose turn it is: priorities, scheduled starts, deadlines, and jobs whose message was lost."""
+
+import asyncio
+
+from google.protobuf.duration_pb2 import Duration
+from sqlalchemy import text, update
+from tests import makers
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.systems import Caller, System, on_postgresql, on_sqlite, running_system, submission
+
+from imprimatur.broker.memory import MemoryBroker
+from imprimatur.storage import clock
+from imprimatur.storage.database import Database
+from imprimatur.storage.schema import jobs
+from imprimatur.v1 import job_pb2 as pb
+from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
+from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
+from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
+
+
+async def _has_run(engine: ScriptedEngine, count: int) -> bool:
+    return len(engine.seen) >= count
+
+
+async def test_high_comes_before_normal_before_low(system: System, me: Caller, engine: ScriptedEngine) -> None:
+    async with system.reviewer(engine, slots=1):
+        await me.until(await me.submit(engines.GATE, "first"), RUNNING)
+        for name in ("LOW", "NORMAL", "HIGH"):
+            await me.submit(engines.APPROVE, name, priority=pb.Priority.Value(f"PRIORITY_{name}"))
+        await makers.until(lambda: _has_run(engine, 1))
+        await asyncio.sleep(0.05)  # all three are in hand now
+        engine.open("first")
+        await makers.until(lambda: _has_run(engine, 4))
+    assert engine.seen == ["first", "HIGH", "NORMAL", "LOW"]
+
+
+@on_postgresql
+async def test_a_message_that_finds_no_slot_is_given_back_for_an_idle_worker(system: System, me: Caller) -> None:
+    busy, idle = ScriptedEngine("busy"), ScriptedEngine("idle")
+    async with system.reviewer(busy, slots=1):
+        await me.until(await me.submit(engines.GATE, "first"), RUNNING)
+        waiting = [await me.submit(engines.APPROVE, f"waiting-{number}") for number in range(2)]  # in hand by now
+        async with system.reviewer(idle, slots=1):
+            for job in waiting:
+                await me.until(job, SUCCEEDED, seconds=5.0)
+    assert sorted(idle.seen) == ["waiting-0", "waiting-1"]
+
+
+@on_postgresql
+async def test_a_deadline_that_passes_in_the_queue_leads_to_a_person(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    job = await me.submit(engines.APPROVE, deadline=Duration(seconds=1))
+    done = await me.until(job, AWAITING, seconds=3.0)
+    assert (done.error.code, done.attempts) == ("deadline_passed", 0)
+    assert done.creative_review.ai_review.reason
+    async with system.reviewer(engine):
+        await me.until(await me.submit(engines.APPROVE, "later"), SUCCEEDED)
+    assert engine.seen == ["later"]
+
+
+@on_sqlite
+async def test_a_job_does_not_start_before_its_time(system: System, me: Caller, engine: ScriptedEngine) -> None:
+    async with system.reviewer(engine):
+        now = (await me.submit(engines.APPROVE)).create_time
+        later = type(now)(seconds=now.seconds + 1, nanos=now.nanos)
+        job = await me.submit(engines.APPROVE, "later", run_at=later)
+        done = await me.until(job, SUCCEEDED, seconds=4.0)
+    assert done.start_time.ToDatetime() >= done.run_at.ToDatetime() == later.ToDatetime()
+
+
+async def test_a_wiped_broker_loses_no_job_even_when_all_room_was_taken(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    count = 40  # more than one worker is expected to have waiting
+    task = submission().creative_review.SerializeToString()
+    await makers.submit(database, *(makers.new_job(tenant, content=task) for _ in range(count)))
+    async with database.begin() as tx:  # their messages are gone, and time has passed
+        await tx.connection.execute(text("DELETE FROM outbox"))
+        await tx.connection.execute(update(jobs).values(released_at=clock.after(-60.0)))
+    engine = ScriptedEngine()
+    async with running_system(database, MemoryBroker()) as system, system.reviewer(engine, slots=1):
+        await makers.until(lambda: _has_run(engine, count), seconds=10.0)
