@@ -11,9 +11,11 @@ from imprimatur.evidence import Category, CategoryScore, EngineIdentity, Evidenc
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, NewJob, Priority
 from imprimatur.storage import claims, dispatch, jobs, people, tenants
-from imprimatur.storage.claims import Conclusion, Spent, Worker
+from imprimatur.storage.attempts import Spent
+from imprimatur.storage.claims import Conclusion
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
+from imprimatur.storage.workers import Worker
 
 #: More than any test submits at once.
 EVERYTHING = 10_000

@@ -87,6 +87,11 @@ class Doorkeeper:
             PermissionDenied: the key's role may not call this method.
         """
         key = await self._find(_bearer(authorization))
+        if key.user_id and key.role is Role.ADMIN and "WebhookService" in method:
+            raise PermissionDenied(
+                "webhook endpoints hear of every user's jobs; a key bound to a user may not manage them",
+                reason="USER_NOT_ALLOWED",
+            )
         if not may(key.role, method):
             name = method.rpartition("/")[2]
             raise PermissionDenied(f"a key with the role {key.role} may not call {name}", role=key.role)

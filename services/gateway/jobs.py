@@ -28,7 +28,7 @@ from imprimatur.errors import (
 from imprimatur.guard import Guard
 from imprimatur.identity import new_id
 from imprimatur.job import Job, JobType, NewJob, Priority, State
-from imprimatur.storage import jobs
+from imprimatur.storage import attempts, jobs
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Submitted
 from imprimatur.v1 import job_service_pb2 as pb
@@ -117,8 +117,8 @@ class Jobs(JobServiceServicer):
             job = await jobs.find(reader, caller().owner, job_id)
             if job is None:
                 raise job_not_found(job_id)
-            attempts = await jobs.attempts_of(reader, job_id)
-        return pb.GetJobResponse(job=job_to_wire(job, caller().tenant_name, attempts))
+            history = await attempts.of_job(reader, job_id)
+        return pb.GetJobResponse(job=job_to_wire(job, caller().tenant_name, history))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
         """A page of jobs, newest first."""

@@ -14,8 +14,8 @@ from imprimatur.broker import Broker
 from imprimatur.errors import Unavailable
 from imprimatur.job import JobType, NewJob
 from imprimatur.runtime import Loop
-from imprimatur.storage import claims
 from imprimatur.storage import statistics as stored
+from imprimatur.storage import workers
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
 from imprimatur.v1 import job_service_pb2 as pb
@@ -95,7 +95,7 @@ async def system_status(
     async with database.read() as reader:
         queues = await stored.queue_status(reader, owner)
         under_way = await stored.under_way(reader, owner)
-        answer.workers, answer.slots = await claims.live_capacity(reader, silent_seconds=_SILENT_SECONDS)
+        answer.workers, answer.slots = await workers.live_capacity(reader, silent_seconds=_SILENT_SECONDS)
     answer.running, answer.awaiting_review = under_way.running, under_way.awaiting_review
     expected = await estimates.seconds(owner.tenant_id, JobType.CREATIVE_REVIEW)
     ahead = under_way.running

@@ -15,7 +15,8 @@ from imprimatur.errors import AttemptError, TimedOut, TransientError, Unavailabl
 from imprimatur.job import BACKOFFS, AttemptOutcome, Claim, Happening, JobError, JobType, outcome_of
 from imprimatur.retry import Again, after_error
 from imprimatur.storage import claims
-from imprimatur.storage.claims import Conclusion, Spent
+from imprimatur.storage.attempts import Spent
+from imprimatur.storage.claims import Conclusion
 from imprimatur.storage.database import Database, Transaction
 from reviewer.leases import Leases
 from reviewer.tasks import NotEnough, Task, Work

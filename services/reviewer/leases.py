@@ -16,9 +16,9 @@ import structlog
 from imprimatur import metrics
 from imprimatur.job import Claim
 from imprimatur.runtime import Loop
-from imprimatur.storage import claims
-from imprimatur.storage.claims import Worker
+from imprimatur.storage import claims, workers
 from imprimatur.storage.database import Database
+from imprimatur.storage.workers import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class Leases:
         """Stop renewing and tell the dispatcher that this worker is gone."""
         await self._loop.stop()
         async with self._database.begin() as tx:
-            await claims.gone(tx, self._worker)
+            await workers.gone(tx, self._worker)
 
     @contextmanager
     def held(self, claim: Claim) -> Iterator[None]:
@@ -91,7 +91,7 @@ class Leases:
     async def _renew(self) -> None:
         asked = set(self._held)
         async with asyncio.timeout(self._timeout_seconds), self._database.begin() as tx:
-            await claims.seen(tx, self._worker, running=len(asked))
+            await workers.seen(tx, self._worker, running=len(asked))
             kept = await claims.renew(tx, asked, lease_seconds=self.lease_seconds)
         for key in asked - kept:
             held = self._held.get(key)

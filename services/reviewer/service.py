@@ -8,8 +8,8 @@ from imprimatur.broker import Broker
 from imprimatur.identity import new_id
 from imprimatur.job import JobType
 from imprimatur.process import process_name
-from imprimatur.storage.claims import Worker as Identity
 from imprimatur.storage.database import Database
+from imprimatur.storage.workers import Worker as Identity
 from reviewer.attempt import Attempts
 from reviewer.engines import Engine
 from reviewer.leases import Leases

@@ -18,8 +18,8 @@ from imprimatur.errors import MalformedMessage, Unavailable
 from imprimatur.identity import new_id
 from imprimatur.job import Claim
 from imprimatur.storage import claims
-from imprimatur.storage.claims import Worker as Identity
 from imprimatur.storage.database import Database
+from imprimatur.storage.workers import Worker as Identity
 from imprimatur.wire.messages import ReviewRequested
 from reviewer.attempt import Attempts
 

@@ -5,13 +5,13 @@ import uuid
 from tests import makers
 
 from imprimatur.job import Attempt, Claim, Job
-from imprimatur.storage import claims, jobs
+from imprimatur.storage import attempts, claims
 from imprimatur.storage.database import Database
 
 
 async def attempts_of(database: Database, job_id: uuid.UUID) -> list[Attempt]:
     async with database.read() as reader:
-        return await jobs.attempts_of(reader, job_id)
+        return await attempts.of_job(reader, job_id)
 
 
 async def renew(database: Database, *held: Claim, lease_seconds: float = 30.0) -> set[tuple[uuid.UUID, int]]:

@@ -1,4 +1,4 @@
-"""A task that is cancelled in the middle of a transaction leaves no lock behind."""
+"""Cancellation: of a task in the middle of a transaction, which leaves no lock behind, and of a running job."""
 
 import asyncio
 import gc
@@ -6,6 +6,8 @@ import gc
 from sqlalchemy import text
 from tests import makers
 
+from imprimatur.job import AttemptOutcome
+from imprimatur.storage import attempts
 from imprimatur.storage.database import Database
 
 
@@ -32,3 +34,13 @@ async def test_a_cancelled_transaction_holds_no_lock(database: Database) -> None
                 await write()
     finally:
         gc.enable()
+
+
+async def test_cancelling_ends_the_open_attempt_even_if_its_worker_is_dead(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    held = await makers.running(database, tenant)
+    await makers.cancel(database, await makers.find(database, tenant, held.job_id))
+    async with database.read() as reader:
+        [attempt] = await attempts.of_job(reader, held.job_id)
+    assert attempt.outcome is AttemptOutcome.CANCELLED
+    assert attempt.finished_at is not None

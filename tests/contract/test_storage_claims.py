@@ -12,7 +12,7 @@ from tests.contract.leasing import attempts_of, lose, renew, sweep_until_lost
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, State
 from imprimatur.storage import claims, schema
-from imprimatur.storage.claims import Spent
+from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Database
 
 COST = Spent(engine="test", input_tokens=100, output_tokens=20, cost_micros=7)

@@ -11,7 +11,7 @@ from tests import makers
 from imprimatur.broker import Queue
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, Job, JobType, NewJob, Priority, State
-from imprimatur.storage import claims, clock, dispatch, schema
+from imprimatur.storage import clock, dispatch, schema, workers
 from imprimatur.storage.database import Database, OutboxRow
 from imprimatur.storage.dispatch import Backlog
 from imprimatur.wire.messages import ReviewRequested
@@ -146,7 +146,7 @@ async def test_the_backlog_counts_released_due_and_slots(database: Database) -> 
     await makers.release(database, room=1)
     await makers.running(database, tenant)
     async with database.begin() as tx:
-        await claims.seen(tx, makers.worker(slots=4), running=1)
+        await workers.seen(tx, makers.worker(slots=4), running=1)
     assert await backlog(database) == Backlog(released=1, due=2, slots=4)
 
 

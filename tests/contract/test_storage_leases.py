@@ -8,7 +8,7 @@ from tests.contract.leasing import attempts_of, lose, renew, sweep, sweep_until_
 
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Happening, State
-from imprimatur.storage import claims, clock
+from imprimatur.storage import claims, clock, workers
 from imprimatur.storage.database import Database
 
 
@@ -90,16 +90,16 @@ async def test_losses_are_counted_apart_and_claim_numbers_only_rise(database: Da
 
 async def capacity(database: Database, *, silent_seconds: float = 30.0) -> tuple[int, int]:
     async with database.read() as reader:
-        return await claims.live_capacity(reader, silent_seconds=silent_seconds)
+        return await workers.live_capacity(reader, silent_seconds=silent_seconds)
 
 
 async def test_live_workers_are_those_heard_of_lately(database: Database) -> None:
     assert await capacity(database) == (0, 0)
     first, second = makers.worker("a", slots=4), makers.worker("b", slots=2)
     async with database.begin() as tx:
-        await claims.seen(tx, first, running=0)
-        await claims.seen(tx, second, running=2)
-        await claims.seen(tx, first, running=1)
+        await workers.seen(tx, first, running=0)
+        await workers.seen(tx, second, running=2)
+        await workers.seen(tx, first, running=1)
     assert await capacity(database) == (2, 6)
 
     async def silent() -> bool:
@@ -107,5 +107,5 @@ async def test_live_workers_are_those_heard_of_lately(database: Database) -> Non
 
     await makers.until(silent)
     async with database.begin() as tx:
-        await claims.gone(tx, second)
+        await workers.gone(tx, second)
     assert await capacity(database) == (1, 4)

@@ -12,7 +12,7 @@ import pytest
 from tests import makers
 
 from imprimatur.job import TERMINAL, TRANSITIONS, Claim, Happening, State
-from imprimatur.storage import claims, clock, dispatch, jobs, people
+from imprimatur.storage import attempts, claims, clock, dispatch, jobs, people
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
 from imprimatur.storage.people import HumanDecision
@@ -200,7 +200,7 @@ class Walk:
             for model in self.models:
                 history = await jobs.history(reader, model.id, after_version=0, limit=1000)
                 assert [event.kind for event in history] == model.kinds
-                tries = await jobs.attempts_of(reader, model.id)
+                tries = await attempts.of_job(reader, model.id)
                 assert [attempt.claim_no for attempt in tries] == list(range(1, model.claim_no + 1))
 
 

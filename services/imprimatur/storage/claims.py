@@ -9,36 +9,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Row, and_, func, insert, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Row, and_, func, select, tuple_, update
 
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, Priority, State
-from imprimatur.storage import clock, outbox
-from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage import attempts, clock, outbox
+from imprimatur.storage.attempts import Spent
+from imprimatur.storage.database import Transaction
 from imprimatur.storage.jobs import job_of
 from imprimatur.storage.locks import in_locked
-from imprimatur.storage.schema import attempts, jobs, workers
+from imprimatur.storage.schema import jobs
 from imprimatur.storage.transitions import is_job, move
+from imprimatur.storage.workers import Worker
 from imprimatur.wire.messages import JobChanged
-
-
-@dataclass(frozen=True, kw_only=True)
-class Worker:
-    """One reviewer process."""
-
-    id: uuid.UUID
-    name: str
-    slots: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spent:
-    """What an attempt used, booked whether or not its result counts."""
-
-    engine: str = ""
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_micros: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +74,7 @@ async def claim(
         details={"worker": worker.name},
     )
     if rows:
-        await tx.connection.execute(
-            insert(attempts).values(
-                job_id=job_id,
-                claim_no=rows[0].claim_no,
-                worker=worker.name,
-                started_at=clock.now(),
-                engine="",
-                input_tokens=0,
-                output_tokens=0,
-                cost_micros=0,
-            )
-        )
+        await attempts.begin(tx, job_id, rows[0].claim_no, worker.name)
     else:
         mine = and_(is_job(job_id), jobs.c.claim_id == claim_id, jobs.c.state == State.RUNNING)
         rows = list((await tx.connection.execute(select(*jobs.c).where(mine))).all())
@@ -200,19 +171,11 @@ async def conclude(tx: Transaction, claim: Claim, conclusion: Conclusion, spent:
 
 
 async def book(tx: Transaction, claim: Claim, conclusion: Conclusion, spent: Spent) -> None:
-    """Write the attempt's end and what it used, once; its outcome only if none is recorded yet."""
-    mine = and_(attempts.c.job_id == claim.job_id, attempts.c.claim_no == claim.claim_no)
-    await tx.connection.execute(update(attempts).where(mine).values(**asdict(spent)))
-    await tx.connection.execute(
-        update(attempts)
-        .where(mine, attempts.c.outcome.is_(None))
-        .values(
-            finished_at=clock.now(),
-            outcome=conclusion.outcome,
-            error=asdict(conclusion.error) if conclusion.error else None,
-            error_code=conclusion.error.code if conclusion.error else None,
-        )
-    )
+    """Write the attempt's end and what it used, whatever became of the job."""
+    await attempts.end(tx, claim.job_id, claim.claim_no, conclusion.outcome, error=conclusion.error, spent=spent)
+
+
+_WORKER_LOST = JobError(code="worker_lost", message="the worker fell silent; the job runs again", retryable=True)
 
 
 async def lost_leases(tx: Transaction, *, limit: int) -> list[Row[Any]]:
@@ -235,57 +198,5 @@ async def lost_leases(tx: Transaction, *, limit: int) -> list[Row[Any]]:
         values={"losses": jobs.c.losses + 1, "run_at": clock.now()},
         details={"reason": "its worker fell silent"},
     )
-    await end_attempts(tx, rows, AttemptOutcome.LOST, "worker_lost", "the worker fell silent; the job runs again")
+    await attempts.end_open(tx, rows, AttemptOutcome.LOST, _WORKER_LOST)
     return rows
-
-
-async def end_attempts(
-    tx: Transaction, rows: Collection[Row[Any]], outcome: AttemptOutcome, code: str, message: str
-) -> None:
-    """Close the open attempt of each of these jobs, when somebody other than its worker ends it."""
-    if rows:
-        await tx.connection.execute(
-            update(attempts)
-            .where(
-                attempts.c.job_id.in_({row.id for row in rows}),
-                tuple_(attempts.c.job_id, attempts.c.claim_no).in_(sorted((row.id, row.claim_no) for row in rows)),
-                attempts.c.outcome.is_(None),
-            )
-            .values(
-                finished_at=clock.now(),
-                outcome=outcome,
-                error=asdict(JobError(code=code, message=message, retryable=True)),
-                error_code=code,
-            )
-        )
-
-
-# --- workers ---------------------------------------------------------------------------------------------
-
-
-async def seen(tx: Transaction, worker: Worker, *, running: int) -> None:
-    """Record that a worker lives, with its slots and how many are in use."""
-    dialect = postgresql if tx.on_postgresql else sqlite
-    fresh = {"name": worker.name, "slots": worker.slots, "running": running, "seen_at": clock.now()}
-    await tx.connection.execute(
-        dialect.insert(workers)
-        .values(id=worker.id, started_at=clock.now(), **fresh)
-        .on_conflict_do_update(index_elements=["id"], set_=fresh)
-    )
-
-
-async def gone(tx: Transaction, worker: Worker) -> None:
-    """Record that a worker has stopped."""
-    await tx.connection.execute(workers.delete().where(workers.c.id == worker.id))
-
-
-async def live_capacity(reader: Reader, *, silent_seconds: float) -> tuple[int, int]:
-    """(worker processes, slots) of the workers heard of within the last `silent_seconds`."""
-    row = (
-        await reader.connection.execute(
-            select(func.count(), func.coalesce(func.sum(workers.c.slots), 0, type_=Integer)).where(
-                workers.c.seen_at > clock.after(-silent_seconds)
-            )
-        )
-    ).one()
-    return row[0], row[1]

@@ -11,7 +11,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.job import (
     SUBMITTED,
-    Attempt,
     AttemptOutcome,
     Happening,
     Job,
@@ -22,9 +21,9 @@ from imprimatur.job import (
     Priority,
     State,
 )
-from imprimatur.storage import clock, outbox
+from imprimatur.storage import attempts, clock, outbox
 from imprimatur.storage.database import Reader, Transaction
-from imprimatur.storage.schema import attempts, job_events, jobs
+from imprimatur.storage.schema import job_events, jobs
 from imprimatur.storage.transitions import is_job, move, record
 from imprimatur.wire.messages import ReviewRequested
 
@@ -216,28 +215,6 @@ async def content_of(reader: Reader, owner: Owner, job_id: uuid.UUID) -> Row[Any
     return (await reader.connection.execute(select(*jobs.c).where(is_job(job_id), owner.condition()))).one_or_none()
 
 
-async def attempts_of(reader: Reader, job_id: uuid.UUID) -> list[Attempt]:
-    """Every attempt at a job, oldest first."""
-    rows = await reader.connection.execute(
-        select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.claim_no)
-    )
-    return [
-        Attempt(
-            claim_no=row.claim_no,
-            worker=row.worker,
-            started_at=row.started_at,
-            finished_at=row.finished_at,
-            outcome=AttemptOutcome(row.outcome) if row.outcome else None,
-            error=JobError(**row.error) if row.error else None,
-            engine=row.engine,
-            input_tokens=row.input_tokens,
-            output_tokens=row.output_tokens,
-            cost_micros=row.cost_micros,
-        )
-        for row in rows
-    ]
-
-
 async def list_newest(
     reader: Reader, owner: Owner, wanted: Filter, *, before: uuid.UUID | None, limit: int
 ) -> list[Job]:
@@ -310,4 +287,5 @@ async def cancel(tx: Transaction, owner: Owner, job_id: uuid.UUID, *, reason: st
     """Cancel a job that is not finished; None when there is none to cancel."""
     details = {"reason": reason} if reason else {}
     rows = await move(tx, Happening.CANCELLED, is_job(job_id), owner.condition(), details=details)
+    await attempts.end_open(tx, rows, AttemptOutcome.CANCELLED)
     return job_of(rows[0]) if rows else None

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from imprimatur.errors import AttemptError
 from imprimatur.job import Claim
-from imprimatur.storage.claims import Conclusion, Spent
+from imprimatur.storage.attempts import Spent
+from imprimatur.storage.claims import Conclusion
 from imprimatur.storage.database import Transaction
 
 #: report(percent, stage, message): shows how far the job is.

@@ -7,16 +7,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from imprimatur import metrics
-from imprimatur.errors import AttemptError
+from imprimatur.errors import AttemptError, TransientError
 from imprimatur.evidence import Evidence
 from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up, outcome_of
-from imprimatur.policy import Decision, EngineFailure, Mode, Verdict, decide
+from imprimatur.policy import Decision, EngineFailure, Mode, Verdict, decide, flaw_of
 from imprimatur.storage import clock, tenants
-from imprimatur.storage.claims import Conclusion, Spent
+from imprimatur.storage.attempts import Spent
+from imprimatur.storage.claims import Conclusion
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.wire.creatives import ai_result, creative_of
 from reviewer.engines import Engine
@@ -41,6 +43,11 @@ class CreativeReview:
             began = time.perf_counter()
             evidence = await self._engine.examine(creative_of(claim.input))
             metrics.engine_seconds.labels(self._engine.identity.name).observe(time.perf_counter() - began)
+        if flaw := flaw_of(evidence):
+            invalid = TransientError(
+                f"the engine's answer is invalid: {flaw}", code="invalid_answer", stage="examining"
+            )
+            raise invalid.after_spending(**asdict(_spent(evidence)))
         return Work(product=evidence, spent=_spent(evidence))
 
     async def _approves_everything(self, claim: Claim) -> bool:

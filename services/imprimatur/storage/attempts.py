@@ -1,0 +1,95 @@
+"""The attempt log: one row per claim of a job, with how it ended and what it used.
+
+An attempt ends once: whoever comes second changes nothing, but what was spent is booked even when the result is
+discarded.
+"""
+
+import uuid
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, insert, null, select, tuple_, update
+
+from imprimatur.job import Attempt, AttemptOutcome, JobError
+from imprimatur.storage import clock
+from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.schema import attempts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What an attempt used, booked whether or not its result counts."""
+
+    engine: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_micros: int = 0
+
+
+async def begin(tx: Transaction, job_id: uuid.UUID, claim_no: int, worker: str) -> None:
+    """Write the beginning of an attempt."""
+    nothing_yet = asdict(Spent())
+    await tx.connection.execute(
+        insert(attempts).values(job_id=job_id, claim_no=claim_no, worker=worker, started_at=clock.now(), **nothing_yet)
+    )
+
+
+async def end(
+    tx: Transaction,
+    job_id: uuid.UUID,
+    claim_no: int,
+    outcome: AttemptOutcome,
+    *,
+    error: JobError | None,
+    spent: Spent,
+) -> None:
+    """Write an attempt's end, and what it used."""
+    mine = and_(attempts.c.job_id == job_id, attempts.c.claim_no == claim_no)
+    await tx.connection.execute(update(attempts).where(mine).values(**asdict(spent)))
+    await _end(tx, mine, outcome, error)
+
+
+async def end_open(
+    tx: Transaction, rows: Collection[Row[Any]], outcome: AttemptOutcome, error: JobError | None = None
+) -> None:
+    """End the open attempt of each of these job rows, when somebody other than its worker ends it."""
+    if rows:
+        latest = tuple_(attempts.c.job_id, attempts.c.claim_no).in_(sorted((row.id, row.claim_no) for row in rows))
+        # SQLite finds pairs by no index, so the ids are named by themselves too.
+        await _end(tx, and_(attempts.c.job_id.in_({row.id for row in rows}), latest), outcome, error)
+
+
+async def _end(tx: Transaction, which: ColumnElement[bool], outcome: AttemptOutcome, error: JobError | None) -> None:
+    await tx.connection.execute(
+        update(attempts)
+        .where(which, attempts.c.outcome.is_(None))
+        .values(
+            finished_at=clock.now(),
+            outcome=outcome,
+            error=asdict(error) if error else null(),
+            error_code=error.code if error else None,
+        )
+    )
+
+
+async def of_job(reader: Reader, job_id: uuid.UUID) -> list[Attempt]:
+    """Every attempt at a job, oldest first."""
+    rows = await reader.connection.execute(
+        select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.claim_no)
+    )
+    return [
+        Attempt(
+            claim_no=row.claim_no,
+            worker=row.worker,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+            outcome=AttemptOutcome(row.outcome) if row.outcome else None,
+            error=JobError(**row.error) if row.error else None,
+            engine=row.engine,
+            input_tokens=row.input_tokens,
+            output_tokens=row.output_tokens,
+            cost_micros=row.cost_micros,
+        )
+        for row in rows
+    ]

@@ -1,0 +1,48 @@
+"""The reviewer processes that live, and how much they can take."""
+
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import Integer, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from imprimatur.storage import clock
+from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.schema import workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One reviewer process."""
+
+    id: uuid.UUID
+    name: str
+    slots: int
+
+
+async def seen(tx: Transaction, worker: Worker, *, running: int) -> None:
+    """Record that a worker lives, with its slots and how many are in use."""
+    dialect = postgresql if tx.on_postgresql else sqlite
+    fresh = {"name": worker.name, "slots": worker.slots, "running": running, "seen_at": clock.now()}
+    await tx.connection.execute(
+        dialect.insert(workers)
+        .values(id=worker.id, started_at=clock.now(), **fresh)
+        .on_conflict_do_update(index_elements=["id"], set_=fresh)
+    )
+
+
+async def gone(tx: Transaction, worker: Worker) -> None:
+    """Record that a worker has stopped."""
+    await tx.connection.execute(workers.delete().where(workers.c.id == worker.id))
+
+
+async def live_capacity(reader: Reader, *, silent_seconds: float) -> tuple[int, int]:
+    """(worker processes, slots) of the workers heard of within the last `silent_seconds`."""
+    row = (
+        await reader.connection.execute(
+            select(func.count(), func.coalesce(func.sum(workers.c.slots), 0, type_=Integer)).where(
+                workers.c.seen_at > clock.after(-silent_seconds)
+            )
+        )
+    ).one()
+    return row[0], row[1]
