@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, insert, null, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, case, insert, literal, null, select, tuple_, update
 
 from imprimatur.job import Attempt, AttemptOutcome, JobError
 from imprimatur.storage import clock
@@ -46,8 +46,9 @@ async def end(
 ) -> None:
     """Write an attempt's end, and what it used."""
     mine = and_(attempts.c.job_id == job_id, attempts.c.claim_no == claim_no)
-    await tx.connection.execute(update(attempts).where(mine).values(**asdict(spent)))
-    await _end(tx, mine, outcome, error)
+    is_open = attempts.c.outcome.is_(None)
+    ending = {name: case((is_open, value), else_=attempts.c[name]) for name, value in _ending(outcome, error).items()}
+    await tx.connection.execute(update(attempts).where(mine).values(**asdict(spent), **ending))
 
 
 async def end_open(
@@ -57,20 +58,17 @@ async def end_open(
     if rows:
         latest = tuple_(attempts.c.job_id, attempts.c.claim_no).in_(sorted((row.id, row.claim_no) for row in rows))
         # SQLite finds pairs by no index, so the ids are named by themselves too.
-        await _end(tx, and_(attempts.c.job_id.in_({row.id for row in rows}), latest), outcome, error)
+        mine = and_(attempts.c.job_id.in_({row.id for row in rows}), latest, attempts.c.outcome.is_(None))
+        await tx.connection.execute(update(attempts).where(mine).values(_ending(outcome, error)))
 
 
-async def _end(tx: Transaction, which: ColumnElement[bool], outcome: AttemptOutcome, error: JobError | None) -> None:
-    await tx.connection.execute(
-        update(attempts)
-        .where(which, attempts.c.outcome.is_(None))
-        .values(
-            finished_at=clock.now(),
-            outcome=outcome,
-            error=asdict(error) if error else null(),
-            error_code=error.code if error else None,
-        )
-    )
+def _ending(outcome: AttemptOutcome, error: JobError | None) -> dict[str, ColumnElement[Any]]:
+    return {
+        "finished_at": clock.now(),
+        "outcome": literal(outcome, attempts.c.outcome.type),
+        "error": literal(asdict(error), attempts.c.error.type) if error else null(),
+        "error_code": literal(error.code, attempts.c.error_code.type) if error else null(),
+    }
 
 
 async def of_job(reader: Reader, job_id: uuid.UUID) -> list[Attempt]:
