@@ -38,10 +38,10 @@ TenantName = Annotated[str, typer.Argument(help="The tenant's name.")]
 
 
 @app.command(rich_help_panel=_PANEL)
-def migrate(database_url: DatabaseURL = "", data: Data = DEFAULT_DATA) -> None:
+def migrate(database_url: DatabaseURL = "", data: Data = DEFAULT_DATA, json: Json = False) -> None:
     """Bring the database's schema to this version. Safe to run from several places at once."""
     _at(database_url, data).migrate()
-    note("The schema is current.")
+    show_fields({"schema": "current"}, json=json)
 
 
 @tenants_app.command("create")
@@ -134,11 +134,12 @@ def revoke_key(
 
 
 @keys_app.command("vault")
-def vault_key() -> None:
+def vault_key(json: Json = False) -> None:
     """Print a new key for the vault (IMPRIMATUR_VAULT_KEY)."""
     from imprimatur.vault import new_key
 
-    Output(as_json=False).write(new_key())
+    key = new_key()
+    Output(as_json=json).show({"vault_key": key}, lambda: plain(key))
 
 
 def _at(database_url: str, data: Path) -> "Operation":

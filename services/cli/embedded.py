@@ -9,7 +9,8 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -28,7 +29,7 @@ from imprimatur.storage import dispatch, migrations, tenants
 from imprimatur.storage.database import Database
 from imprimatur.tenancy import Role
 from imprimatur.vault import Vault
-from notifier.service import notifier
+from notifier.service import Notifier, notifier
 from reviewer.engines import Engine
 from reviewer.service import reviewer
 
@@ -42,8 +43,8 @@ class Access:
     """How a client reaches this server; what client.json holds."""
 
     target: str
-    api_key: str
-    webhook_secret: str
+    api_key: str = field(repr=False)
+    webhook_secret: str = field(repr=False)
     metrics: str
 
 
@@ -77,8 +78,8 @@ async def serving(
             outbox.start()
             await _pick_up(database)
             async with (
-                notifier(database, broker, vault, guard, drain_seconds=drain_seconds),
-                reviewer(database, database, broker, engine, slots=slots, drain_seconds=drain_seconds),
+                notifier(database, broker, vault, guard, drain_seconds=drain_seconds) as telling,
+                reviewer(database, database, broker, engine, slots=slots, drain_seconds=drain_seconds) as reviewing,
                 gateway(
                     database,
                     broker,
@@ -87,7 +88,12 @@ async def serving(
                     Listener(host=host, port=port, reflection=True),
                     drain_seconds=drain_seconds,
                 ) as running,
-                http_port(host, metrics_port, around.checks(), around.observe) as observed,
+                http_port(
+                    host,
+                    metrics_port,
+                    {**around.checks(), "reviewer": reviewing.consuming, "notifier": telling.consuming},
+                    partial(_observe, around, telling),
+                ) as observed,
             ):
                 yield await _access(
                     database, vault, data, f"{host}:{running.port}", f"http://{host}:{observed}/metrics"
@@ -96,6 +102,11 @@ async def serving(
             await outbox.stop()
             await broker.close()
             await database.close()
+
+
+async def _observe(around: Surroundings, telling: Notifier) -> None:
+    await around.observe()
+    await telling.observe()
 
 
 @contextmanager
@@ -135,7 +146,7 @@ async def _access(database: Database, vault: Vault, data: Path, target: str, met
             key = await tenants.create_key(tx, tenant_id, name="serve", role=Role.ADMIN)
         secret = await webhooks.default_secret(tx, vault, tenant_id)
     access = Access(target=target, api_key=key, webhook_secret=secret, metrics=metrics)
-    _write_private(path, json.dumps(access.__dict__, indent=2) + "\n")
+    _write_private(path, json.dumps(asdict(access), indent=2) + "\n")
     return access
 
 

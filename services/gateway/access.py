@@ -9,15 +9,17 @@ import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from imprimatur.errors import PermissionDenied, Unauthenticated
+from imprimatur.errors import PermissionDenied, Unauthenticated, Unavailable
 from imprimatur.storage import tenants
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
-from imprimatur.storage.tenants import KEY_PREFIX
+from imprimatur.storage.tenants import KEY_PREFIX, hash_of
 from imprimatur.tenancy import ApiKey, Role
 
 #: A revoked key is refused after this long at the latest.
 KEY_MEMORY_SECONDS = 2.0
+#: While the database is away a known key is trusted longer: little can be done with it, but the status be asked.
+KEY_MEMORY_WITHOUT_DATABASE_SECONDS = 300.0
 _MEMORY_SIZE = 10_000
 
 _READING = {
@@ -61,12 +63,16 @@ def serve_as(who: Caller) -> None:
     _caller.set(who)
 
 
-def may(role: Role, method: str) -> bool:
-    """Whether a role may call "/imprimatur.v1.Service/Method"."""
+def may(role: Role, method: str, *, bound: bool) -> bool:
+    """Whether a key may call "/imprimatur.v1.Service/Method".
+
+    Args:
+        bound: the key is bound to a user; webhook endpoints hear of every user's jobs, so it may not manage them.
+    """
     service, _, name = method.rpartition("/")
     service = service.rpartition(".")[2]
     if role is Role.ADMIN:
-        return True
+        return not (bound and service == "WebhookService")
     if service == "JobService":
         return role is Role.SUBMITTER or name in _READING
     return service == "ReviewService" and role is Role.REVIEWER
@@ -77,7 +83,7 @@ class Doorkeeper:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._known: dict[str, tuple[float, ApiKey]] = {}
+        self._known: dict[bytes, tuple[float, ApiKey]] = {}
 
     async def admit(self, authorization: str | None, method: str) -> Caller:
         """Check key and role.
@@ -87,14 +93,10 @@ class Doorkeeper:
             PermissionDenied: the key's role may not call this method.
         """
         key = await self._find(_bearer(authorization))
-        if key.user_id and key.role is Role.ADMIN and "WebhookService" in method:
-            raise PermissionDenied(
-                "webhook endpoints hear of every user's jobs; a key bound to a user may not manage them",
-                reason="USER_NOT_ALLOWED",
-            )
-        if not may(key.role, method):
+        if not may(key.role, method, bound=bool(key.user_id)):
             name = method.rpartition("/")[2]
-            raise PermissionDenied(f"a key with the role {key.role} may not call {name}", role=key.role)
+            bound = " that is bound to a user" if key.user_id else ""
+            raise PermissionDenied(f"a key with the role {key.role}{bound} may not call {name}", role=key.role)
         return Caller(
             tenant_id=key.tenant_id,
             tenant_name=key.tenant_name,
@@ -104,19 +106,24 @@ class Doorkeeper:
         )
 
     async def _find(self, secret: str) -> ApiKey:
-        now = time.monotonic()
-        found_at, key = self._known.get(secret, (0.0, None))
+        now, secret_hash = time.monotonic(), hash_of(secret)
+        found_at, key = self._known.get(secret_hash, (0.0, None))
         if key is not None and now - found_at < KEY_MEMORY_SECONDS:
             return key
-        async with self._database.read() as reader:
-            key = await tenants.find_key(reader, secret)
-        if key is None:
-            self._known.pop(secret, None)
+        try:
+            async with self._database.read() as reader:
+                fresh = await tenants.find_key(reader, secret)
+        except Unavailable:
+            if key is not None and now - found_at < KEY_MEMORY_WITHOUT_DATABASE_SECONDS:
+                return key
+            raise
+        if fresh is None:
+            self._known.pop(secret_hash, None)
             raise Unauthenticated("the API key is unknown or was revoked")
         if len(self._known) >= _MEMORY_SIZE:
             self._known.clear()
-        self._known[secret] = (now, key)
-        return key
+        self._known[secret_hash] = (now, fresh)
+        return fresh
 
 
 def _bearer(authorization: str | None) -> str:

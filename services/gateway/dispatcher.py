@@ -5,16 +5,22 @@ about now: as many jobs as the live workers have slots, plus a few.
 """
 
 import time
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import structlog
 
 from imprimatur import metrics
 from imprimatur.job import Happening, JobType
-from imprimatur.policy import EngineFailure, Policy, decide
+from imprimatur.policy import EngineFailure, Mode, decide
 from imprimatur.runtime import Loop
-from imprimatur.storage import claims, clock, dispatch
+from imprimatur.storage import claims, clock, dispatch, tenants
 from imprimatur.storage.database import Database, Transaction
+from imprimatur.storage.dispatch import Hopeless
 from imprimatur.wire.creatives import ai_result
+
+#: A changed row of the jobs table.
+Row = Any
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +56,7 @@ class Dispatcher:
         self._room = 0
         self._contact_since: float | None = None
         self._last_contact = 0.0
+        self._last_thorough = 0.0
 
     def start(self) -> None:
         """Begin."""
@@ -67,31 +74,41 @@ class Dispatcher:
 
     async def pass_once(self) -> float | None:
         """One look at what waits; the next one is soon while something is held back."""
+        began = time.monotonic()
+        thorough = began - self._last_thorough >= self._pass_seconds
         try:
             async with self._database.read() as reader:
                 backlog = await dispatch.backlog(reader, silent_seconds=self._silent_seconds)
             room = backlog.slots + SPARE_RELEASES - backlog.released
-            self._room = max(0, room) if backlog.due == 0 else 0
-            async with self._database.begin() as tx:
-                if await dispatch.become_dispatcher(tx):
-                    await self._work(tx, room)
+            self._room = 0 if backlog.due else max(0, room)
+            done = await self._work(room, thorough=thorough) if thorough or (backlog.due and room > 0) else _Done()
         except BaseException:
             self._contact_since = None
             raise
+        if thorough:
+            self._last_thorough = began
         self._note_contact()
+        done.tell()
         return min(_PASS_SECONDS_WHILE_HELD_BACK, self._pass_seconds) if backlog.due else None
 
-    async def _work(self, tx: Transaction, room: int) -> None:
-        if self._in_contact():
-            lost = await claims.lost_leases(tx, limit=_SWEEP_LIMIT)
-            for row in lost:
-                metrics.leases_lost.inc()
-                log.warning("a worker fell silent; its job is queued again", job_id=str(row.id), claim_no=row.claim_no)
-        metrics.jobs_released.labels("dispatcher").inc(await dispatch.release_due(tx, room=room))
-        # With little room left, idle workers tell that what fills it was lost on the way to them.
-        if room > SPARE_RELEASES // 2 or await dispatch.idle_slots(tx, silent_seconds=self._silent_seconds):
-            metrics.jobs_released.labels("again").inc(await dispatch.reissue(tx, limit=max(room, SPARE_RELEASES)))
-        await end_overdue(tx)
+    async def _work(self, room: int, *, thorough: bool) -> "_Done":
+        done = _Done()
+        async with self._database.begin() as tx:
+            if not await dispatch.become_dispatcher(tx):
+                return done
+            if thorough:
+                if self._in_contact():
+                    done.lost = await claims.lost_leases(tx, limit=_SWEEP_LIMIT)
+                    done.given_up += await give_up(tx, dispatch.LOST_TOO_OFTEN)
+                done.given_up += await give_up(tx, dispatch.OVERDUE)
+            done.released = await dispatch.release_due(tx, room=room)
+            # With little room left, idle workers tell that what fills it was lost on the way to them.
+            if thorough and (room > SPARE_RELEASES // 2 or await self._workers_idle(tx)):
+                done.reissued = await dispatch.reissue(tx, limit=max(room, SPARE_RELEASES))
+        return done
+
+    async def _workers_idle(self, tx: Transaction) -> bool:
+        return await dispatch.idle_slots(tx, silent_seconds=self._silent_seconds) > 0
 
     def _note_contact(self) -> None:
         now = time.monotonic()
@@ -110,15 +127,47 @@ class Dispatcher:
         )
 
 
-async def end_overdue(tx: Transaction) -> None:
-    """End the waiting jobs whose deadline has passed. A creative review goes to a person."""
-    verdict = decide(Policy(), (), EngineFailure(message=dispatch.DEADLINE_PASSED.message))
-    shown = {
-        "decision": verdict.decision,
-        "policy_triggered": verdict.trigger,
-        "result": ai_result(verdict, None, policy_version=0, reviewed_at=await clock.present(tx)),
-    }
-    rows = await dispatch.end_overdue(tx, JobType.CREATIVE_REVIEW, Happening.REFERRED, shown, limit=_SWEEP_LIMIT)
-    for row in rows:
-        metrics.jobs_finished.labels(row.type, row.state).inc()
-        log.warning("a job's deadline passed; a person decides", job_id=str(row.id))
+@dataclass(kw_only=True)
+class _Done:
+    """What one pass did; told after its commit."""
+
+    released: int = 0
+    reissued: int = 0
+    lost: list[Row] = field(default_factory=list)
+    given_up: list[Row] = field(default_factory=list)
+
+    def tell(self) -> None:
+        metrics.jobs_released.labels("dispatcher").inc(self.released)
+        metrics.jobs_released.labels("again").inc(self.reissued)
+        metrics.leases_lost.inc(len(self.lost))
+        for row in self.lost:
+            log.warning("a worker fell silent; its job is queued again", job_id=str(row.id), claim_no=row.claim_no)
+        for row in self.given_up:
+            metrics.jobs_finished.labels(row.type, row.state).inc()
+            metrics.decisions.labels(row.decision, row.policy_triggered).inc()
+            log.warning("a job is not tried any more; a person decides", job_id=str(row.id), error=row.error["code"])
+
+
+async def give_up(tx: Transaction, hopeless: Hopeless) -> list[Row]:
+    """Give the creatives whose reviews are hopeless to people, as their tenants' live policies say."""
+    given_up: list[Row] = []
+    for tenant_id in await dispatch.tenants_with(tx, hopeless, JobType.CREATIVE_REVIEW, limit=_SWEEP_LIMIT):
+        version, policy = await tenants.live_policy(tx, tenant_id, lock=True)
+        if policy.mode is Mode.AUTO_APPROVE:  # what approves is a review that ran; this one never did
+            policy = replace(policy, mode=Mode.AI_POWERED)
+        verdict = decide(policy, (), EngineFailure(message=hopeless.error.message))
+        shown = {
+            "decision": verdict.decision,
+            "policy_triggered": verdict.trigger,
+            "result": ai_result(verdict, None, policy_version=version, reviewed_at=await clock.present(tx)),
+        }
+        given_up += await dispatch.give_up(
+            tx,
+            hopeless,
+            tenant_id=tenant_id,
+            job_type=JobType.CREATIVE_REVIEW,
+            happening=Happening.REFERRED,
+            shown=shown,
+            limit=_SWEEP_LIMIT,
+        )
+    return given_up

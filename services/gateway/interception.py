@@ -12,11 +12,12 @@ import grpc
 import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
 
 from gateway import errors
 from gateway.access import Doorkeeper, serve_as
 from imprimatur import metrics
-from imprimatur.errors import InvalidRequest, RequestError
+from imprimatur.errors import InvalidRequest
 
 log = structlog.get_logger(__name__)
 
@@ -67,33 +68,39 @@ class _Call:
     def unary(self, handle: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             began = time.perf_counter()
+            code = "CANCELLED"  # unless it ends in another way
             try:
                 async with asyncio.timeout(_allowed_seconds(context)):
                     await self._admit(context)
                     response = await handle(_parsed(request), context)
-            except Exception as fault:  # the edge: every fault becomes a status here
-                await self._refuse(context, fault)
-                raise  # not reached: abort raises
-            metrics.rpc_seconds.labels(self._rpc).observe(time.perf_counter() - began)
-            self._count("OK")
+                code = "OK"
+            except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
+                status = self._status(fault)
+                code = errors.code_of(status).name
+                await context.abort(errors.code_of(status), status.message, errors.trailer_of(status))
+            finally:
+                self._count(code)
+                metrics.rpc_seconds.labels(self._rpc, code).observe(time.perf_counter() - began)
             return response
 
         return answer
 
     def streaming(self, handle: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            code = "CANCELLED"  # unless it ends in another way
             with metrics.open_streams.labels(self._rpc).track_inprogress():
                 try:
                     await self._admit(context)
                     async for response in handle(_parsed(request), context):
                         await self._admit(context)  # the key may have been revoked meanwhile
                         yield response
-                except asyncio.CancelledError:
-                    self._count("CANCELLED")
-                    raise
+                    code = "OK"
                 except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
-                    await self._refuse(context, fault)
-            self._count("OK")
+                    status = self._status(fault)
+                    code = errors.code_of(status).name
+                    await context.abort(errors.code_of(status), status.message, errors.trailer_of(status))
+                finally:
+                    self._count(code)
 
         return stream
 
@@ -102,11 +109,8 @@ class _Call:
         text = authorization.decode("latin-1") if isinstance(authorization, bytes) else authorization
         serve_as(await self._doorkeeper.admit(text, self._method))
 
-    async def _refuse(self, context: grpc.aio.ServicerContext[Any, Any], fault: Exception) -> None:
-        error: RequestError = errors.known(fault, rpc=self._rpc)
-        status = errors.status_of(error)
-        self._count(error.code.name)
-        await context.abort(errors.code_of(status), status.message, errors.trailer_of(status))
+    def _status(self, fault: Exception) -> status_pb2.Status:
+        return errors.status_of(errors.known(fault, rpc=self._rpc))
 
     def _count(self, code: str) -> None:
         metrics.rpc_requests.labels(self._rpc, code).inc()

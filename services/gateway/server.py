@@ -109,17 +109,18 @@ def _options(listener: Listener) -> list[tuple[str, int]]:
 
 def _bind(server: grpc.aio.Server, listener: Listener) -> int:
     address = f"{listener.host}:{listener.port}"
+    secure = any((listener.certificate, listener.private_key, listener.client_ca))
     try:
-        if listener.certificate is None:
-            return server.add_insecure_port(address)
-        return server.add_secure_port(address, _credentials(listener))
+        if secure:
+            return server.add_secure_port(address, _credentials(listener))
+        return server.add_insecure_port(address)
     except RuntimeError as fault:
         raise ConfigurationError(f"cannot listen on {address}: {fault}") from fault
 
 
 def _credentials(listener: Listener) -> grpc.ServerCredentials:
     if listener.private_key is None or listener.certificate is None:
-        raise ConfigurationError("tls_certificate and tls_private_key are needed together")
+        raise ConfigurationError("IMPRIMATUR_TLS_CERTIFICATE and IMPRIMATUR_TLS_PRIVATE_KEY are needed together")
     try:
         pair = (listener.private_key.read_bytes(), listener.certificate.read_bytes())
         roots = listener.client_ca.read_bytes() if listener.client_ca else None

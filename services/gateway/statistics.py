@@ -12,7 +12,7 @@ from importlib.metadata import version
 from imprimatur import metrics
 from imprimatur.broker import Broker
 from imprimatur.errors import Unavailable
-from imprimatur.job import JobType, NewJob
+from imprimatur.job import JobType, NewJob, State
 from imprimatur.runtime import Loop
 from imprimatur.storage import statistics as stored
 from imprimatur.storage import workers
@@ -92,15 +92,27 @@ async def system_status(
         return answer
     answer.database.up = True
     answer.database.latency.CopyFrom(duration(time.perf_counter() - began) or answer.database.latency)
+    try:
+        await _count(answer, database, estimates, owner)
+    except Unavailable:
+        answer.database.up = False
+    return answer
+
+
+async def _count(answer: pb.GetSystemStatusResponse, database: Database, estimates: Estimates, owner: Owner) -> None:
     async with database.read() as reader:
         queues = await stored.queue_status(reader, owner)
         under_way = await stored.under_way(reader, owner)
+        everybody = await stored.unfinished(reader)
         answer.workers, answer.slots = await workers.live_capacity(reader, silent_seconds=_SILENT_SECONDS)
     answer.running, answer.awaiting_review = under_way.running, under_way.awaiting_review
     expected = await estimates.seconds(owner.tenant_id, JobType.CREATIVE_REVIEW)
-    ahead = under_way.running
     for queue in queues:
-        ahead += queue.due
+        ahead = sum(
+            number
+            for (state, _, priority), number in everybody.counts.items()
+            if state is State.RUNNING or (state is State.QUEUED and priority <= queue.priority)
+        )
         answer.queues.append(
             pb.QueueStatus(
                 priority=priority_to_wire(queue.priority),
@@ -110,7 +122,6 @@ async def system_status(
                 estimated_wait=duration(_wait(ahead, answer.slots, expected)),
             )
         )
-    return answer
 
 
 def _wait(ahead: int, slots: int, expected_seconds: float | None) -> float | None:

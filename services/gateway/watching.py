@@ -38,11 +38,13 @@ class Slot:
         self.job: Job | None = None
         self._fresh = asyncio.Event()
 
-    def put(self, job: Job) -> None:
-        """Keep it if it is newer than what is here."""
-        if self.job is None or job.version > self.job.version:
-            self.job = job
-            self._fresh.set()
+    def put(self, job: Job) -> bool:
+        """Keep it if it is newer than what is here; returns whether it is."""
+        if self.job is not None and job.version <= self.job.version:
+            return False
+        self.job = job
+        self._fresh.set()
+        return True
 
     def wake(self) -> None:
         """Let the subscriber look up."""
@@ -283,5 +285,5 @@ class Watchtower:
         if job is None:
             return
         for slot in self._slots.get(job.id, ()):
-            slot.put(job)
-            metrics.watch_lag_seconds.observe(time.perf_counter() - since)
+            if slot.put(job):
+                metrics.watch_lag_seconds.observe(time.perf_counter() - since)

@@ -138,6 +138,10 @@ def outcome_of(error: AttemptError) -> AttemptOutcome:
     return AttemptOutcome.TIMED_OUT if isinstance(error, TimedOut) else AttemptOutcome.FAILED
 
 
+#: A job on which so many workers fell silent is not tried any more: it may be what kills them.
+MOST_LOSSES = 3
+
+
 def after_giving_up(job_type: JobType, error: AttemptError) -> Happening:
     """What giving up means: a creative that can be reviewed at all goes to a person, never away."""
     if job_type is JobType.CREATIVE_REVIEW and not isinstance(error, UnreviewableInput):

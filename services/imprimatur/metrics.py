@@ -13,14 +13,19 @@ _SLOW = (0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 144
 rpc_requests = Counter(
     "imprimatur_rpc_requests_total", "gRPC calls answered, by method and status code.", ["rpc", "code"]
 )
-rpc_seconds = Histogram("imprimatur_rpc_duration_seconds", "Time to answer a unary gRPC call.", ["rpc"], buckets=_FAST)
+rpc_seconds = Histogram(
+    "imprimatur_rpc_duration_seconds",
+    "Time to answer a unary gRPC call, by method and status code.",
+    ["rpc", "code"],
+    buckets=_FAST,
+)
 open_streams = Gauge("imprimatur_open_streams", "Watch streams open now.", ["rpc"])
 jobs_submitted = Counter(
     "imprimatur_jobs_submitted_total", "Jobs accepted, by type and priority.", ["type", "priority"]
 )
 watch_lag_seconds = Histogram(
     "imprimatur_watch_lag_seconds",
-    "From a job's change in the database to its being handed to a watcher's stream.",
+    "From an event's arrival at the gateway to its job's being handed to a watcher's stream.",
     buckets=_FAST,
 )
 jobs_by_state = Gauge("imprimatur_jobs", "Unfinished jobs, by state, type and priority.", ["state", "type", "priority"])

@@ -17,6 +17,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from imprimatur import metrics
+from imprimatur.errors import ConfigurationError
 
 log = structlog.get_logger(__name__)
 
@@ -131,7 +132,10 @@ async def http_port(
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as fault:
+            raise ConfigurationError(f"cannot serve /metrics on {host}:{port}: {fault.strerror}") from fault
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

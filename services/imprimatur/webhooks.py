@@ -9,7 +9,7 @@ import binascii
 import os
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imprimatur.errors import ConfigurationError, ImprimaturError
 from imprimatur.identity import new_id
@@ -35,7 +35,7 @@ class NewEndpoint:
     """An endpoint just made, with the secret that is shown this once."""
 
     endpoint: Endpoint
-    secret: str
+    secret: str = field(repr=False)
 
 
 def new_secret() -> str:

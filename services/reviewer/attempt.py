@@ -12,7 +12,7 @@ import structlog
 
 from imprimatur import metrics
 from imprimatur.errors import AttemptError, TimedOut, TransientError, Unavailable
-from imprimatur.job import BACKOFFS, AttemptOutcome, Claim, Happening, JobError, JobType, outcome_of
+from imprimatur.job import BACKOFFS, AttemptOutcome, Claim, Happening, Job, JobError, JobType, State, outcome_of
 from imprimatur.retry import Again, after_error
 from imprimatur.storage import claims
 from imprimatur.storage.attempts import Spent
@@ -151,7 +151,7 @@ class Attempts:
                     metrics.fenced_writes.inc()
                     log.warning("a result was discarded: the job was cancelled or taken over")
                 return None
-            _count(job.type, job.priority.name.lower(), job.state, (job.updated_at - job.created_at).total_seconds())
+            _count(job)
             return conclusion
 
 
@@ -184,11 +184,14 @@ def _retry(error: AttemptError, step: Again) -> Conclusion:
     )
 
 
-def _count(job_type: str, priority: str, state: str, seconds: float) -> None:
-    if state == "queued":
+def _count(job: Job) -> None:
+    if job.state is State.QUEUED:
         return
-    metrics.jobs_finished.labels(job_type, state).inc()
-    metrics.submit_to_end_seconds.labels(job_type, priority).observe(seconds)
+    metrics.jobs_finished.labels(job.type, job.state).inc()
+    if job.policy_triggered:
+        metrics.decisions.labels(job.decision, job.policy_triggered).inc()
+    seconds = (job.updated_at - job.created_at).total_seconds()
+    metrics.submit_to_end_seconds.labels(job.type, job.priority.name.lower()).observe(seconds)
 
 
 def _uncancel() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from imprimatur import metrics
+from imprimatur.errors import Unavailable
 from imprimatur.job import Claim
 from imprimatur.runtime import Loop
 from imprimatur.storage import claims, workers
@@ -35,8 +36,8 @@ class Leases:
 
     Args:
         database: with a connection of its own.
-        renew_seconds: how often; also tells the dispatcher that this worker lives.
-        timeout_seconds: the longest that one renewal may take.
+        lease_seconds: renewed three times in each; one renewal may take a quarter of it. Renewing also tells the
+            dispatcher that this worker lives.
     """
 
     def __init__(
@@ -45,15 +46,13 @@ class Leases:
         worker: Worker,
         *,
         lease_seconds: float = 3.0,
-        renew_seconds: float = 1.0,
-        timeout_seconds: float = 0.8,
     ) -> None:
         self._database = database
         self._worker = worker
         self.lease_seconds = lease_seconds
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds = lease_seconds / 4
         self._held: dict[tuple[uuid.UUID, int], _Held] = {}
-        self._loop = Loop("lease-renewal", self._renew, interval_seconds=renew_seconds)
+        self._loop = Loop("lease-renewal", self._renew, interval_seconds=lease_seconds / 3)
 
     def start(self) -> None:
         """Begin to renew."""
@@ -62,8 +61,11 @@ class Leases:
     async def stop(self) -> None:
         """Stop renewing and tell the dispatcher that this worker is gone."""
         await self._loop.stop()
-        async with self._database.begin() as tx:
-            await workers.gone(tx, self._worker)
+        try:
+            async with self._database.begin() as tx:
+                await workers.gone(tx, self._worker)
+        except Unavailable:
+            log.warning("the dispatcher could not be told that this worker stops; it will find out")
 
     @contextmanager
     def held(self, claim: Claim) -> Iterator[None]:
@@ -95,7 +97,7 @@ class Leases:
             kept = await claims.renew(tx, asked, lease_seconds=self.lease_seconds)
         for key in asked - kept:
             held = self._held.get(key)
-            if held is not None and not held.concluding:
+            if held is not None and not held.concluding and not held.taken:
                 log.info(
                     "a job was taken from this worker; its attempt is aborted", job_id=str(key[0]), claim_no=key[1]
                 )

@@ -45,7 +45,7 @@ async def reviewer(
         lease_database: for lease renewals alone; the same as `database` where one writer is all there is.
     """
     identity = Identity(id=new_id(), name=process_name(), slots=slots)
-    leases = Leases(lease_database, identity, lease_seconds=lease_seconds, renew_seconds=lease_seconds / 3)
+    leases = Leases(lease_database, identity, lease_seconds=lease_seconds)
     attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: CreativeReview(database, engine)})
     worker = Worker(database, broker, identity, attempts, lease_seconds=lease_seconds)
     leases.start()
@@ -53,6 +53,8 @@ async def reviewer(
         await worker.start()
         yield Reviewer(worker=worker)
     finally:
-        await worker.stop(drain_seconds=drain_seconds)
-        await leases.stop()
-        await engine.close()
+        try:
+            await worker.stop(drain_seconds=drain_seconds)
+            await leases.stop()
+        finally:
+            await engine.close()

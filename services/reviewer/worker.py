@@ -31,11 +31,7 @@ _CLAIM_TRIES = 5
 
 
 class Worker:
-    """N slots, fed from the three review queues.
-
-    Args:
-        prefetch: messages in hand per queue; small, so that an idle peer gets its share.
-    """
+    """N slots, fed from the three review queues, with few messages in hand so that an idle peer gets its share."""
 
     def __init__(
         self,
@@ -45,14 +41,13 @@ class Worker:
         attempts: Attempts,
         *,
         lease_seconds: float,
-        prefetch: int | None = None,
     ) -> None:
         self._database = database
         self._broker = broker
         self._identity = identity
         self._attempts = attempts
         self._lease_seconds = lease_seconds
-        self._prefetch = prefetch or max(2, identity.slots // 2)
+        self._prefetch = max(2, identity.slots // 2)
         self._free_slots = asyncio.Semaphore(identity.slots)
         self._inbox: list[tuple[int, int, Delivery, asyncio.TimerHandle]] = []
         self._arrived = asyncio.Event()

@@ -7,13 +7,14 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 from tests import makers
+from tests.contract.leasing import attempts_of, sweep_until_lost
 
 from imprimatur.broker import Queue
 from imprimatur.identity import new_id
-from imprimatur.job import Happening, Job, JobType, NewJob, Priority, State
+from imprimatur.job import AttemptOutcome, Happening, Job, JobType, NewJob, Priority, State
 from imprimatur.storage import clock, dispatch, schema, workers
 from imprimatur.storage.database import Database, OutboxRow
-from imprimatur.storage.dispatch import Backlog
+from imprimatur.storage.dispatch import LOST_TOO_OFTEN, OVERDUE, Backlog, Hopeless
 from imprimatur.wire.messages import ReviewRequested
 
 
@@ -73,7 +74,8 @@ async def test_priority_comes_first_then_the_earlier_time_then_the_older_job(dat
     )
 
     async def all_due() -> bool:
-        return (await backlog(database)).due == 5
+        async with database.read() as reader:
+            return await clock.present(reader) > soon
 
     await makers.until(all_due)
     order: list[uuid.UUID] = []
@@ -147,7 +149,7 @@ async def test_the_backlog_counts_released_due_and_slots(database: Database) -> 
     await makers.running(database, tenant)
     async with database.begin() as tx:
         await workers.seen(tx, makers.worker(slots=4), running=1)
-    assert await backlog(database) == Backlog(released=1, due=2, slots=4)
+    assert await backlog(database) == Backlog(released=1, due=True, slots=4)
 
 
 async def test_of_two_transactions_one_is_the_dispatcher(database: Database) -> None:
@@ -215,9 +217,21 @@ async def test_withdrawn_releases_can_be_released_anew_and_old_messages_are_stal
 # --- deadlines -------------------------------------------------------------------------------------------
 
 
-async def end_overdue(database: Database, happening: Happening = Happening.REFERRED, *, limit: int = 100) -> list[Job]:
+async def give_up(
+    database: Database, hopeless: Hopeless, happening: Happening = Happening.REFERRED, *, limit: int = 100
+) -> list[Job]:
+    rows = []
     async with database.begin() as tx:
-        rows = await dispatch.end_overdue(tx, JobType.CREATIVE_REVIEW, happening, {"decision": "pending"}, limit=limit)
+        for tenant_id in await dispatch.tenants_with(tx, hopeless, JobType.CREATIVE_REVIEW, limit=100):
+            rows += await dispatch.give_up(
+                tx,
+                hopeless,
+                tenant_id=tenant_id,
+                job_type=JobType.CREATIVE_REVIEW,
+                happening=happening,
+                shown={"decision": "pending"},
+                limit=limit,
+            )
     return [await makers.find(database, row.tenant_id, row.id) for row in rows]
 
 
@@ -234,14 +248,14 @@ async def test_a_queued_job_ends_at_its_deadline(database: Database, happening: 
         await tx.connection.execute(
             update(schema.jobs).where(schema.jobs.c.id == released_late.id).values(released_at=clock.now())
         )
-    ended = await end_overdue(database, happening)
+    ended = await give_up(database, OVERDUE, happening)
     assert {job.id for job in ended} == {late.id, released_late.id}
     for job in ended:
         assert job.state in (State.AWAITING_REVIEW, State.FAILED)
         assert (job.error and job.error.code, job.decision, job.version) == ("deadline_passed", "pending", 2)
         assert (job.finished_at is not None) == (happening is Happening.GAVE_UP)
     assert (await makers.find(database, tenant, in_time.id)).state is State.QUEUED
-    assert await end_overdue(database, happening) == []
+    assert await give_up(database, OVERDUE, happening) == []
 
 
 async def test_a_job_past_its_deadline_is_not_released(database: Database) -> None:
@@ -255,12 +269,30 @@ async def test_a_running_job_may_end_after_its_deadline(database: Database) -> N
     claim = await makers.running(database, tenant)
     async with database.begin() as tx:
         await tx.connection.execute(update(schema.jobs).values(deadline_at=clock.after(-1.0)))
-    assert await end_overdue(database) == []
+    assert await give_up(database, OVERDUE) == []
     assert await makers.conclude(database, claim, Happening.COMPLETED) is not None
 
 
 async def test_no_more_are_ended_than_asked_for(database: Database) -> None:
     tenant = await makers.make_tenant(database)
     await waiting(database, *(makers.new_job(tenant, deadline_seconds=0.0) for _ in range(5)))
-    assert [len(await end_overdue(database, limit=2)) for _ in range(4)] == [2, 2, 1, 0]
+    assert [len(await give_up(database, OVERDUE, limit=2)) for _ in range(4)] == [2, 2, 1, 0]
     assert await makers.claim(database, new_id()) is None
+
+
+async def test_a_job_that_lost_three_workers_is_not_tried_any_more(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    claim = await makers.running(database, tenant, lease_seconds=0.001)
+    for release_no in (2, 3):
+        assert await give_up(database, LOST_TOO_OFTEN) == []
+        await sweep_until_lost(database, 1)
+        await makers.release(database)
+        assert await makers.claim(database, claim.job_id, release_no=release_no, lease_seconds=0.001) is not None
+
+    async def given_up() -> bool:
+        return bool(await give_up(database, LOST_TOO_OFTEN))
+
+    await makers.until(given_up)
+    job = await makers.find(database, tenant, claim.job_id)
+    assert (job.state, job.error and job.error.code, job.attempts) == (State.AWAITING_REVIEW, "workers_lost", 0)
+    assert [attempt.outcome for attempt in await attempts_of(database, job.id)] == [AttemptOutcome.LOST] * 3

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.makers import evidence
 
-from imprimatur.job import Happening, Job, JobError, JobEvent, JobType, Priority, State
+from imprimatur.job import Happening, Job, JobEvent, JobType, Priority, State
 from imprimatur.policy import Confidence, Decision, Trigger, Verdict
 from imprimatur.v1 import creative_pb2 as pb
 from imprimatur.wire.creatives import ai_result, human_result
@@ -181,10 +181,10 @@ def test_an_event_told_late_still_tells_the_state_at_the_event() -> None:
 
 
 def test_an_engine_that_failed_leaves_the_creative_pending_with_the_error() -> None:
-    error = JobError(code="timed_out", message="the engine took longer than 120 s", retryable=True)
     failed = result(Decision.PENDING, Trigger.ENGINE_ERROR, engine_ran=False)
+    timed_out = {"error": "timed_out", "error_message": "the engine took longer than 120 s"}
 
-    data = told(job(state=State.AWAITING_REVIEW, result=failed, error=error), REFERRED)["data"]
+    data = told(job(state=State.AWAITING_REVIEW, result=failed), replace(REFERRED, details=timed_out))["data"]
 
     assert data["status"] == "pending"
     assert data["error"] == {"code": "timed_out", "message": "the engine took longer than 120 s"}
@@ -198,9 +198,9 @@ def test_an_engine_that_failed_leaves_the_creative_pending_with_the_error() -> N
 
 
 def test_a_job_that_failed_is_pending_and_was_never_reviewed() -> None:
-    error = JobError(code="unreviewable_input", message="images[0] is not an image")
+    unreviewable = {"error": "unreviewable_input", "error_message": "images[0] is not an image"}
 
-    message = told(job(state=State.FAILED, result=None, error=error), GAVE_UP)
+    message = told(job(state=State.FAILED, result=None), replace(GAVE_UP, details=unreviewable))
 
     assert message["type"] == "job.failed"
     assert message["data"]["status"] == "pending"

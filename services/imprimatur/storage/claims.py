@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, func, select, tuple_, update
 
-from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, Priority, State
+from imprimatur.job import MOST_LOSSES, AttemptOutcome, Claim, Happening, Job, JobError, JobType, Priority, State
 from imprimatur.storage import attempts, clock, outbox
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Transaction
@@ -179,13 +179,18 @@ _WORKER_LOST = JobError(code="worker_lost", message="the worker fell silent; the
 
 
 async def lost_leases(tx: Transaction, *, limit: int) -> list[Row[Any]]:
-    """Queue again the running jobs whose lease ran out; counted apart from attempts.
+    """Queue again the running jobs whose lease ran out; counted apart from attempts. Those that have lost too
+    many workers are `dispatch.LOST_TOO_OFTEN`.
 
     Call only after a whole lease of uninterrupted contact with the database: see `gateway.dispatcher`.
     """
     expired = (
         select(jobs.c.id)
-        .where(jobs.c.state == State.RUNNING, jobs.c.lease_until < clock.now())
+        .where(
+            jobs.c.state == State.RUNNING,
+            jobs.c.lease_until < clock.now(),
+            jobs.c.losses < MOST_LOSSES - 1,
+        )
         .order_by(jobs.c.lease_until)  # by id, the planner would rather read the whole history
         .limit(limit)
         .with_for_update(skip_locked=True)

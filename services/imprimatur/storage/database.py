@@ -168,6 +168,7 @@ def _postgresql(url: str, pool_size: int, command_timeout_seconds: float) -> Asy
         pool_timeout=command_timeout_seconds,
         pool_recycle=1800,
         pool_use_lifo=True,
+        hide_parameters=True,  # an error's text reaches logs; the values in it may be secrets
         connect_args={
             "timeout": command_timeout_seconds,
             "command_timeout": command_timeout_seconds,
@@ -205,6 +206,7 @@ def _sqlite(url: str, *, writes: bool) -> AsyncEngine:
         pool_size=1 if writes else 4,
         max_overflow=0,
         pool_timeout=10,
+        hide_parameters=True,
     )
 
     @event.listens_for(engine.sync_engine, "connect")

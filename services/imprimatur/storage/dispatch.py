@@ -3,13 +3,14 @@
 Minimal order: due by `run_at`, by priority, oldest first.
 """
 
+import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Row, case, func, select, text, update
+from sqlalchemy import ColumnElement, Row, case, exists, func, select, text, update
 
-from imprimatur.job import Happening, JobError, JobType, Priority, State
-from imprimatur.storage import clock, outbox
+from imprimatur.job import MOST_LOSSES, AttemptOutcome, Happening, JobError, JobType, Priority, State
+from imprimatur.storage import attempts, clock, outbox
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FIRST_REISSUE_AFTER_SECONDS
 from imprimatur.storage.locks import in_locked
@@ -26,7 +27,7 @@ class Backlog:
     """What the dispatcher has to reckon with."""
 
     released: int  #: put up for claiming, not claimed
-    due: int  #: due, not put up
+    due: bool  #: whether anything is due and not put up
     slots: int  #: of live workers
 
 
@@ -41,17 +42,18 @@ async def become_dispatcher(tx: Transaction) -> bool:
 async def backlog(reader: Reader, *, silent_seconds: float) -> Backlog:
     """Count what is released, due and free; workers silent for longer do not count. Uses partial indexes only."""
     queued = select(func.count()).select_from(jobs).where(jobs.c.state == State.QUEUED)
+    due = exists().where(jobs.c.state == State.QUEUED, jobs.c.released_at.is_(None), jobs.c.run_at <= clock.now())
     slots = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > clock.after(-silent_seconds))
     row = (
         await reader.connection.execute(
             select(
                 queued.where(jobs.c.released_at.is_not(None)).scalar_subquery(),
-                queued.where(jobs.c.released_at.is_(None), jobs.c.run_at <= clock.now()).scalar_subquery(),
+                due,
                 slots.scalar_subquery(),
             )
         )
     ).one()
-    return Backlog(released=row[0], due=row[1], slots=row[2])
+    return Backlog(released=row[0], due=bool(row[1]), slots=row[2])
 
 
 async def idle_slots(reader: Reader, *, silent_seconds: float) -> int:
@@ -137,33 +139,71 @@ async def _release(tx: Transaction, *conditions: Any, reissue_after: Any) -> int
     return len(rows)
 
 
-async def end_overdue(
-    tx: Transaction, job_type: JobType, happening: Happening, shown: dict[str, Any], *, limit: int
+# --- jobs that the machine gives up, without an attempt to say so --------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hopeless:
+    """Jobs that are not tried any more, and why."""
+
+    which: tuple[ColumnElement[bool], ...]
+    by_age: ColumnElement[Any]  #: an indexed column: by id, the planner would rather read the whole history
+    error: JobError
+
+
+OVERDUE = Hopeless(
+    which=(jobs.c.state == State.QUEUED, jobs.c.deadline_at <= clock.now()),
+    by_age=jobs.c.deadline_at,
+    error=JobError(
+        code="deadline_passed",
+        message="The job's deadline passed before it could be done; submit it again with a later deadline.",
+        retryable=True,
+    ),
+)
+LOST_TOO_OFTEN = Hopeless(
+    which=(jobs.c.state == State.RUNNING, jobs.c.lease_until < clock.now(), jobs.c.losses >= MOST_LOSSES - 1),
+    by_age=jobs.c.lease_until,
+    error=JobError(
+        code="workers_lost",
+        message=f"{MOST_LOSSES} workers fell silent while they worked on it; it is not tried any more.",
+        retryable=True,
+    ),
+)
+
+
+async def tenants_with(tx: Transaction, hopeless: Hopeless, job_type: JobType, *, limit: int) -> list[uuid.UUID]:
+    """The tenants of the `limit` oldest such jobs."""
+    found = await tx.connection.execute(
+        select(jobs.c.tenant_id).where(*hopeless.which, jobs.c.type == job_type).order_by(hopeless.by_age).limit(limit)
+    )
+    return sorted(set(found.scalars()))
+
+
+async def give_up(
+    tx: Transaction,
+    hopeless: Hopeless,
+    *,
+    tenant_id: uuid.UUID,
+    job_type: JobType,
+    happening: Happening,
+    shown: dict[str, Any],
+    limit: int,
 ) -> list[Row[Any]]:
-    """Let `happening` happen to queued jobs of a type whose deadline has passed; `shown` sets columns."""
-    overdue = (
+    """Let `happening` happen to such jobs of one tenant; `shown` sets columns."""
+    some = (
         select(jobs.c.id)
-        .where(
-            jobs.c.state == State.QUEUED,
-            jobs.c.type == job_type,
-            jobs.c.deadline_at <= clock.now(),
-        )
-        .order_by(jobs.c.deadline_at)  # by id, the planner would rather read the whole history
+        .where(*hopeless.which, jobs.c.type == job_type, jobs.c.tenant_id == tenant_id)
+        .order_by(hopeless.by_age)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return await move(
+    rows = await move(
         tx,
         happening,
-        in_locked(jobs.c.id, overdue),
-        jobs.c.state == State.QUEUED,
-        values={"error": asdict(DEADLINE_PASSED), **shown},
-        details={"reason": "deadline passed"},
+        in_locked(jobs.c.id, some),
+        *hopeless.which,
+        values={"error": asdict(hopeless.error), **shown},
+        details={"error": hopeless.error.code, "error_message": hopeless.error.message},
     )
-
-
-DEADLINE_PASSED = JobError(
-    code="deadline_passed",
-    message="The job's deadline passed before it could be done; submit it again with a later deadline.",
-    retryable=True,
-)
+    await attempts.end_open(tx, rows, AttemptOutcome.LOST, hopeless.error)
+    return rows

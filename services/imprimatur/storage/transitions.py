@@ -17,11 +17,13 @@ from imprimatur.storage.schema import job_events, jobs
 from imprimatur.wire.messages import JobChanged
 
 _UNHELD: dict[str, Any] = {"held_by": "", "held_until": null()}
-_UNCLAIMED: dict[str, Any] = {"claim_id": null(), "worker_id": null(), "lease_until": null()}
+_NO_PROGRESS: dict[str, Any] = {"progress_percent": 0, "progress_stage": "", "progress_message": ""}
+#: Whoever worked on it does so no more, and what was shown of that work is over.
+_UNCLAIMED: dict[str, Any] = {"claim_id": null(), "worker_id": null(), "lease_until": null(), **_NO_PROGRESS}
 #: What entering a state sets besides the state, whatever led there.
 _ON_ENTERING: Mapping[State, dict[str, Any]] = {
     State.QUEUED: {**_UNCLAIMED, "released_at": null()},
-    State.RUNNING: {"progress_percent": 0, "progress_stage": "", "progress_message": ""},
+    State.RUNNING: _NO_PROGRESS,
     State.AWAITING_REVIEW: _UNCLAIMED,
     State.SUCCEEDED: {**_UNCLAIMED, **_UNHELD, "finished_at": clock.now(), "progress_percent": 100},
     State.FAILED: {**_UNCLAIMED, **_UNHELD, "finished_at": clock.now()},

@@ -58,7 +58,7 @@ async def create_endpoint(
     Raises:
         ResourceExhausted: the tenant has MAX_ENDPOINTS already.
     """
-    await tx.connection.execute(select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update())
+    await tx.connection.execute(select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update(key_share=True))
     count = select(func.count()).select_from(webhook_endpoints).where(*_live(tenant_id))
     if (await tx.connection.execute(count)).scalar_one() >= MAX_ENDPOINTS:
         raise ResourceExhausted(
@@ -195,10 +195,12 @@ async def rotate_secret(
     """
     if endpoint_id is not None:
         mine = select(webhook_endpoints.c.id).where(*_live(tenant_id), webhook_endpoints.c.id == endpoint_id)
-        if (await tx.connection.execute(mine.with_for_update())).one_or_none() is None:
+        if (await tx.connection.execute(mine.with_for_update(key_share=True))).one_or_none() is None:
             raise _no_endpoint(endpoint_id)
     else:
-        await tx.connection.execute(select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update())
+        await tx.connection.execute(
+            select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update(key_share=True)
+        )
     owned = _of(tenant_id, endpoint_id)
     await tx.connection.execute(delete(webhook_secrets).where(*owned, webhook_secrets.c.expires_at.is_not(None)))
     await tx.connection.execute(update(webhook_secrets).where(*owned).values(expires_at=clock.after(overlap_seconds)))

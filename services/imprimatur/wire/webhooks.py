@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from imprimatur.job import TRANSITIONS, Happening, Job, JobError, JobEvent, JobType, State
+from imprimatur.job import TRANSITIONS, Happening, Job, JobEvent, JobType, State
 from imprimatur.policy import Confidence, Decision, Trigger
 from imprimatur.v1 import creative_pb2 as pb
 from imprimatur.wire.enums import from_wire
@@ -52,13 +52,9 @@ def _of_any_job(job: Job, event: JobEvent) -> dict[str, Any]:
         data["retry_of"] = str(job.retry_of)
     if job.superseded_by is not None and event.state is State.CANCELLED:
         data["superseded_by"] = str(job.superseded_by)
-    if job.error is not None and event.state is not State.SUCCEEDED:
-        data["error"] = _error(job.error)
+    if "error" in event.details:
+        data["error"] = {"code": event.details["error"], "message": event.details["error_message"]}
     return data
-
-
-def _error(error: JobError) -> dict[str, Any]:
-    return {"code": error.code, "message": error.message}
 
 
 # --- creative_review -------------------------------------------------------------------------------------

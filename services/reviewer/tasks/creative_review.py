@@ -74,7 +74,7 @@ class CreativeReview:
         """Leave the creative with a person; only one that cannot be reviewed at all fails."""
         happening = after_giving_up(claim.type, error)
         shown: dict[str, Any] = {}
-        details = {"error": error.code}
+        details = {"error": error.code, "error_message": error.message}
         if happening is Happening.REFERRED:
             version, policy = await tenants.live_policy(tx, claim.tenant_id, lock=True)
             declared = creative_of(claim.input).declared_categories
@@ -102,7 +102,6 @@ def _spent(evidence: Evidence) -> Spent:
 
 
 def _shown(verdict: Verdict, evidence: Evidence | None, version: int, now: datetime) -> dict[str, Any]:
-    metrics.decisions.labels(verdict.decision, verdict.trigger).inc()
     return {
         "decision": verdict.decision,
         "policy_triggered": verdict.trigger,
