@@ -79,10 +79,16 @@ def set_mode(
 
 @tenants_app.command("webhook-secret")
 def webhook_secret(
-    name: TenantName, database_url: DatabaseURL = "", data: Data = DEFAULT_DATA, json: Json = False
+    name: TenantName,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Make a new one; the present one signs too for another day.")
+    ] = False,
+    database_url: DatabaseURL = "",
+    data: Data = DEFAULT_DATA,
+    json: Json = False,
 ) -> None:
     """Show the secret that signs what goes to callback URLs. Needs the vault's key."""
-    secret = _at(database_url, data).webhook_secret(name)
+    secret = _at(database_url, data).webhook_secret(name, rotate=rotate)
     show_fields({"tenant": name, "webhook_secret": secret}, json=json)
 
 

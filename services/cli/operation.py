@@ -70,12 +70,15 @@ class Operation:
 
         return self._do(run)
 
-    def webhook_secret(self, tenant: str) -> str:
-        """What signs messages to callback URLs."""
+    def webhook_secret(self, tenant: str, *, rotate: bool) -> str:
+        """What signs messages to callback URLs; with `rotate` a new one."""
         vault = VaultSettings().open_vault() if self._database_url else Vault.from_file(self._data / "vault.key")
 
         async def run(tx: Transaction) -> str:
-            return await webhooks.default_secret(tx, vault, await _tenant(tx, tenant))
+            tenant_id = await _tenant(tx, tenant)
+            if rotate:
+                return await webhooks.rotate_secret(tx, vault, tenant_id, None)
+            return await webhooks.default_secret(tx, vault, tenant_id)
 
         return self._do(run)
 

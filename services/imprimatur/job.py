@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
 
-from imprimatur.errors import AttemptError, ImprimaturError, PermanentError, TimedOut, UnreviewableInput
+from imprimatur.errors import AttemptError, PermanentError, TimedOut, UnreviewableInput
 from imprimatur.retry import Backoff
 
 
@@ -115,22 +115,6 @@ TRANSITIONS: Mapping[Happening, Transition] = {
 
 #: Every webhook event type.
 WEBHOOK_EVENT_TYPES = tuple(sorted({step.notifies for step in TRANSITIONS.values() if step.notifies}))
-
-
-class IllegalTransition(ImprimaturError):
-    """This cannot happen to a job in that state."""
-
-
-def step(state: State, happening: Happening) -> Transition:
-    """The transition that `happening` is for a job in `state`.
-
-    Raises:
-        IllegalTransition: the table has none.
-    """
-    transition = TRANSITIONS[happening]
-    if state not in transition.sources:
-        raise IllegalTransition(f"{happening.name} cannot happen to a job that is {state}")
-    return transition
 
 
 def outcome_of(error: AttemptError) -> AttemptOutcome:

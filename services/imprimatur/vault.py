@@ -83,10 +83,6 @@ class Vault:
         except InvalidTag:
             raise Tampered("the sealed secret was changed, or belongs elsewhere") from None
 
-    def sealed_with_first_key(self, sealed: bytes) -> bool:
-        """Whether the key that encrypts now sealed this; if not, seal it again before its key is dropped."""
-        return self._key_id(sealed) == self._sealing_id
-
     @classmethod
     def from_text(cls, text: str, *, source: str = "the vault key") -> Self:
         """Keys as `new_key` writes them, separated by white space or commas; what follows a "#" is a comment.
