@@ -125,7 +125,11 @@ def _access(folder: Path, environ: dict[str, str]) -> dict[str, str]:
     if path.exists():
         access: dict[str, str] = json.loads(path.read_text())
     else:
-        made = json.loads(_imprimatur("tenants", "create", "default", "--json", environ=environ))
+        try:
+            made = json.loads(_imprimatur("tenants", "create", "default", "--json", environ=environ))
+        except ServerDidNotStart:  # the tenant is there from a start that went no further
+            key = ("keys", "create", "default", "--role", "admin", "--name", "up", "--json")
+            made = json.loads(_imprimatur(*key, environ=environ))
         secret = json.loads(_imprimatur("tenants", "webhook-secret", "default", "--json", environ=environ))
         access = {"api_key": made["api_key"], "webhook_secret": secret["webhook_secret"]}
     access["target"] = f"127.0.0.1:{environ['IMPRIMATUR_GRPC_PORT']}"

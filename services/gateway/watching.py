@@ -161,6 +161,7 @@ class Watchtower:
             async with self._database.read() as reader:
                 job = await jobs.find(reader, owner, job_id)
             while job is not None:
+                slot.put(job)  # so that nothing older counts as news
                 yield job
                 if job.state.terminal:
                     return

@@ -90,16 +90,23 @@ class Leases:
         """Whether the claim was found to be cancelled or taken over."""
         return self._held[claim.job_id, claim.claim_no].taken
 
+    def abort(self, job_id: uuid.UUID) -> None:
+        """Abort the attempt at a job that is said to be cancelled, without waiting for the next renewal."""
+        for held_id, claim_no in list(self._held):
+            if held_id == job_id:
+                self._abort(held_id, claim_no)
+
     async def _renew(self) -> None:
         asked = set(self._held)
         async with asyncio.timeout(self._timeout_seconds), self._database.begin() as tx:
             await workers.seen(tx, self._worker, running=len(asked))
             kept = await claims.renew(tx, asked, lease_seconds=self.lease_seconds)
-        for key in asked - kept:
-            held = self._held.get(key)
-            if held is not None and not held.concluding and not held.taken:
-                log.info(
-                    "a job was taken from this worker; its attempt is aborted", job_id=str(key[0]), claim_no=key[1]
-                )
-                held.taken = True
-                held.task.cancel()
+        for job_id, claim_no in asked - kept:
+            self._abort(job_id, claim_no)
+
+    def _abort(self, job_id: uuid.UUID, claim_no: int) -> None:
+        held = self._held.get((job_id, claim_no))
+        if held is not None and not held.concluding and not held.taken:
+            log.info("a job was taken from this worker; its attempt is aborted", job_id=str(job_id), claim_no=claim_no)
+            held.taken = True
+            held.task.cancel()

@@ -47,7 +47,7 @@ async def reviewer(
     identity = Identity(id=new_id(), name=process_name(), slots=slots)
     leases = Leases(lease_database, identity, lease_seconds=lease_seconds)
     attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: CreativeReview(database, engine)})
-    worker = Worker(database, broker, identity, attempts, lease_seconds=lease_seconds)
+    worker = Worker(database, broker, identity, attempts, leases)
     leases.start()
     try:
         await worker.start()

@@ -13,21 +13,23 @@ from collections.abc import Callable, Coroutine
 import structlog
 
 from imprimatur import metrics
-from imprimatur.broker import Broker, Delivery, Queue, Subscription
+from imprimatur.broker import Broker, Delivery, Message, Queue, Subscription
 from imprimatur.errors import MalformedMessage, Unavailable
 from imprimatur.identity import new_id
-from imprimatur.job import Claim
+from imprimatur.job import Claim, Happening
 from imprimatur.storage import claims
 from imprimatur.storage.database import Database
 from imprimatur.storage.workers import Worker as Identity
-from imprimatur.wire.messages import ReviewRequested
+from imprimatur.wire.messages import JobChanged, ReviewRequested
 from reviewer.attempt import Attempts
+from reviewer.leases import Leases
 
 log = structlog.get_logger(__name__)
 
 _QUEUES = (Queue.REVIEW_HIGH, Queue.REVIEW_NORMAL, Queue.REVIEW_LOW)
 _GIVE_BACK_AFTER_SECONDS = 1.0
 _CLAIM_TRIES = 5
+_CANCELLATIONS = f"outcome.{Happening.CANCELLED}"
 
 
 class Worker:
@@ -39,20 +41,20 @@ class Worker:
         broker: Broker,
         identity: Identity,
         attempts: Attempts,
-        *,
-        lease_seconds: float,
+        leases: Leases,
     ) -> None:
         self._database = database
         self._broker = broker
         self._identity = identity
         self._attempts = attempts
-        self._lease_seconds = lease_seconds
+        self._leases = leases
         self._prefetch = max(2, identity.slots // 2)
         self._free_slots = asyncio.Semaphore(identity.slots)
         self._inbox: list[tuple[int, int, Delivery, asyncio.TimerHandle]] = []
         self._arrived = asyncio.Event()
         self._numbers = itertools.count()
         self._subscriptions: list[Subscription] = []
+        self._cancellations: Subscription | None = None
         self._feeder: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._settling: set[asyncio.Task[None]] = set()
@@ -69,6 +71,7 @@ class Worker:
             self._subscriptions.append(
                 await self._broker.consume(queue, self._receiver(rank, queue), prefetch=self._prefetch)
             )
+        self._cancellations = await self._broker.listen((_CANCELLATIONS,), self._hear_of_cancellation, lambda: None)
         self._feeder = asyncio.create_task(self._feed(), name="worker-feeder")
 
     async def stop(self, *, drain_seconds: float) -> None:
@@ -78,6 +81,8 @@ class Worker:
             await asyncio.gather(self._feeder, return_exceptions=True)
         await asyncio.gather(*self._settling, return_exceptions=True)
         await asyncio.gather(*(one.close() for one in self._subscriptions))
+        if self._cancellations is not None:
+            await self._cancellations.close()
         while self._inbox:  # closing has given them back
             self._next_delivery()
         if self._running:
@@ -98,6 +103,14 @@ class Worker:
             self._arrived.set()
 
         return receive
+
+    def _hear_of_cancellation(self, message: Message) -> None:
+        """A hint, so that a cancelled engine call ends at once; the lease's renewal is the sure way."""
+        try:
+            self._leases.abort(JobChanged.decode(message.body).job_id)
+        except MalformedMessage as fault:
+            metrics.messages_set_aside.labels("job.events").inc()
+            log.warning("an event cannot be read", error=str(fault), message_id=message.message_id)
 
     def _next_delivery(self) -> Delivery:
         _, _, delivery, timer = heapq.heappop(self._inbox)
@@ -186,7 +199,7 @@ class Worker:
                         job_id=request.job_id,
                         release_no=request.release_no,
                         claim_id=claim_id,
-                        lease_seconds=self._lease_seconds,
+                        lease_seconds=self._leases.lease_seconds,
                     )
             except Unavailable:
                 if last:

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import event, exc, make_url, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
@@ -161,7 +162,7 @@ def is_passing(fault: BaseException) -> bool:
 
 
 def _postgresql(url: str, pool_size: int, command_timeout_seconds: float) -> AsyncEngine:
-    return create_async_engine(
+    engine = create_async_engine(
         make_url(url).set(drivername="postgresql+asyncpg"),
         pool_size=pool_size,
         max_overflow=0,
@@ -181,6 +182,19 @@ def _postgresql(url: str, pool_size: int, command_timeout_seconds: float) -> Asy
             },
         },
     )
+    event.listen(engine.sync_engine, "handle_error", _hide_values)
+    return engine
+
+
+def _hide_values(context: ExceptionContext) -> None:
+    """Take out of an error what `hide_parameters` does not reach: PostgreSQL quotes the row in its DETAIL, which
+    asyncpg's exception shows in a trace, and both quote the value itself where it is no good (class 22)."""
+    original, shown = context.original_exception, context.sqlalchemy_exception
+    if not isinstance(original, exc.EmulatedDBAPIException) or shown is None:
+        return
+    original.__cause__ = None
+    if str(getattr(original, "sqlstate", None) or "").startswith("22"):
+        original.args = shown.args = ("a value is not one that its column can hold",)
 
 
 class _SQLiteConnection(sqlite3.Connection):
