@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from gateway import statistics, validation
+from gateway import statistics, submissions, validation
 from gateway.access import Caller, caller
 from gateway.dispatcher import Dispatcher
 from gateway.errors import known, status_of
@@ -61,15 +61,15 @@ class Jobs(JobServiceServicer):
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         """Accept one job."""
         who = caller()
-        new = await self._estimated(validation.new_job(request, who, self._guard, datetime.now(UTC)))
+        new = await self._estimated(submissions.new_job(request, who, self._guard, datetime.now(UTC)))
         (submitted,) = await self._submit([new])
         return _accepted(submitted, who)
 
     async def BatchSubmitJobs(self, request: pb.BatchSubmitJobsRequest, context: Any) -> pb.BatchSubmitJobsResponse:
         """Accept up to 1,000 jobs, each for itself."""
         who = caller()
-        if not 1 <= len(request.items) <= validation.MOST_BATCH_ITEMS:
-            count, most = len(request.items), validation.MOST_BATCH_ITEMS
+        if not 1 <= len(request.items) <= submissions.MOST_BATCH_ITEMS:
+            count, most = len(request.items), submissions.MOST_BATCH_ITEMS
             raise InvalidRequest("items", f"has {count} entries, must have 1 to {most}", reason="BATCH_SIZE")
         outcomes: list[NewJob | RequestError] = [
             self._checked(item, who, f"items[{place}].") for place, item in enumerate(request.items)
@@ -87,7 +87,7 @@ class Jobs(JobServiceServicer):
 
     def _checked(self, item: pb.SubmitJobRequest, who: Caller, path: str) -> NewJob | RequestError:
         try:
-            return validation.new_job(item, who, self._guard, datetime.now(UTC))
+            return submissions.new_job(item, who, self._guard, datetime.now(UTC))
         except RequestError as error:
             return error.within(path)
         except ImprimaturError as error:

@@ -13,9 +13,13 @@ from imprimatur.storage.database import Database
 
 
 async def upgrade(database: Database) -> None:
-    """Bring the schema to the newest version. Safe to run from several processes at once."""
-    async with database.engine.begin() as connection:
-        await connection.run_sync(_upgrade)
+    """Bring the schema to the newest version. Safe to run from several processes at once.
+
+    Raises:
+        Unavailable: the database is out of reach.
+    """
+    async with database.begin() as tx:
+        await tx.connection.run_sync(_upgrade)
 
 
 async def require_current(database: Database) -> None:
