@@ -4,6 +4,7 @@ The database is named by --database-url or IMPRIMATUR_DATABASE_URL; without eith
 data folder. What reaches the database is `cli.operation`, imported when a command needs it.
 """
 
+import logging
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -149,8 +150,12 @@ def vault_key(json: Json = False) -> None:
 
 
 def _at(database_url: str, data: Path) -> "Operation":
+    import structlog
+
     from cli.operation import Operation
 
+    # Standard output is for what was asked; what goes wrong ends in one line that `main` writes.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     return Operation(database_url, data)
 
 

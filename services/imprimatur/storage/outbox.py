@@ -33,13 +33,16 @@ def job_changed(change: JobChanged, *, kind: str, outcome: bool) -> OutboxRow:
     return OutboxRow(id=new_id(), exchange=EVENTS, routing_key=key, body=change.encode(), stored=outcome)
 
 
+_INSERT = insert(outbox).values(created_at=clock.now())
+
+
 async def add(tx: Transaction, rows: Iterable[OutboxRow]) -> None:
     """Put messages on their way with this transaction."""
     rows = list(rows)
     tx.outbox.extend(rows)
     if stored := [row for row in rows if row.stored]:
         await tx.connection.execute(
-            insert(outbox).values(created_at=clock.now()),
+            _INSERT,
             [
                 {"id": row.id, "exchange": row.exchange, "routing_key": row.routing_key, "body": row.body}
                 for row in stored

@@ -31,6 +31,11 @@ _ON_ENTERING: Mapping[State, dict[str, Any]] = {
 }
 
 
+#: Built once: putting a statement of so many columns together costs as much as running it.
+_UPDATE = update(jobs).returning(*jobs.c)
+_INSERT_EVENTS = insert(job_events).values(at=clock.now())
+
+
 async def move(
     tx: Transaction,
     happening: Happening,
@@ -51,9 +56,7 @@ async def move(
     transition = TRANSITIONS[happening]
     changed = (
         await tx.connection.execute(
-            update(jobs)
-            .where(jobs.c.state.in_(transition.sources), *conditions)
-            .values(
+            _UPDATE.where(jobs.c.state.in_(transition.sources), *conditions).values(
                 {
                     **_ON_ENTERING[transition.target],
                     **(values or {}),
@@ -62,7 +65,6 @@ async def move(
                     "updated_at": clock.now(),
                 }
             )
-            .returning(*jobs.c)
         )
     ).all()
     outcome = bool(transition.notifies)
@@ -76,7 +78,7 @@ async def record(
 ) -> None:
     """Write the event of each changed (or newly made) row, and the message that tells of it."""
     await tx.connection.execute(
-        insert(job_events).values(at=clock.now()),
+        _INSERT_EVENTS,
         [
             {
                 "job_id": row.id,
