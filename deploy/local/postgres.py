@@ -79,7 +79,7 @@ class PrivatePostgres(PrivateServer):
         folder.mkdir(parents=True, exist_ok=True)
         data = earlier_settings(folder).get("data")
         if data is None or not Path(data).exists():
-            data = str(_new_data_directory(folder))
+            data = str(_new_data_directory(folder, lasting=not die_with_parent))
 
         def settings() -> PostgresSettings:
             return PostgresSettings(
@@ -194,7 +194,7 @@ def _server_user() -> str | None:
     return SERVER_USER if os.geteuid() == 0 else None
 
 
-def _new_data_directory(folder: Path) -> Path:
+def _new_data_directory(folder: Path, *, lasting: bool) -> Path:
     user = _server_user()
     if user is None:
         data = folder / "data"
@@ -207,6 +207,7 @@ def _new_data_directory(folder: Path) -> Path:
             f"PostgreSQL does not run as root, and there is no account {user!r} to run it under: "
             f"`useradd --system {user}`, or start it as another user than root"
         ) from None
-    data = Path(tempfile.mkdtemp(prefix="private-postgres-"))
+    # What outlives its starter shall outlive a restart of the machine, too.
+    data = Path(tempfile.mkdtemp(prefix="private-postgres-", dir="/var/tmp" if lasting else None))
     os.chown(data, account.pw_uid, account.pw_gid)
     return data

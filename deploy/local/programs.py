@@ -207,9 +207,9 @@ def _all_in(folder: Path, names: tuple[str, ...]) -> bool:
 def main() -> int:
     """Find or install both; print where they are. 1 when one is missing."""
     missing = False
-    for find in (postgres, rabbitmq):
+    for name, find in (("PostgreSQL", postgres), ("RabbitMQ", rabbitmq)):
         try:
-            print(find())
+            print(f"{name}: {find().bin}")
         except ProgramMissing as error:
             missing = True
             print(error, file=sys.stderr)

@@ -1,5 +1,5 @@
 """`make up` and `make down`: the three services as processes on this machine, with RabbitMQ and PostgreSQL of
-their own, everything in one folder (.local). For trying and developing; deploy/k8s is for production.
+their own, everything in one folder (.local; as root the database lies in /var/tmp). For trying and developing.
 """
 
 import argparse
@@ -68,21 +68,30 @@ def start(folder: Path, *, die_with_parent: bool = False, grpc_port: int | None 
     )
 
 
-def stop(folder: Path) -> list[str]:
-    """Stop what runs in `folder`, services first, so that they drain; returns the names of what was stopped."""
-    stopped = []
+def running(folder: Path) -> list[str]:
+    """The names of what runs in `folder`."""
+    alive = []
     for name in (*SERVICES, "rabbitmq", "postgresql"):
         try:
             process, _ = read_state(folder / name)
         except NothingStarted:
             continue
         if process is not None and process.alive():
-            stopped.append(name)
-            if name == "rabbitmq":
-                PrivateRabbitMQ.attach(folder / name).stop()
-            elif name == "postgresql":
-                PrivatePostgres.attach(folder / name).stop()
-            else:
+            alive.append(name)
+    return alive
+
+
+def stop(folder: Path) -> list[str]:
+    """Stop what runs in `folder`, services first, so that they drain; returns the names of what was stopped."""
+    stopped = running(folder)
+    for name in stopped:
+        if name == "rabbitmq":
+            PrivateRabbitMQ.attach(folder / name).stop()
+        elif name == "postgresql":
+            PrivatePostgres.attach(folder / name).stop()
+        else:
+            process, _ = read_state(folder / name)
+            if process is not None:
                 _stop_service(process)
     return stopped
 
@@ -122,7 +131,8 @@ def _environment(
 def _access(folder: Path, environ: dict[str, str]) -> dict[str, str]:
     """The first tenant's key, kept in client.json as `imprimatur serve` keeps it."""
     path = folder / "client.json"
-    if path.exists():
+    tenants = json.loads(_imprimatur("tenants", "list", "--json", environ=environ))["items"]
+    if path.exists() and tenants:
         access: dict[str, str] = json.loads(path.read_text())
     else:
         try:
@@ -189,11 +199,18 @@ def _tail(log: Path) -> str:
 
 
 def _tell(stack: Stack) -> None:
+    command = Path(sys.executable).parent / "imprimatur"
     print(f"Imprimatur is up, everything in {stack.folder}:")
     print(f"  gRPC      {stack.target}   (key and webhook secret: {stack.folder / 'client.json'})")
     for name, port in stack.ports.items():
         print(f"  {name:9} http://127.0.0.1:{port}/metrics   log: {stack.folder / name / 'log'}")
-    print(f"Try: IMPRIMATUR_DATA={stack.folder} {sys.executable.removesuffix('python')}imprimatur status")
+    print(f"  database  {stack.environ['IMPRIMATUR_DATABASE_URL']}")
+    print(f"  broker    {stack.environ['IMPRIMATUR_BROKER_URL']}")
+    print("Try:")
+    print(f"  export IMPRIMATUR_DATA={stack.folder}")
+    print(f"  {command} submit examples/creatives --watch")
+    print("Operators' commands (tenants, keys) speak to the database itself:")
+    print(f"  export IMPRIMATUR_DATABASE_URL={stack.environ['IMPRIMATUR_DATABASE_URL']}")
     print("`make down` stops it; the data stays.")
 
 
@@ -206,6 +223,9 @@ def main() -> int:
         stopped = stop(FOLDER)
         print(f"Stopped: {', '.join(stopped) or 'nothing was running'}.")
         return 0
+    if alive := running(FOLDER):
+        print(f"Running already in {FOLDER}: {', '.join(alive)}. `make down` stops it.")
+        return 0 if len(alive) == len(SERVICES) + 2 else 1
     try:
         _tell(start(FOLDER, grpc_port=7443 if is_free(7443) else None))
     except RuntimeError as fault:

@@ -143,7 +143,7 @@ async def _access(database: Database, vault: Vault, data: Path, target: str, met
         tenant_id = await tenants.find_tenant(tx, FIRST_TENANT) or await tenants.create_tenant(tx, FIRST_TENANT)
         key = _known_key(path)
         if not key or await tenants.find_key(tx, key) is None:
-            key = await tenants.create_key(tx, tenant_id, name="serve", role=Role.ADMIN)
+            key = await tenants.create_key(tx, tenant_id, name="admin", role=Role.ADMIN)
         secret = await webhooks.default_secret(tx, vault, tenant_id)
     access = Access(target=target, api_key=key, webhook_secret=secret, metrics=metrics)
     _write_private(path, json.dumps(asdict(access), indent=2) + "\n")

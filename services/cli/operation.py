@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from imprimatur import webhooks
-from imprimatur.errors import NotFound
+from imprimatur.errors import ConfigurationError, NotFound
 from imprimatur.policy import Mode
 from imprimatur.settings import VaultSettings
 from imprimatur.storage import migrations, tenants
@@ -107,6 +107,11 @@ class Operation:
         self._do(run)
 
     def _open(self) -> Database:
+        if not self._database_url and not (self._data / "imprimatur.db").exists():
+            raise ConfigurationError(
+                f"there is no database in {self._data}: give --database-url (IMPRIMATUR_DATABASE_URL), "
+                "or --data for the folder of an `imprimatur serve`"
+            )
         return Database(self._database_url or database_url_in(self._data))
 
     def _do(self, work: Callable[[Transaction], Awaitable[_Answer]]) -> _Answer:

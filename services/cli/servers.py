@@ -91,8 +91,9 @@ def _announce(access: "Access", data: Path, *, json: bool) -> None:
         "metrics": access.metrics,
         "data": str(data),
     }
+    where = "" if data == DEFAULT_DATA else f" --data {data}"
     show_fields(
         shown,
         json=json,
-        remark="Imprimatur is ready. In another terminal, in this folder: imprimatur submit FILE.json --watch",
+        remark=f"Imprimatur is ready; Ctrl-C stops it. In another terminal: imprimatur submit FILE.json --watch{where}",
     )

@@ -85,6 +85,7 @@ async def system_status(
     """Whether everything answers, and how much waits."""
     answer = pb.GetSystemStatusResponse(server_version=version("imprimatur"))
     answer.broker.up = broker.connected
+    answer.database.up = False  # unless it answers
     began = time.perf_counter()
     try:
         await database.ping()

@@ -2,15 +2,18 @@
 
 import asyncio
 import time
+import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from deploy.local.ports import free_port
-from sqlalchemy import Float, cast, func, select
+from sqlalchemy import Float, cast, func, select, text
+from structlog.testing import capture_logs
 from tests import makers
 
 from imprimatur.errors import Unavailable
+from imprimatur.identity import new_id
 from imprimatur.storage import clock, jobs, schema, tenants
 from imprimatur.storage.database import Database, OutboxRow
 
@@ -96,6 +99,40 @@ async def test_an_unreachable_database_is_unavailable_soon() -> None:
 
 async def test_a_database_that_answers_has_a_ping(database: Database) -> None:
     await database.ping()
+
+
+# --- what an error says ----------------------------------------------------------------------------------
+
+SECRET = "a-value-that-nobody-may-see"
+
+
+async def test_no_value_is_in_the_text_or_the_trace_of_an_error(database: Database) -> None:
+    good = {"id": new_id(), "name": SECRET, "policy_version": 1, "created_at": clock.now()}
+    twice = {**good, "id": new_id()}
+    for rows in (
+        [good, twice],  # a name that is taken
+        [{**good, "policy_version": None}],
+        [{**good, "id": SECRET}],
+        [{**good, "name": [SECRET]}],
+        [{**good, "name": f"{SECRET}\udce4"}],  # what has no UTF-8
+    ):
+        with capture_logs() as logged, pytest.raises(Exception, match=r"\S") as caught:  # noqa: PT012  # one transaction
+            async with database.begin() as tx:
+                for row in rows:
+                    await tx.connection.execute(schema.tenants.insert().values(row))
+        trace = "".join(traceback.format_exception(caught.value))
+        assert SECRET not in f"{caught.value}{trace}{logged}", rows
+
+
+async def test_no_value_is_logged_of_a_statement_that_the_database_cannot_serve_now(database: Database) -> None:
+    takes_too_long = "SELECT pg_sleep(5), CAST(:secret AS text)" if database.on_postgresql else "SELECT :secret FROM no"
+    hurried = Database(database.engine.url.render_as_string(hide_password=False), command_timeout_seconds=0.1)
+    with capture_logs() as logged, pytest.raises(Unavailable) as caught:  # one transaction
+        async with hurried.begin() as tx:
+            await tx.connection.execute(text(takes_too_long), {"secret": SECRET})
+    await hurried.close()
+    assert [entry["event"] for entry in logged] == ["the database cannot serve now"]
+    assert SECRET not in f"{caught.value}{''.join(traceback.format_exception(caught.value))}{logged}"
 
 
 # --- time ------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ async def test_a_state_is_entered_with_what_belongs_to_it(database: Database, ha
         assert row.released_at is None
     if transition.target in TERMINAL:
         assert (row.held_by, row.held_until) == ("", None)
-    assert row.progress_percent == {State.RUNNING: 0, State.SUCCEEDED: 100}.get(transition.target, 40)
+    assert (row.progress_percent, row.progress_stage) == (100 if transition.target is State.SUCCEEDED else 0, "")
 
 
 async def test_the_first_event_is_the_submission(database: Database) -> None:

@@ -119,6 +119,11 @@ def test_a_taken_port_is_refused_in_one_line(embedded: Embedded, tmp_path: Path)
     assert port in _refused(tmp_path / "other", "--port", port)
 
 
+def test_a_taken_metrics_port_is_refused_in_one_line(embedded: Embedded, tmp_path: Path) -> None:
+    port = embedded.access["metrics"].rpartition("/")[0].rpartition(":")[2]
+    assert f"cannot serve /metrics on 127.0.0.1:{port}: " in _refused(tmp_path / "other", "--metrics-port", port)
+
+
 def test_a_folder_without_a_safe_vault_key_is_refused(serve: Serve) -> None:
     server = serve()
     assert server.terminate() == 0

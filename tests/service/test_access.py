@@ -184,6 +184,16 @@ async def test_another_tenants_endpoint_cannot_be_deleted(system: System, me: Ca
     assert made.secret not in str(listed)
 
 
+@on_sqlite
+async def test_an_admin_key_that_is_bound_to_a_user_may_not_touch_webhooks(system: System) -> None:
+    ada = await system.caller(Role.ADMIN, user_id="ada")
+    for rpc in ("CreateWebhookEndpoint", "ListWebhookEndpoints", "DeleteWebhookEndpoint"):
+        seen = await refused(ada, rpc)
+        assert seen is not None
+        assert (seen.code, seen.reason) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_NOT_ALLOWED"), rpc
+        assert "bound to a user" in seen.message
+
+
 # --- users -----------------------------------------------------------------------------------------------
 
 

@@ -1,25 +1,39 @@
 """What each service tells its operators: /metrics, /livez and /readyz on a real port."""
 
+import asyncio
+import contextlib
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sized
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
+import grpc.aio
 import pytest
 from deploy.local.postgres import PrivatePostgres
-from prometheus_client import Metric
+from prometheus_client import REGISTRY, Metric
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import event
+from tests import makers
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
-from tests.service.systems import System
+from tests.service.systems import System, on_postgresql
 
+from gateway.watching import Watchtower
+from imprimatur.broker.memory import MemoryBroker
 from imprimatur.guard import Guard
+from imprimatur.job import Happening
 from imprimatur.process import Surroundings
 from imprimatur.runtime import Check, http_port
 from imprimatur.storage.database import Database
-from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED
-from imprimatur.v1.job_service_pb2 import GetJobRequest
+from imprimatur.storage.jobs import Owner
+from imprimatur.tenancy import Role
+from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
+from imprimatur.v1.job_pb2 import JOB_STATE_FAILED as FAILED
+from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
+from imprimatur.v1.job_service_pb2 import GetJobRequest, GetStatsRequest, ListJobsRequest
+from imprimatur.v1.review_service_pb2 import DecideReviewRequest, ListPendingReviewsRequest
 from notifier.service import notifier
 
 _ID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}|\bcr-|imp_|@|://|/[a-z]")
@@ -82,12 +96,13 @@ async def test_the_metrics_of_each_service_can_be_scraped_and_tell_what_happened
     me = await system.caller()
     async with observed(system, service) as (port, _engine):
         before = await scraped(port)
-        job = await me.until(await me.submit(engines.APPROVE), JOB_STATE_SUCCEEDED)
+        job = await me.until(await me.submit(engines.APPROVE), SUCCEEDED)
         with pytest.raises(Exception, match="NOT_FOUND"):
             await me.jobs.GetJob(GetJobRequest(job_id=str(uuid.uuid4())))
         after = await scraped(port)
         for name, labels in {
             "imprimatur_rpc_requests": {"rpc": "GetJob", "code": "NOT_FOUND"},
+            "imprimatur_rpc_duration_seconds": {"rpc": "GetJob", "code": "NOT_FOUND"},
             "imprimatur_jobs_submitted": {"type": "creative_review", "priority": "normal"},
             "imprimatur_jobs_finished": {"type": "creative_review", "state": "succeeded"},
             "imprimatur_claims": {"result": "claimed"},
@@ -106,6 +121,91 @@ async def test_the_metrics_of_each_service_can_be_scraped_and_tell_what_happened
                 strange = [value for value in sample.labels.values() if _ID.search(value)]
                 assert not strange or not family.name.startswith("imprimatur_"), (sample.name, strange)
         assert "process_resident_memory_bytes" in after
+
+
+async def test_the_time_of_a_call_is_counted_under_the_code_it_ends_with(system_on_postgresql: System) -> None:
+    system = system_on_postgresql
+    me, submitter = await system.caller(), await system.caller(Role.SUBMITTER)
+    nobody = await system.holder(None)
+    calls: dict[tuple[str, str], tuple[Any, Any]] = {
+        ("GetStats", "OK"): (me.jobs, GetStatsRequest()),
+        ("GetJob", "NOT_FOUND"): (me.jobs, GetJobRequest(job_id=str(uuid.uuid4()))),
+        ("GetJob", "INVALID_ARGUMENT"): (me.jobs, GetJobRequest(job_id="none")),
+        ("ListJobs", "UNAUTHENTICATED"): (nobody.jobs, ListJobsRequest()),
+        ("ListPendingReviews", "PERMISSION_DENIED"): (submitter.reviews, ListPendingReviewsRequest()),
+    }
+    for (rpc, code), (stub, request) in calls.items():
+        before = [counted(name, rpc=rpc, code=code) for name in (_RPC_REQUESTS, _RPC_SECONDS)]
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await getattr(stub, rpc)(request)
+        after = [counted(name, rpc=rpc, code=code) for name in (_RPC_REQUESTS, _RPC_SECONDS)]
+        assert after == [number + 1 for number in before], (rpc, code)
+
+
+_RPC_REQUESTS, _RPC_SECONDS = "imprimatur_rpc_requests_total", "imprimatur_rpc_duration_seconds_count"
+
+
+def counted(name: str, **labels: str) -> float:
+    """Over all series of the name that have these labels."""
+    return sum(
+        sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+@pytest.mark.usefixtures("short_backoff")
+async def test_a_review_counts_as_one_decision_of_the_ai_whatever_it_takes(
+    system_on_postgresql: System, engine: ScriptedEngine
+) -> None:
+    me = await system_on_postgresql.caller()
+    async with system_on_postgresql.reviewer(engine):
+        for headline, trigger, state in (
+            ("fail 2", "auto_approve", SUCCEEDED),  # two failures, then an approval
+            ("fail 9", "engine_error", AWAITING),
+            (engines.HUMAN, "uncertain", AWAITING),
+            (engines.UNREADABLE, "", FAILED),
+        ):
+            before = counted(_DECISIONS), counted(_DECISIONS, policy_triggered=trigger)
+            job = await me.until(await me.submit(headline, headline), state)
+            if state == AWAITING:
+                await me.reviews.DecideReview(DecideReviewRequest(job_id=job.id, decision=1, reason="So."))  # type: ignore[arg-type]  # approved
+            number = 1 if trigger else 0
+            wanted = before[0] + number, before[1] + number
+            assert (counted(_DECISIONS), counted(_DECISIONS, policy_triggered=trigger)) == wanted, headline
+
+
+_DECISIONS = "imprimatur_ai_decisions_total"
+
+
+@on_postgresql
+async def test_only_news_counts_towards_the_lag_of_watches(database: Database) -> None:
+    broker, tenant = MemoryBroker(), await makers.make_tenant(database)
+    claim = await makers.running(database, tenant)
+    await broker.start()
+    tower = Watchtower(database, broker, reread_seconds=0.02)  # everything watched is read again and again
+    await tower.start()
+    before = counted(_WATCH_LAG)
+    watch = tower.watch(Owner(tenant_id=tenant), claim.job_id)
+    assert (await anext(watch)).version == 2
+    pending = asyncio.ensure_future(anext(watch))
+    statements: list[object] = []
+    event.listen(database.engine.sync_engine, "after_cursor_execute", lambda *seen: statements.append(seen))
+    await makers.until(lambda: _has(statements, 5))
+    assert counted(_WATCH_LAG) == before
+    await makers.conclude(database, claim, Happening.COMPLETED)
+    assert (await pending).version == 3
+    assert counted(_WATCH_LAG) == before + 1
+    await tower.stop()
+    await broker.close()
+
+
+_WATCH_LAG = "imprimatur_watch_lag_seconds_count"
+
+
+async def _has(found: Sized, number: int) -> bool:
+    return len(found) >= number
 
 
 async def test_a_service_is_ready_while_everything_it_needs_is_there(system_on_postgresql: System) -> None:

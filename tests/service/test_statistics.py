@@ -104,3 +104,23 @@ async def test_an_expected_duration_is_given_once_something_is_known(
         other = await system.holder(me.key, port=port)  # which has not asked yet
         job = await other.submit(engines.APPROVE)
     assert 0.2 <= job.estimated_duration.ToTimedelta().total_seconds() < 10
+
+
+async def test_the_estimated_wait_counts_what_others_have_waiting(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    other = await system.caller(tenant_id=await makers.make_tenant(system.database))
+    async with system.gateway() as port, system.reviewer(engine, slots=1):
+        await me.until(await me.submit("slow 0.2"), SUCCEEDED)
+        await other.until(await other.submit(engines.GATE, "running"), RUNNING)
+        for priority in (pb.PRIORITY_HIGH, pb.PRIORITY_NORMAL, pb.PRIORITY_NORMAL, pb.PRIORITY_LOW):
+            await other.submit(engines.APPROVE, priority=priority)
+        mine = await status(await system.holder(me.key, port=port))  # which has not asked for the mean yet
+        engine.open("running")
+    mean = 0.2
+    waits = [queue.estimated_wait.ToTimedelta().total_seconds() for queue in mine.queues]
+    assert [(queue.due, queue.scheduled) for queue in mine.queues] == [(0, 0)] * 3  # none of it is ours
+    assert (mine.running, mine.slots) == (0, 1)
+    # The running one is before all; the rest by priority: one HIGH, two NORMAL, one LOW.
+    assert waits == [pytest.approx(ahead * waits[0] / 2, rel=0.01) for ahead in (2, 4, 5)]
+    assert waits[0] >= 2 * mean

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc.aio
@@ -98,6 +99,22 @@ async def test_wrong_files_are_a_wrong_configuration(
         listener = Listener(host="127.0.0.1", port=0, certificate=certificate, private_key=key)
         with pytest.raises(ConfigurationError):
             async with serving(system_on_postgresql, listener):
+                pass
+
+
+async def test_a_part_of_what_tls_needs_never_opens_a_plain_text_port(
+    system_on_postgresql: System, files: Callable[..., Listener]
+) -> None:
+    good = files(mutual=True)
+    for part in (
+        replace(good, certificate=None, private_key=None),
+        replace(good, certificate=None, client_ca=None),
+        replace(good, private_key=None, client_ca=None),
+        replace(good, certificate=None),
+        replace(good, private_key=None),
+    ):
+        with pytest.raises(ConfigurationError, match="IMPRIMATUR_TLS_CERTIFICATE and IMPRIMATUR_TLS_PRIVATE_KEY"):
+            async with serving(system_on_postgresql, part):
                 pass
 
 

@@ -2,17 +2,21 @@
 
 import asyncio
 
+import pytest
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import text, update
 from tests import makers
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
 from tests.service.systems import Caller, System, on_postgresql, on_sqlite, running_system, submission
+from tests.service.test_reviewing import kinds, put_mode
 
 from imprimatur.broker.memory import MemoryBroker
+from imprimatur.policy import Mode
 from imprimatur.storage import clock
 from imprimatur.storage.database import Database
 from imprimatur.storage.schema import jobs
+from imprimatur.v1 import creative_pb2 as creative
 from imprimatur.v1 import job_pb2 as pb
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
@@ -58,6 +62,31 @@ async def test_a_deadline_that_passes_in_the_queue_leads_to_a_person(
     async with system.reviewer(engine):
         await me.until(await me.submit(engines.APPROVE, "later"), SUCCEEDED)
     assert engine.seen == ["later"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "trigger"),
+    [
+        (Mode.REQUIRE_HUMAN, creative.POLICY_TRIGGER_HUMAN_REQUIRED),
+        (Mode.AUTO_APPROVE, creative.POLICY_TRIGGER_ENGINE_ERROR),  # what no review saw is not approved
+        (Mode.AI_POWERED, creative.POLICY_TRIGGER_ENGINE_ERROR),
+    ],
+)
+async def test_what_its_deadline_overtakes_is_shown_as_the_live_policy_has_it(
+    system: System, me: Caller, mode: Mode, trigger: creative.PolicyTrigger.ValueType
+) -> None:
+    job = await me.submit(engines.APPROVE)
+    await put_mode(system, mode)
+    async with system.database.begin() as tx:  # time passes
+        await tx.connection.execute(update(jobs).values(deadline_at=clock.after(-1.0)))
+    done = await me.until(job, AWAITING, seconds=5.0)
+    review = done.creative_review
+    assert (done.error.code, done.attempts, done.result_count) == ("deadline_passed", 0, 0)
+    assert review.decision == review.ai_review.decision == creative.DECISION_PENDING
+    assert (review.ai_review.policy_triggered, review.ai_review.policy_version) == (trigger, 2)
+    assert review.ai_review.HasField("reviewed_at")
+    assert not review.ai_review.HasField("evidence")
+    assert await kinds(me, job) == ["submitted", "awaiting_review"]
 
 
 @on_sqlite

@@ -1,7 +1,9 @@
 """How the engine fares on ads that it was not trained on, decided as the default policy would.
 
 The examples in data/builtin/dev.jsonl share no wording with the training data; 17 of the 42 benign ones are
-worded to mislead. They guard against a fall-back, they are no measurement: thresholds were chosen with them in sight.
+worded to mislead. benign_whole.jsonl and hidden_whole.jsonl hold ads of several sentences with a name and an
+advertiser; in the second, one sentence is sensitive or blocked. None is trained on. They guard against a fall-back,
+they are no measurement: thresholds, and terms of the lexicon, were chosen with them in sight.
 """
 
 from functools import cache
@@ -10,18 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from imprimatur.evidence import Category, Evidence
+from imprimatur.policy import Policy, decide
 from reviewer.engines.builtin import examiner, train
 from reviewer.engines.builtin.classifier import BLOCKED
 from reviewer.engines.builtin.train import Example
 
-DEV = Path(__file__).parent / "data" / "builtin"
+DATA = Path(__file__).parent / "data" / "builtin"
 DETECTED = 0.30
 APPROVED = 0.90
 
 
 @cache
 def found() -> tuple[tuple[Example, Evidence], ...]:
-    return tuple((example, examiner.examine(example.creative)) for example in train.examples(DEV))
+    return tuple((example, examiner.examine(example.creative)) for example in train.examples_of(DATA / "dev.jsonl"))
 
 
 def approved(evidence: Evidence) -> bool:
@@ -85,3 +88,28 @@ def test_most_sensitive_ads_are_put_in_their_own_category() -> None:
 
 def test_every_category_is_represented() -> None:
     assert {label for example, _ in found() for label in example.labels} == set(Category)
+
+
+@cache
+def decisions(file: str) -> dict[str, str]:
+    """What the default policy makes of the ads of one file, by their ids."""
+    return {
+        example.id: str(decide(Policy(), (), examiner.examine(example.creative)).decision)
+        for example in train.examples_of(DATA / file)
+    }
+
+
+def test_many_benign_ads_of_several_sentences_are_approved_and_none_rejected() -> None:
+    outcomes = list(decisions("benign_whole.jsonl").values())
+    assert outcomes.count("approved") / len(outcomes) >= 0.40
+    assert "rejected" not in outcomes
+
+
+def test_no_ad_with_one_telling_sentence_is_approved() -> None:
+    assert [id_ for id_, decision in decisions("hidden_whole.jsonl").items() if decision == "approved"] == []
+
+
+def test_no_validation_ad_is_trained_on() -> None:
+    bodies = {example.creative.body for example in train.examples()}
+    files = ("dev.jsonl", "benign_whole.jsonl", "hidden_whole.jsonl")
+    assert [e.id for file in files for e in train.examples_of(DATA / file) if e.creative.body in bodies] == []

@@ -1,6 +1,7 @@
 """From passages to probabilities: one logistic regression per category, and one per group of categories.
 
-A creative's score is that of its worst passage, calibrated on scores of examples not trained on. The numbers come
+A creative's score is that of its worst passage, calibrated on scores of examples not trained on, short ones and
+whole ones: more passages, a higher worst. The group's score adds up what its categories say. The numbers come
 from weights.npz, which `train` writes. What a score leads to is the business of `examiner` and the policy.
 """
 
@@ -64,20 +65,20 @@ class Classifier:
     meaning: Array  #: (HEADS, 384)
     terms: Array  #: (HEADS, 3)
     bias: Array  #: (HEADS,)
-    slope: Array  #: (HEADS,), of the calibration
-    shift: Array  #: (HEADS,)
+    slope: Array  #: (CATEGORIES,), of the calibration
+    shift: Array  #: (CATEGORIES,)
+    groups: Array  #: (GROUPS, 3), of their calibration: own logit, `gathered` categories, shift
 
     def judge(self, features: Features, stretch: Mask) -> Judgement:
         """Judge a creative by its passages, of which there must be one at least; `stretch`, shape (n,), tells
         which of them are stretches of the whole."""
         logits = self.logits(features)
         worst = (logits - handicap(features, stretch)).max(axis=0)
-        scores = probability(self.slope * worst + self.shift)
+        categories = self.slope * worst[: len(CATEGORIES)] + self.shift
+        inputs = np.stack([worst[len(CATEGORIES) :], gathered(categories), np.ones(len(GROUPS))], axis=1)
+        sensitive, blocked = probability((self.groups * inputs).sum(axis=1))
         return Judgement(
-            categories=scores[: len(CATEGORIES)],
-            sensitive=float(scores[-2]),
-            blocked=float(scores[-1]),
-            logits=logits,
+            categories=probability(categories), sensitive=float(sensitive), blocked=float(blocked), logits=logits
         )
 
     def logits(self, features: Features) -> Array:
@@ -85,6 +86,15 @@ class Classifier:
         by_terms = np.einsum("nhk,hk->nh", features.terms, self.terms)
         logits: Array = features.meaning @ self.meaning.T + by_terms + self.bias
         return logits
+
+
+def gathered(categories: Array) -> Array:
+    """For each of GROUPS, the log of the summed odds of its categories; `categories` are calibrated logits, shape
+    (..., CATEGORIES). A group is too motley for one line through the embeddings; its categories are not."""
+    members = [[category in group for category in CATEGORIES] for group in GROUPS]
+    odds = np.exp(np.clip(categories, -30.0, 30.0))
+    sums: Array = np.stack([np.log(odds[..., member].sum(axis=-1)) for member in members], axis=-1)
+    return sums
 
 
 def handicap(features: Features, stretch: Mask) -> Array:

@@ -61,12 +61,12 @@ class Encoder:
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, the two marks at its ends included. More than MAX_TOKENS are cut off."""
-        return [len(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts))]
+        return [len(encoding.ids) for encoding in map(self._tokenizer.encode, texts)]
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """Unit vectors, shape (len(texts), 384). A text's vector does not depend on its neighbours
         (save for the last bits of a float)."""
-        tokens = [_cut(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts))]
+        tokens = [_cut(encoding.ids) for encoding in map(self._tokenizer.encode, texts)]
         vectors = np.zeros((len(texts), DIMENSIONS), dtype=np.float32)
         for batch in _batches([len(ids) for ids in tokens]):
             vectors[batch] = _forward([tokens[index] for index in batch], self._weights)
@@ -80,11 +80,13 @@ def _cut(ids: list[int]) -> list[int]:
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Indices of texts to run together, shortest first."""
     batch: list[int] = []
+    tokens = 0
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if batch and (len(batch) + 1) * lengths[index] > BATCH_TOKENS:
+        if batch and tokens + lengths[index] > BATCH_TOKENS:
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(index)
+        tokens += lengths[index]
     if batch:
         yield batch
 
@@ -105,47 +107,60 @@ def _mapped(path: Path) -> Weights:
 
 
 def _forward(tokens: list[list[int]], weights: Weights) -> Floats:
-    """BERT encoder, mean over the tokens, length 1. Shape (len(tokens), 384).
+    """BERT encoder, mean over the tokens, length 1. Shape (len(tokens), 384). Texts come shortest first.
 
     The tokens of all texts stand in one row, so that the dense layers, where the time goes, see no padding; only
-    attention lays the texts out side by side, shape (texts, longest), `real` telling where a token is.
+    attention lays texts of about the same length out side by side.
     """
     lengths = np.array([len(ids) for ids in tokens])
-    real = np.arange(lengths.max()) < lengths[:, None]
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     hidden = (
         weights["embeddings.word_embeddings.weight"][np.concatenate(tokens)]
-        + weights["embeddings.position_embeddings.weight"][np.nonzero(real)[1]]
+        + weights["embeddings.position_embeddings.weight"][np.concatenate([np.arange(n) for n in lengths])]
         + weights["embeddings.token_type_embeddings.weight"][0]
     )
     hidden = _normed(hidden, weights, "embeddings.LayerNorm")
+    groups = list(_groups(lengths))
     for layer in range(LAYERS):
-        hidden = _layer(hidden, real, weights, f"encoder.layer.{layer}")
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        hidden = _layer(hidden, groups, weights, f"encoder.layer.{layer}")
     pooled = np.add.reduceat(hidden, starts, axis=0) / lengths[:, None].astype(np.float32)
     unit: Floats = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
     return unit
 
 
-def _layer(hidden: Floats, real: Mask, weights: Weights, name: str) -> Floats:
-    mixed = _dense(_attention(hidden, real, weights, name), weights, f"{name}.attention.output.dense")
+def _groups(lengths: NDArray[np.intp]) -> Iterator[tuple[slice, Mask]]:
+    """The rows of texts of which the longest has at most half as many tokens again as the shortest, and where a
+    token is real, shape (texts, longest)."""
+    first, row = 0, 0
+    while first < len(lengths):
+        last = int(np.searchsorted(lengths, lengths[first] * 1.5, side="right"))
+        own = lengths[first:last]
+        yield slice(row, row + int(own.sum())), np.arange(own[-1]) < own[:, None]
+        first, row = last, row + int(own.sum())
+
+
+def _layer(hidden: Floats, groups: Sequence[tuple[slice, Mask]], weights: Weights, name: str) -> Floats:
+    query, key, value = (_dense(hidden, weights, f"{name}.attention.self.{part}") for part in ("query", "key", "value"))
+    mixed = np.concatenate([_attention(query[rows], key[rows], value[rows], real) for rows, real in groups])
+    mixed = _dense(mixed, weights, f"{name}.attention.output.dense")
     hidden = _normed(hidden + mixed, weights, f"{name}.attention.output.LayerNorm")
     wide = _gelu(_dense(hidden, weights, f"{name}.intermediate.dense"))
     return _normed(hidden + _dense(wide, weights, f"{name}.output.dense"), weights, f"{name}.output.LayerNorm")
 
 
-def _attention(hidden: Floats, real: Mask, weights: Weights, name: str) -> Floats:
-    width = hidden.shape[1] // HEADS
+def _attention(query: Floats, key: Floats, value: Floats, real: Mask) -> Floats:
+    width = query.shape[1] // HEADS
 
-    def split(part: str) -> Floats:
+    def split(rows: Floats) -> Floats:
         laid_out = np.zeros((*real.shape, HEADS, width), dtype=np.float32)
-        laid_out[real] = _dense(hidden, weights, f"{name}.attention.self.{part}").reshape(-1, HEADS, width)
+        laid_out[real] = rows.reshape(-1, HEADS, width)
         return laid_out.transpose(0, 2, 1, 3)
 
-    scores = split("query") @ split("key").transpose(0, 1, 3, 2) * np.float32(1.0 / np.sqrt(width))
+    scores = split(query) @ split(key).transpose(0, 1, 3, 2) * np.float32(1.0 / np.sqrt(width))
     scores += np.where(real, np.float32(0.0), np.float32(-1e9))[:, None, None, :]
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares: Floats = scores / scores.sum(axis=-1, keepdims=True)
-    mixed: Floats = (shares @ split("value")).transpose(0, 2, 1, 3)[real].reshape(len(hidden), -1)
+    mixed: Floats = (shares @ split(value)).transpose(0, 2, 1, 3)[real].reshape(len(query), -1)
     return mixed
 
 
@@ -162,11 +177,18 @@ def _normed(values: Floats, weights: Weights, name: str) -> Floats:
 
 def _gelu(values: Floats) -> Floats:
     """x · Φ(x), with erf after Abramowitz & Stegun 7.1.26 (absolute error < 1.5e-7)."""
-    size = np.abs(values) * np.float32(0.7071067811865476)
+    size = np.abs(values)
+    size *= np.float32(0.7071067811865476)
     step = 1.0 / (1.0 + np.float32(0.3275911) * size)
     series: Floats = np.full_like(step, 1.061405429)
     for factor in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        series = series * step + np.float32(factor)
-    erf = np.copysign(1.0 - series * step * np.exp(-size * size), values)
-    gelu: Floats = np.float32(0.5) * values * (1.0 + erf)
-    return gelu
+        series *= step
+        series += np.float32(factor)
+    series *= step
+    size *= size
+    series *= np.exp(np.negative(size, out=size), out=size)
+    erf = np.copysign(np.subtract(1.0, series, out=series), values, out=series)
+    erf += 1.0
+    erf *= values
+    erf *= np.float32(0.5)
+    return erf

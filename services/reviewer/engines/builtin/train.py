@@ -1,7 +1,7 @@
 """Training: from the examples to weights.npz. Run `python -m reviewer.engines.builtin.train`.
 
-NumPy only, no randomness; about a minute. It runs in a child process as the engine does, on one thread, so that the
-same examples give the same file. Using the weights is `classifier`'s business.
+NumPy only, no randomness; about three minutes. It runs in a child process as the engine does, on one thread, so
+that the same examples give the same file. Using the weights is `classifier`'s business.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from imprimatur.evidence import Category, Creative
 from reviewer.children import ChildPool
-from reviewer.engines.builtin import classifier, lexicon, passages
+from reviewer.engines.builtin import classifier, lexicon, passages, text
 from reviewer.engines.builtin.classifier import CATEGORIES, GROUPS, HEADS, TERM_FEATURES, Array, Classifier, Mask
 from reviewer.engines.builtin.embeddings import DIMENSIONS, Encoder, model_directory
 
@@ -27,9 +27,11 @@ MEANING_PENALTY = 0.3  #: of the squared weights of the embedding
 TERM_PENALTY = 0.5  #: of the squared distance of the term weights from what we expect of them
 EXPECTED_TERM_WEIGHTS = (4.0, 2.0, -1.0)  #: strongest term, all terms, harmless uses: before any example is seen
 POSITIVE_WEIGHT = 6.0  #: one example of a category counts as this many that are not: they are rarer by far
+BENIGN_WEIGHT = 1.0  # 3 approves a quarter more benign ads, and three times as many sensitive ones: not worth it
 TELLING = 0.6  #: a term of weight 2 or 3
+LONG_SENTENCES = 3  #: in the body of an example that others can hide in
 NEWTON_STEPS = 30
-SMALL_ENOUGH = 1e-6  #: expected gain of a step at which to stop
+SMALL_ENOUGH = 1e-4  #: expected gain of a step at which to stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +51,19 @@ class Material:
     owner: NDArray[np.intp]  #: (passages,), the example's index
     stretch: Mask  #: (passages,), whether the passage is a stretch of the whole
     truth: Array  #: (examples, HEADS), 0 or 1
+    fold: NDArray[np.intp]  #: (examples,), below FOLDS
+    hidden: Mask  #: (examples,), whether it only calibrates
 
 
 def examples(directory: Path | None = None) -> list[Example]:
     """The training examples, or those of another directory, in the order of their files and lines."""
     folder = directory or Path(str(files(__package__) / "data" / "examples"))
-    return [_example(json.loads(line)) for path in sorted(folder.glob("*.jsonl")) for line in _lines(path)]
+    return [example for path in sorted(folder.glob("*.jsonl")) for example in examples_of(path)]
+
+
+def examples_of(path: Path) -> list[Example]:
+    """The examples of one file, in the order of its lines."""
+    return [_example(json.loads(line)) for line in _lines(path)]
 
 
 def digest() -> str:
@@ -64,40 +73,71 @@ def digest() -> str:
     return sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
+def hidden(items: Sequence[Example]) -> list[tuple[int, Example]]:
+    """Each short example once more with its fold, its words among those of a long benign one of that fold.
+
+    They only calibrate: the worst of many passages lies higher than the worst of few, in benign ads too.
+    """
+    long = [[item for item in items[number::FOLDS] if _is_long(item)] for number in range(FOLDS)]
+    return [
+        (index % FOLDS, _inside(item, long[index % FOLDS][index // FOLDS % len(long[index % FOLDS])], index))
+        for index, item in enumerate(items)
+        if not _is_long(item)
+    ]
+
+
+def _is_long(item: Example) -> bool:
+    return not item.labels and len(list(text.sentences(item.creative.body))) >= LONG_SENTENCES
+
+
+def _inside(item: Example, host: Example, place: int) -> Example:
+    sentences = list(text.sentences(host.creative.body))
+    place %= len(sentences) + 1
+    told = [part for part in (item.creative.headline, item.creative.body) if part]
+    body = " ".join([*sentences[:place], *(_ended(part) for part in told), *sentences[place:]])
+    creative = replace(host.creative, creative_id=f"{item.id}-in-{host.id}", body=body)
+    return Example(id=creative.creative_id, creative=creative, labels=item.labels)
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence[-1] in ".!?" else sentence + "."
+
+
 def prepared(items: Sequence[Example]) -> Material:
-    """Cut into passages, embedded, looked up."""
+    """Cut into passages, embedded, looked up; the hidden ones behind the others."""
     encoder, terms = Encoder(model_directory()), lexicon.load()
     vocabulary = encoder.words | terms.words
-    cut = [passages.of(item.creative, vocabulary).items for item in items]
+    folded = [*((index % FOLDS, item) for index, item in enumerate(items)), *hidden(items)]
+    cut = [passages.of(item.creative, vocabulary).items for _, item in folded]
     readings = [passage.reading for found in cut for passage in found]
     return Material(
         inputs=classifier.features(readings, encoder, terms),
-        owner=np.repeat(np.arange(len(items)), [len(found) for found in cut]),
+        owner=np.repeat(np.arange(len(folded)), [len(found) for found in cut]),
         stretch=np.array([passage.stretch for found in cut for passage in found]),
-        truth=np.array([_truth(item.labels) for item in items]),
+        truth=np.array([_truth(item.labels) for _, item in folded]),
+        fold=np.array([fold for fold, _ in folded]),
+        hidden=np.arange(len(folded)) >= len(items),
     )
 
 
 def trained(material: Material) -> Classifier:
-    """Fitted on all examples, calibrated on scores out of fold.
+    """Fitted on the examples, calibrated on scores out of fold, the hidden ones included.
 
     The lexicon was written with the examples in sight, so its terms look more reliable here than in ads unseen.
     Therefore every passage teaches twice, with and without its terms, and both ways count in the calibration: two
     to one, as if the lexicon missed every third ad.
     """
-    fold = np.arange(len(material.truth)) % FOLDS
-    models = [_fitted(material, fold != number) for number in range(FOLDS)]
+    models = [_fitted(material, (material.fold != number) & ~material.hidden) for number in range(FOLDS)]
     blind = replace(material, inputs=replace(material.inputs, terms=np.zeros_like(material.inputs.terms)))
-    logits = np.vstack([_out_of_fold(models, fold, seen) for seen in (material, material, blind)])
-    every = np.ones(len(fold), dtype=bool)
-    return _calibrated(_fitted(material, every), logits, np.vstack([material.truth] * 3))
+    logits = np.vstack([_out_of_fold(models, seen) for seen in (material, material, blind)])
+    return _calibrated(_fitted(material, ~material.hidden), logits, np.vstack([material.truth] * 3))
 
 
-def _out_of_fold(models: Sequence[Classifier], fold: NDArray[np.intp], material: Material) -> Array:
+def _out_of_fold(models: Sequence[Classifier], material: Material) -> Array:
     """The decisive logit of each example, shape (examples, HEADS), by the model not trained on it."""
     logits = np.zeros_like(material.truth)
     for number, model in enumerate(models):
-        logits[fold == number] = decisive(material, model)[fold == number]
+        logits[material.fold == number] = decisive(material, model)[material.fold == number]
     return logits
 
 
@@ -115,8 +155,9 @@ def _fitted(material: Material, used: Mask) -> Classifier:
         meaning=heads[:, :DIMENSIONS],
         terms=heads[:, DIMENSIONS:-1],
         bias=heads[:, -1],
-        slope=np.ones(HEADS),
-        shift=np.zeros(HEADS),
+        slope=np.ones(len(CATEGORIES)),
+        shift=np.zeros(len(CATEGORIES)),
+        groups=np.tile([1.0, 0.0, 0.0], (len(GROUPS), 1)),
     )
 
 
@@ -169,11 +210,22 @@ def logistic(inputs: Array, truth: Array, *, weights: Array, expected: Array, pe
 
 
 def _calibrated(model: Classifier, logits: Array, truth: Array) -> Classifier:
-    """One slope and shift for all categories together, since each has few examples, and one for each group."""
+    """One slope and shift for all categories together, since each has few examples, and one line for each group."""
     count = len(CATEGORIES)
-    shared = _platt(logits[:, :count].ravel(), truth[:, :count].ravel())
-    lines = np.array([shared] * count + [_platt(logits[:, head], truth[:, head]) for head in range(count, HEADS)])
-    return Classifier(meaning=model.meaning, terms=model.terms, bias=model.bias, slope=lines[:, 0], shift=lines[:, 1])
+    slope, shift = _platt(logits[:, :count].ravel(), truth[:, :count].ravel())
+    together = classifier.gathered(slope * logits[:, :count] + shift)
+    benign = ~truth[:, :count].any(axis=1)
+    lines = [
+        logistic(
+            np.stack([logits[:, count + group], together[:, group], np.ones(len(logits))], axis=1),
+            truth[:, count + group],
+            weights=np.where(benign, BENIGN_WEIGHT, 1.0),
+            expected=np.zeros(3),
+            penalty=np.full(3, 1e-3),
+        )
+        for group in range(len(GROUPS))
+    ]
+    return replace(model, slope=np.full(count, slope), shift=np.full(count, shift), groups=np.array(lines))
 
 
 def _platt(logits: Array, truth: Array) -> Array:
@@ -201,6 +253,8 @@ def _example(row: dict[str, object]) -> Example:
         headline=str(row["headline"]),
         body=str(row["body"]),
         call_to_action=str(row["cta"]),
+        name=str(row.get("name", "")),
+        advertiser=str(row.get("advertiser", "")),
     )
     return Example(id=str(row["id"]), creative=creative, labels=frozenset(map(Category, labels)))
 

@@ -1,0 +1,122 @@
+"""What still works, and how, while the database is away: a PostgreSQL of our own that is killed."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import grpc
+import pytest
+from deploy.local.postgres import PrivatePostgres
+from structlog.testing import capture_logs
+from tests import makers
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, running_system
+
+from gateway import access
+from imprimatur.identity import new_id
+from imprimatur.storage import migrations
+from imprimatur.storage.database import Database
+from imprimatur.tenancy import Role
+from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED
+from imprimatur.v1.job_service_pb2 import GetStatsRequest, GetSystemStatusRequest, GetSystemStatusResponse
+
+#: So soon the fault of a killed server is an answer.
+SOON_SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivatePostgres]:
+    with PrivatePostgres.start(tmp_path_factory.mktemp("killed"), fsync=False, max_connections=50) as started:
+        yield started
+
+
+@pytest.fixture
+async def database(server: PrivatePostgres) -> AsyncIterator[Database]:
+    """A database whose server the test may kill."""
+    if not server.alive():
+        server.restart()
+    opened = Database(server.create_database(f"test_{new_id().hex}"))
+    await migrations.upgrade(opened)
+    yield opened
+    await opened.close()
+
+
+async def status(caller: Caller) -> GetSystemStatusResponse:
+    answer: GetSystemStatusResponse = await caller.jobs.GetSystemStatus(GetSystemStatusRequest())
+    return answer
+
+
+async def test_the_status_tells_those_who_were_known_before(
+    database: Database, server: PrivatePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "KEY_MEMORY_SECONDS", 0.0)  # each call asks for its key again
+    async with running_system(database) as system:
+        known, stranger = await system.caller(), await system.caller(Role.REVIEWER)
+        up = await status(known)
+        assert (up.database.up, up.broker.up) == (True, True)
+        server.kill()
+        for _ in range(2):
+            down = await status(known)
+            assert (down.database.up, down.broker.up, down.HasField("database")) == (False, True, True)
+            assert not down.database.HasField("latency")
+            assert down.server_version
+        seen = await refusal(known.jobs.GetStats(GetStatsRequest()))
+        assert (seen.code, seen.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+        seen = await refusal(stranger.jobs.GetSystemStatus(GetSystemStatusRequest()))
+        assert (seen.code, seen.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+        assert seen.retry_after_seconds
+
+        server.restart()
+        await makers.until(lambda: _is_up(known), seconds=SOON_SECONDS)
+        assert (await status(stranger)).database.up
+
+
+async def _is_up(caller: Caller) -> bool:
+    return (await status(caller)).database.up
+
+
+async def test_a_key_is_not_trusted_for_ever_without_the_database(
+    database: Database, server: PrivatePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "KEY_MEMORY_SECONDS", 0.0)
+    monkeypatch.setattr(access, "KEY_MEMORY_WITHOUT_DATABASE_SECONDS", 0.0)
+    async with running_system(database) as system:
+        known = await system.caller()
+        assert (await status(known)).database.up
+        server.kill()
+        seen = await refusal(known.jobs.GetSystemStatus(GetSystemStatusRequest()))
+        assert (seen.code, seen.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+
+
+async def test_a_reviewer_stops_in_order_and_closes_its_engine(database: Database, server: PrivatePostgres) -> None:
+    engine = ScriptedEngine()
+    async with running_system(database) as system:
+        me = await system.caller()
+        with capture_logs() as logged:
+            async with system.reviewer(engine):
+                await me.until(await me.submit(engines.APPROVE), JOB_STATE_SUCCEEDED)
+                server.kill()
+        assert engine.closed
+        assert "the dispatcher could not be told" in str([entry["event"] for entry in logged])
+
+
+async def test_jobs_go_on_when_the_database_is_back(database: Database, server: PrivatePostgres) -> None:
+    engine = ScriptedEngine()
+    async with running_system(database) as system, system.reviewer(engine):
+        me = await system.caller()
+        job = await me.submit(engines.GATE)
+        await makers.until(lambda: _has_begun(engine))
+        server.kill()
+        engine.open("cr-1")  # its end cannot be written now
+        await makers.until(lambda: _is_away(system, me), seconds=SOON_SECONDS)
+        server.restart()
+        done = await me.until(job, JOB_STATE_SUCCEEDED, seconds=20.0)
+    assert done.attempts == 1
+
+
+async def _has_begun(engine: ScriptedEngine) -> bool:
+    return engine.running == 1
+
+
+async def _is_away(system: System, me: Caller) -> bool:
+    return not (await status(me)).database.up
