@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from tests import makers
 
-from imprimatur.job import TERMINAL, TRANSITIONS, Claim, Happening, State
+from imprimatur.job import MOST_LOSSES, TERMINAL, TRANSITIONS, Claim, Happening, JobType, State
 from imprimatur.storage import attempts, claims, clock, dispatch, jobs, people
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
@@ -37,6 +37,7 @@ class Model:
     version: int = 1
     claim_no: int = 0
     attempts: int = 0
+    losses: int = 0
     lease_over: bool = False
     kinds: list[str] = field(default_factory=lambda: ["submitted"])
 
@@ -145,12 +146,24 @@ class Walk:
             model.lease_over = False
 
     async def sweep(self) -> None:
-        lost = [model for model in self.models if model.state is State.RUNNING and model.lease_over]
+        silent = [model for model in self.models if model.state is State.RUNNING and model.lease_over]
+        once_more = [model for model in silent if model.losses < MOST_LOSSES - 1]
         async with self.database.begin() as tx:
-            rows = await claims.lost_leases(tx, limit=100)
-        assert {row.id for row in rows} == {model.id for model in lost}
-        for model in lost:
-            model.move(Happening.LEASE_LOST)
+            lost = await claims.lost_leases(tx, limit=100)
+            given_up = await dispatch.give_up(
+                tx,
+                dispatch.LOST_TOO_OFTEN,
+                tenant_id=self.owner.tenant_id,
+                job_type=JobType.CREATIVE_REVIEW,
+                happening=Happening.REFERRED,
+                shown={},
+                limit=100,
+            )
+        assert {row.id for row in lost} == {model.id for model in once_more}
+        assert {row.id for row in given_up} == {model.id for model in silent} - {model.id for model in once_more}
+        for model in silent:
+            model.move(Happening.LEASE_LOST if model in once_more else Happening.REFERRED)
+            model.losses += 1
 
     async def withdraw(self) -> None:
         out = [model for model in self.models if model.state is State.QUEUED and model.released]
