@@ -5,15 +5,22 @@ from typing import Annotated
 import typer
 
 from cli import tables
-from cli.arguments import JobIdArgument, LabelOption, SinceOption, UntilOption, labels_of
+from cli.arguments import JobIdArgument, LabelOption, SinceOption, UntilOption
 from cli.commands import Session, client_command
-from imprimatur.client.times import timestamp
-from imprimatur.job import State
-from imprimatur.policy import Decision as DecisionWord
-from imprimatur.policy import Trigger
-from imprimatur.v1.creative_pb2 import Decision, PolicyTrigger
-from imprimatur.v1.job_pb2 import Job, JobState
-from imprimatur.v1.job_service_pb2 import JobFilter, ListJobEventsResponse, ListJobsResponse
+from cli.filters import (
+    AllOption,
+    DecisionOption,
+    DryRunOption,
+    StateOption,
+    SubjectOption,
+    TriggerOption,
+    UserOption,
+    job_filter,
+    require_one_way,
+)
+from cli.output import note
+from imprimatur.v1.job_pb2 import Job
+from imprimatur.v1.job_service_pb2 import ListJobEventsResponse, ListJobsResponse
 
 app = typer.Typer()
 
@@ -31,26 +38,26 @@ async def get(session: Session, *, job_id: JobIdArgument) -> None:
 async def list_jobs(
     session: Session,
     *,
-    state: Annotated[list[State] | None, typer.Option("--state", help="May be given often.")] = None,
-    decision: Annotated[list[DecisionWord] | None, typer.Option("--decision", help="May be given often.")] = None,
-    trigger: Annotated[list[Trigger] | None, typer.Option("--trigger", help="Row of the decision table.")] = None,
+    state: StateOption = None,
+    decision: DecisionOption = None,
+    trigger: TriggerOption = None,
     label: LabelOption = None,
-    user: Annotated[str, typer.Option("--user", help="Of this user.")] = "",
-    subject: Annotated[str, typer.Option("--subject", help="About this, such as a creative id.")] = "",
+    user: UserOption = "",
+    subject: SubjectOption = "",
     since: SinceOption = None,
     until: UntilOption = None,
     limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many; 0: all.")] = 50,
 ) -> None:
     """List jobs, newest first."""
-    wanted = JobFilter(
-        states=[JobState.Value(f"JOB_STATE_{item.name}") for item in state or ()],
-        decisions=[Decision.Value(f"DECISION_{item.name}") for item in decision or ()],
-        policy_triggered=[PolicyTrigger.Value(f"POLICY_TRIGGER_{item.name}") for item in trigger or ()],
-        labels=labels_of(label or ()),
-        user_id=user,
-        subject_id=subject,
-        created_from=timestamp(since),
-        created_before=timestamp(until),
+    wanted = job_filter(
+        state=state,
+        decision=decision,
+        trigger=trigger,
+        label=label,
+        user=user,
+        subject=subject,
+        since=since,
+        until=until,
     )
     found: list[Job] = []
     async for job in session.client.list(wanted, page_size=min(limit or _LARGEST_PAGE, _LARGEST_PAGE)):
@@ -80,7 +87,29 @@ async def cancel(
 
 
 @client_command(app, "retry")
-async def retry(session: Session, *, job_id: JobIdArgument) -> None:
-    """Submit a failed or cancelled job's task again, as a new job."""
+async def retry(
+    session: Session,
+    *,
+    job_id: Annotated[str | None, typer.Argument(metavar="JOB_ID", help="A job's id.")] = None,
+    all_of_them: AllOption = False,
+    state: StateOption = None,
+    label: LabelOption = None,
+    user: UserOption = "",
+    subject: SubjectOption = "",
+    since: SinceOption = None,
+    until: UntilOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Submit the task of a failed or cancelled job again, as a new job; with --all, of every one that matches and was
+    not retried yet."""
+    wanted = job_filter(state=state, label=label, user=user, subject=subject, since=since, until=until)
+    require_one_way(job_id is not None, all_of_them, wanted, "--state failed")
+    if job_id is None:
+        answer = await session.client.retry_many(wanted, dry_run=dry_run)
+        session.output.show(answer, lambda: tables.retried(answer))
+        note(f"{answer.left} to retry" if dry_run else f"{len(answer.retried)} retried")
+        return
+    if dry_run:
+        raise typer.BadParameter("--dry-run goes with --all")
     job = await session.client.retry(job_id)
     session.output.show(job, lambda: tables.jobs([job]))

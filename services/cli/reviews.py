@@ -7,8 +7,17 @@ from typing import Annotated
 import typer
 
 from cli import tables
-from cli.arguments import JobIdArgument, Verdict, length
+from cli.arguments import JobIdArgument, LabelOption, SinceOption, UntilOption, Verdict, length
 from cli.commands import CommandFailed, Session, client_command
+from cli.filters import (
+    AllOption,
+    DryRunOption,
+    SubjectOption,
+    TriggerOption,
+    UserOption,
+    job_filter,
+    require_one_way,
+)
 from cli.output import note
 from imprimatur.v1.creative_pb2 import Creative
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW, JobState
@@ -87,6 +96,37 @@ async def decide(
     """Decide a review: approve or reject, with a reason."""
     job = await session.client.decide(job_id, verdict.decision, reason, reviewer=reviewer)
     session.output.show(job, lambda: tables.jobs([job]))
+
+
+@client_command(app, "again")
+async def again(
+    session: Session,
+    *,
+    job_ids: Annotated[list[str] | None, typer.Argument(metavar="JOB_ID", help="Jobs' ids.")] = None,
+    all_of_them: AllOption = False,
+    trigger: TriggerOption = None,
+    label: LabelOption = None,
+    user: UserOption = "",
+    subject: SubjectOption = "",
+    since: SinceOption = None,
+    until: UntilOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Send back to the engine what waits for a person only because the engine failed (engine_error) or its budget was
+    exhausted. What a person holds is left alone."""
+    wanted = job_filter(trigger=trigger, label=label, user=user, subject=subject, since=since, until=until)
+    require_one_way(bool(job_ids), all_of_them, wanted, "--trigger engine_error")
+    answer = await session.client.review_again(wanted, job_ids=job_ids or (), dry_run=dry_run)
+    session.output.show(answer, lambda: tables.queued_again(answer))
+    note(f"{answer.left} to send back" if dry_run else f"{len(answer.job_ids)} sent back to the engine")
+    if answer.held:
+        note(f"{answer.held} left alone, because a person holds them now")
+    passed_over = len(set(job_ids or ())) - len(answer.job_ids) - answer.held - answer.left
+    if passed_over > 0:
+        raise CommandFailed(
+            f"{passed_over} passed over: they do not wait for a person because the engine failed, or are not yours; "
+            "see 'imprimatur get JOB_ID'"
+        )
 
 
 def _save_images(creative: Creative, folder: Path) -> None:

@@ -25,6 +25,7 @@ from imprimatur.v1.creative_pb2 import (
     Recommendation,
 )
 from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING, AttemptOutcome, Job, JobEvent, JobState, Priority
+from imprimatur.v1.job_service_pb2 import RetryJobsResponse, ReviewJobsAgainResponse
 from imprimatur.v1.review_service_pb2 import PendingReview
 
 _IDS = frozenset({"JOB", "ENDPOINT"})
@@ -106,6 +107,22 @@ def jobs(found: Iterable[Job]) -> Table:
             plain(when(job.create_time)),
             plain(progress_of(job) or _why(job)),
         )
+    return made
+
+
+def retried(answer: RetryJobsResponse) -> Table:
+    """One line a new job."""
+    made = table("JOB", "RETRIES")
+    for pair in answer.retried:
+        made.add_row(plain(pair.job_id), plain(pair.retry_of))
+    return made
+
+
+def queued_again(answer: ReviewJobsAgainResponse) -> Table:
+    """One line a job."""
+    made = table("JOB")
+    for job_id in answer.job_ids:
+        made.add_row(plain(job_id))
     return made
 
 

@@ -31,6 +31,8 @@ _READING = {
     "GetSystemStatus",
     "GetStats",
 }
+#: What a reviewer may do to jobs: they are the ones before whom it piles up.
+_REVIEWING = {"ReviewJobsAgain"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ def may(role: Role, method: str, *, bound: bool) -> bool:
     if role is Role.ADMIN:
         return not (bound and service == "WebhookService")
     if service == "JobService":
-        return role is Role.SUBMITTER or name in _READING
+        return role is Role.SUBMITTER or name in _READING or name in _REVIEWING
     return service == "ReviewService" and role is Role.REVIEWER
 
 

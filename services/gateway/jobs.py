@@ -8,8 +8,9 @@ from typing import Any
 
 import structlog
 
-from gateway import statistics, submissions, validation
+from gateway import repeats, statistics, submissions, validation
 from gateway.access import Caller, caller
+from gateway.deadlines import allowed_seconds
 from gateway.dispatcher import Dispatcher
 from gateway.errors import known, status_of
 from gateway.paging import foreign_token, position_of, token_of
@@ -26,8 +27,7 @@ from imprimatur.errors import (
     RequestError,
 )
 from imprimatur.guard import Guard
-from imprimatur.identity import new_id
-from imprimatur.job import Job, JobType, NewJob, Priority, State
+from imprimatur.job import Job, NewJob, State
 from imprimatur.storage import attempts, jobs
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Submitted
@@ -99,9 +99,9 @@ class Jobs(JobServiceServicer):
     async def _submit(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
         if not new_jobs:
             return []
-        fast = self._dispatcher.take_room(len(new_jobs))
-        async with self._database.begin() as tx:
-            submitted = await jobs.submit(tx, new_jobs, release_at_once=fast)
+        with self._dispatcher.room_for(len(new_jobs)) as fast:
+            async with self._database.begin() as tx:
+                submitted = await jobs.submit(tx, new_jobs, release_at_once=fast)
         for one in submitted:
             if one.created:
                 metrics.jobs_submitted.labels(one.job.type, one.job.priority.name.lower()).inc()
@@ -157,7 +157,8 @@ class Jobs(JobServiceServicer):
         job_id = id_of(request.job_id)
         tenant = caller().tenant_name
         first = True
-        async for job in self._watchtower.watch(caller().owner, job_id):
+        within = allowed_seconds(context)
+        async for job in self._watchtower.watch(caller().owner, job_id, open_within_seconds=within):
             if first and request.after_version > job.version:
                 raise _from_the_future(request.after_version, job)
             first = False
@@ -170,7 +171,8 @@ class Jobs(JobServiceServicer):
         """Every matching job now, and every change after which one matches."""
         tenant = caller().tenant_name
         wanted = validation.filter_of(request.filter)
-        async for job in self._watchtower.follow(caller().owner, wanted):
+        within = allowed_seconds(context)
+        async for job in self._watchtower.follow(caller().owner, wanted, open_within_seconds=within):
             if job is None:
                 yield pb.WatchJobsResponse(snapshot_complete=True)
             else:
@@ -214,8 +216,16 @@ class Jobs(JobServiceServicer):
                 reason="JOB_NOT_RETRYABLE",
                 state=old.state,
             )
-        (submitted,) = await self._submit([_again(old, request_id)])
+        (submitted,) = await self._submit([repeats.retry_of(old, request_id)])
         return pb.RetryJobResponse(job=_accepted(submitted, who).job)
+
+    async def RetryJobs(self, request: pb.RetryJobsRequest, context: Any) -> pb.RetryJobsResponse:
+        """Retry what matches and is not retried yet, up to a limit."""
+        return await repeats.retry_jobs(self._database, caller(), request)
+
+    async def ReviewJobsAgain(self, request: pb.ReviewJobsAgainRequest, context: Any) -> pb.ReviewJobsAgainResponse:
+        """Send back to the engine what waits because it failed, up to a limit."""
+        return await repeats.review_jobs_again(self._database, caller(), request)
 
     # --- the system --------------------------------------------------------------------------------------
 
@@ -264,28 +274,4 @@ def _from_the_future(after_version: int, job: Job) -> RequestError:
         f"after_version: is {after_version}, but the job is at version {job.version}",
         reason="VERSION_FROM_THE_FUTURE",
         field="after_version",
-    )
-
-
-def _again(old: Any, request_id: str) -> NewJob:
-    """A new job with the old one's content."""
-    return NewJob(
-        id=new_id(),
-        tenant_id=old.tenant_id,
-        type=JobType(old.type),
-        user_id=old.user_id,
-        priority=Priority(old.priority),
-        request_id=request_id or None,
-        content_hash=uuid.uuid5(old.id, "retry").bytes,
-        subject_id=old.subject_id,
-        labels=old.labels,
-        parameters=old.parameters,
-        input=old.input,
-        callback_url=old.callback_url,
-        max_attempts=old.max_attempts,
-        timeout_seconds=old.timeout_seconds,
-        run_at=None,
-        deadline_seconds=old.deadline_seconds,
-        estimated_seconds=old.estimated_seconds,
-        retry_of=old.id,
     )

@@ -24,12 +24,9 @@ from imprimatur.errors import InvalidRequest, PermissionDenied, Unimplemented
 from imprimatur.evidence import Category
 from imprimatur.guard import Guard
 from imprimatur.identity import new_id
-from imprimatur.job import JobType, NewJob, Priority
+from imprimatur.job import DEFAULTS, JobType, NewJob, Priority
 from imprimatur.v1 import creative_pb2, job_pb2, job_service_pb2
 
-DEFAULT_MAX_ATTEMPTS = 3
-DEFAULT_TIMEOUT_SECONDS = 120.0
-DEFAULT_DEADLINE_SECONDS = 24 * 3600.0
 MOST_BATCH_ITEMS = 1000
 _FARTHEST_RUN_AT = timedelta(days=366)
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
@@ -49,6 +46,7 @@ def new_job(request: job_service_pb2.SubmitJobRequest, caller: Caller, guard: Gu
         raise Unimplemented("concurrency_key: not supported yet; leave it empty", field="concurrency_key")
     user_id = _user_of(request.user_id, caller)
     job_type, subject_id, parameters, task_input = _task(request)
+    defaults = DEFAULTS[job_type]
     if request.callback_url:
         text_within(request.callback_url, "callback_url", 2000)
         guard.check_url(request.callback_url, "callback_url")
@@ -65,10 +63,10 @@ def new_job(request: job_service_pb2.SubmitJobRequest, caller: Caller, guard: Gu
         parameters=parameters,
         input=task_input,
         callback_url=request.callback_url,
-        max_attempts=_max_attempts(request.max_attempts),
-        timeout_seconds=seconds_within(request.timeout, "timeout", 1, 3600, DEFAULT_TIMEOUT_SECONDS),
+        max_attempts=_max_attempts(request.max_attempts, defaults.max_attempts),
+        timeout_seconds=seconds_within(request.timeout, "timeout", 1, 3600, defaults.timeout_seconds),
         run_at=_run_at(request.run_at, now),
-        deadline_seconds=seconds_within(request.deadline, "deadline", 1, 30 * 86400, DEFAULT_DEADLINE_SECONDS),
+        deadline_seconds=seconds_within(request.deadline, "deadline", 1, 30 * 86400, defaults.deadline_seconds),
     )
 
 
@@ -95,10 +93,10 @@ def _priority(value: int) -> Priority:
     return member_of(job_pb2.Priority, "PRIORITY", value, Priority, "priority")
 
 
-def _max_attempts(value: int) -> int:
+def _max_attempts(value: int, default: int) -> int:
     if not 0 <= value <= 20:
-        raise InvalidRequest("max_attempts", f"is {value}, must be from 1 to 20 (0: {DEFAULT_MAX_ATTEMPTS})")
-    return value or DEFAULT_MAX_ATTEMPTS
+        raise InvalidRequest("max_attempts", f"is {value}, must be from 1 to 20 (0: {default})")
+    return value or default
 
 
 def _run_at(stamp: Timestamp, now: datetime) -> datetime | None:

@@ -48,6 +48,13 @@ def page_size_within(value: int, default: int, most: int) -> int:
     return min(value or default, most)
 
 
+def limit_within(value: int, most: int) -> int:
+    """How many are taken at a time."""
+    if not 0 <= value <= most:
+        raise InvalidRequest("limit", f"is {value}, must be from 1 to {most} (0: {most})")
+    return value or most
+
+
 def seconds_within(span: Duration, field: str, least: float, most: float, default: float) -> float:
     """A duration in seconds; unset ones take the default."""
     if span == Duration():

@@ -54,7 +54,7 @@ class AttemptOutcome(StrEnum):
     FAILED = "failed"
     TIMED_OUT = "timed_out"
     LOST = "lost"  #: the worker fell silent
-    HANDED_BACK = "handed_back"  #: the worker was stopping
+    HANDED_BACK = "handed_back"  #: the worker was stopping, or its database was out of reach
     CANCELLED = "cancelled"  #: the job was cancelled meanwhile
 
 
@@ -71,6 +71,7 @@ class Happening(StrEnum):
     CANCELLED = "cancelled"
     HELD_BY_PERSON = "claimed_by_person"
     DECIDED = "decided"
+    REVIEW_AGAIN = "review_again"  #: what failed for the engine's sake is sent back to it
 
 
 #: The kind of the first event in every history; it makes the job rather than changing it.
@@ -111,6 +112,7 @@ TRANSITIONS: Mapping[Happening, Transition] = {
     ),
     Happening.HELD_BY_PERSON: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
     Happening.DECIDED: Transition(sources=_AWAITING, target=State.SUCCEEDED, notifies="job.succeeded"),
+    Happening.REVIEW_AGAIN: Transition(sources=_AWAITING, target=State.QUEUED),
 }
 
 #: Every webhook event type.
@@ -122,8 +124,14 @@ def outcome_of(error: AttemptError) -> AttemptOutcome:
     return AttemptOutcome.TIMED_OUT if isinstance(error, TimedOut) else AttemptOutcome.FAILED
 
 
-#: A job on which so many workers fell silent is not tried any more: it may be what kills them.
-MOST_LOSSES = 3
+#: A job on which so many workers fell silent may be what kills them: it runs in a process of its own from then on.
+LOSSES_OF_A_SUSPECT = 2
+#: A job on which so many whole workers fell silent is not tried any more. A suspect runs apart, so that a worker lost
+#: around it proves nothing against it; but where the kernel kills a container's whole group when memory runs out, the
+#: process that it runs in takes the worker along. Three such losses beyond suspicion are no coincidence.
+MOST_LOSSES = 5
+#: The error code of a job that is not tried any more because of the processes that it cost.
+WORKERS_LOST = "workers_lost"
 
 
 def after_giving_up(job_type: JobType, error: AttemptError) -> Happening:
@@ -133,9 +141,24 @@ def after_giving_up(job_type: JobType, error: AttemptError) -> Happening:
     return Happening.GAVE_UP
 
 
-#: Pauses between attempts, by job type.
-BACKOFFS: Mapping[JobType, Backoff] = {
-    JobType.CREATIVE_REVIEW: Backoff(first_seconds=2.0, cap_seconds=60.0),
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What holds for the jobs of a type; all but the backoff unless the submission says otherwise."""
+
+    max_attempts: int
+    timeout_seconds: float  #: of one attempt
+    deadline_seconds: float  #: from the run time, over all attempts
+    backoff: Backoff  #: pauses between attempts
+
+
+#: Every job type has one entry.
+DEFAULTS: Mapping[JobType, Defaults] = {
+    JobType.CREATIVE_REVIEW: Defaults(
+        max_attempts=3,
+        timeout_seconds=120.0,
+        deadline_seconds=24 * 3600.0,
+        backoff=Backoff(first_seconds=2.0, cap_seconds=60.0),
+    ),
 }
 
 
@@ -267,3 +290,10 @@ class Claim:
     remaining_seconds: float  #: until the job's deadline, when it was claimed
     priority: Priority = Priority.NORMAL
     first_wait_seconds: float | None = None  #: from when it was due until it was claimed; None but for the first claim
+    first_due_at: datetime | None = None  #: when its present review could begin, its retries not counted
+    losses: int = 0  #: workers that fell silent on it before
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the job may be what kills workers, and so must run apart."""
+        return self.losses >= LOSSES_OF_A_SUSPECT

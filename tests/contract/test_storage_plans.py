@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -9,9 +11,14 @@ from sqlalchemy import event
 from tests import makers
 
 from imprimatur.identity import new_id
-from imprimatur.job import Happening, JobType
-from imprimatur.storage import claims, dispatch, outbox, statistics
+from imprimatur.job import Happening, JobType, State
+from imprimatur.storage import claims, dispatch, outbox, repeats, statistics
 from imprimatur.storage.database import Database, Transaction
+from imprimatur.storage.jobs import Filter, Owner
+from imprimatur.storage.repeats import Scope
+
+SCOPE = Scope(owner=Owner(tenant_id=new_id()), wanted=Filter(), as_of=datetime.now(UTC))
+FAILED = Filter(states=frozenset({State.FAILED}))
 
 HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     "backlog": lambda tx: dispatch.backlog(tx, silent_seconds=5.0),
@@ -32,6 +39,12 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     "renew": lambda tx: claims.renew(tx, [(new_id(), 1), (new_id(), 2)], lease_seconds=3.0),
     "outbox.lease": lambda tx: outbox.lease(tx, older_than_seconds=2.0, lease_seconds=5.0, limit=10),
     "unfinished": statistics.unfinished,
+    # Not hot, but called in a row until nothing is left.
+    "retry": lambda tx: repeats.retry(tx, SCOPE, limit=10),
+    "retry of what failed": lambda tx: repeats.retry(tx, replace(SCOPE, wanted=FAILED), limit=10),
+    "count_retryable": lambda tx: repeats.count_retryable(tx, SCOPE),
+    "review_again": lambda tx: repeats.review_again(tx, SCOPE, limit=10, asked_by=""),
+    "count_waiting": lambda tx: repeats.count_waiting(tx, SCOPE),
 }
 
 

@@ -38,6 +38,8 @@ RPCS: dict[str, tuple[str, Any, set[Role]]] = {
     "BatchSubmitJobs": ("jobs", pb.BatchSubmitJobsRequest(), SUBMITTERS),
     "CancelJob": ("jobs", pb.CancelJobRequest(job_id=NOBODYS), SUBMITTERS),
     "RetryJob": ("jobs", pb.RetryJobRequest(job_id=NOBODYS), SUBMITTERS),
+    "RetryJobs": ("jobs", pb.RetryJobsRequest(), SUBMITTERS),
+    "ReviewJobsAgain": ("jobs", pb.ReviewJobsAgainRequest(), EVERYBODY),
     "GetJob": ("jobs", pb.GetJobRequest(job_id=NOBODYS), EVERYBODY),
     "ListJobs": ("jobs", pb.ListJobsRequest(page_size=-1), EVERYBODY),
     "WatchJob": ("jobs", pb.WatchJobRequest(job_id=NOBODYS), EVERYBODY),

@@ -23,6 +23,7 @@ from imprimatur.v1.creative_pb2 import (
     DECISION_APPROVED,
     DECISION_PENDING,
     POLICY_TRIGGER_AUTO_APPROVE,
+    POLICY_TRIGGER_ENGINE_ERROR,
     AiReview,
     Creative,
     CreativeImage,
@@ -57,7 +58,10 @@ from imprimatur.v1.job_service_pb2 import (
     ListJobEventsResponse,
     ListJobsResponse,
     QueueStatus,
+    RetriedJob,
     RetryJobResponse,
+    RetryJobsResponse,
+    ReviewJobsAgainResponse,
     SubmitJobResponse,
     TypeStats,
     WatchJobResponse,
@@ -438,7 +442,62 @@ async def test_events_cancel_and_retry(imprimatur: Against) -> None:
     assert (ran.json["id"], ran.json["retryOf"]) == ("j2", "j1")
 
 
+async def test_all_that_match_a_filter_are_retried_until_nothing_is_left(imprimatur: Against) -> None:
+    script = imprimatur.script
+    one, two = [RetriedJob(retry_of=f"old-{name}", job_id=f"new-{name}") for name in "ab"]
+    counted, first, last = RetryJobsResponse(left=2), RetryJobsResponse(retried=[one], left=1), RetryJobsResponse()
+    last.retried.append(two)
+    script.on("RetryJobs", counted, counted, first, last, counted, first, last)
+    ran = await imprimatur(
+        *("retry", "--all", "--state", "failed", "--label", "a=b", "--user", "ada", "--subject", "cr-1"),
+        *("--since", "2026-01-01T00:00:00+00:00", "--until", "2026-01-02T00:00:00+00:00", "--dry-run"),
+    )
+    assert (ran.code, ran.err) == (0, "2 to retry\n")
+    [request] = script.requests["RetryJobs"]
+    assert request.dry_run
+    wanted = request.filter
+    assert (list(wanted.states), dict(wanted.labels)) == ([JOB_STATE_FAILED], {"a": "b"})
+    assert (wanted.user_id, wanted.subject_id) == ("ada", "cr-1")
+    assert (wanted.created_from.seconds, wanted.created_before.seconds) == (1767225600, 1767312000)
+    ran = await imprimatur("retry", "--all", "--state", "failed")
+    assert (ran.code, ran.err) == (0, "2 retried\n")
+    assert "new-a" in ran.out
+    assert "old-b" in ran.out
+    ran = await imprimatur("retry", "--all", "--state", "failed", "--json")
+    assert [one["jobId"] for one in ran.json["retried"]] == ["new-a", "new-b"]
+
+
 # --- people ----------------------------------------------------------------------------------------------
+
+
+async def test_what_the_engine_failed_at_is_sent_back_to_it(imprimatur: Against) -> None:
+    script = imprimatur.script
+    script.on(
+        "ReviewJobsAgain",
+        ReviewJobsAgainResponse(left=2, held=1),
+        ReviewJobsAgainResponse(job_ids=["j1", "j2"], held=1),
+    )
+    ran = await imprimatur("review", "again", "--all", "--trigger", "engine_error", "--label", "a=b")
+    assert ran.code == 0
+    assert ran.err == "2 sent back to the engine\n1 left alone, because a person holds them now\n"
+    assert "j2" in ran.out
+    wanted = script.requests["ReviewJobsAgain"][0].filter
+    assert (list(wanted.policy_triggered), dict(wanted.labels)) == ([POLICY_TRIGGER_ENGINE_ERROR], {"a": "b"})
+    script.on("ReviewJobsAgain", ReviewJobsAgainResponse(left=1), ReviewJobsAgainResponse(job_ids=["j1"]))
+    script.requests.clear()
+    ran = await imprimatur("review", "again", "j1", "--json")
+    assert (ran.code, ran.json["jobIds"]) == (0, ["j1"])
+    assert [one.job_ids for one in script.requests["ReviewJobsAgain"]] == [["j1"], ["j1"]]
+
+
+async def test_a_job_that_cannot_be_sent_back_is_an_error_and_a_dry_run_sends_nothing(imprimatur: Against) -> None:
+    imprimatur.script.on("ReviewJobsAgain", ReviewJobsAgainResponse(left=1))
+    ran = await imprimatur("review", "again", "j1", "--dry-run")
+    assert (ran.code, ran.err) == (0, "1 to send back\n")
+    assert len(imprimatur.script.requests["ReviewJobsAgain"]) == 1
+    ran = await imprimatur("review", "again", "j1", "j2", "--dry-run")
+    assert ran.code == 1
+    assert "error: 1 passed over" in ran.err
 
 
 async def test_a_person_lists_looks_claims_and_decides(imprimatur: Against, tmp_path: Path) -> None:
@@ -553,6 +612,13 @@ async def test_a_wrong_key_is_explained(imprimatur: Against) -> None:
         (["list", "--state", "asleep"], "asleep"),
         (["list", "--since", "yesterday"], "'yesterday' is neither a time"),
         (["list", "--label", "novalue"], "'novalue' is not KEY=VALUE"),
+        (["retry"], "either a JOB_ID, or --all with a filter such as --state failed"),
+        (["retry", "j1", "--all", "--state", "failed"], "either a JOB_ID, or --all"),
+        (["retry", "--all"], "--all needs a filter, such as --state failed"),
+        (["retry", "j1", "--user", "ada"], "a JOB_ID needs no filter"),
+        (["retry", "j1", "--dry-run"], "--dry-run goes with --all"),
+        (["review", "again"], "either a JOB_ID, or --all with a filter such as --trigger engine_error"),
+        (["review", "again", "--all"], "--all needs a filter, such as --trigger engine_error"),
         (["review"], "imprimatur review --help"),
         (["review", "decide", "j1", "maybe", "--reason", "x"], "maybe"),
         (["submit", "/no/such/file.json"], "/no/such/file.json"),

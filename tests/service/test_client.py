@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from tests.service.certificates import Authority
 from tests.service.scripted import HANG, UNAVAILABLE, Fault, Script, Step, serving
 
@@ -41,7 +42,10 @@ from imprimatur.v1.job_service_pb2 import (
     JobFilter,
     ListJobEventsResponse,
     ListJobsResponse,
+    RetriedJob,
     RetryJobResponse,
+    RetryJobsResponse,
+    ReviewJobsAgainResponse,
     SubmitJobRequest,
     SubmitJobResponse,
     WatchJobResponse,
@@ -198,6 +202,51 @@ async def test_a_retry_by_hand_is_repeated_under_one_request_id() -> None:
         assert (await client.retry("j1")).id == "j2"
     first, second = script.requests["RetryJob"]
     assert first.request_id == second.request_id != ""
+
+
+async def test_many_are_retried_as_of_one_moment_until_nothing_is_left() -> None:
+    as_of = Timestamp(seconds=1_780_000_000)
+
+    def answer(left: int, *pairs: tuple[str, str]) -> RetryJobsResponse:
+        retried = [RetriedJob(retry_of=old, job_id=new) for old, new in pairs]
+        return RetryJobsResponse(retried=retried, left=left, as_of=as_of)
+
+    answers = answer(3), UNAVAILABLE, answer(1, ("a", "a2"), ("b", "b2")), answer(1), answer(0, ("c", "c2"))
+    script = Script().on("RetryJobs", *answers)
+    wanted = JobFilter(labels={"run": "7"})
+    async with connected(script) as client:
+        done = await client.retry_many(wanted)
+    assert [(one.retry_of, one.job_id) for one in done.retried] == [("a", "a2"), ("b", "b2"), ("c", "c2")]
+    assert done.left == 0
+    first, *others = script.requests["RetryJobs"]
+    assert (first.filter, first.dry_run, first.HasField("as_of")) == (wanted, True, False)
+    assert [(one.filter, one.dry_run, one.as_of) for one in others] == [(wanted, False, as_of)] * 4
+
+
+async def test_what_the_engine_failed_at_is_sent_back_until_only_the_held_are_left() -> None:
+    as_of = Timestamp(seconds=1_780_000_000)
+    answers = (
+        ReviewJobsAgainResponse(held=2, left=2, as_of=as_of),
+        ReviewJobsAgainResponse(job_ids=["a"], held=1, left=1, as_of=as_of),
+        ReviewJobsAgainResponse(job_ids=["b"], held=1, as_of=as_of),
+    )
+    script = Script().on("ReviewJobsAgain", *answers)
+    async with connected(script) as client:
+        done = await client.review_again(job_ids=["a", "b", "c"])
+    assert ([*done.job_ids], done.held, done.left) == (["a", "b"], 1, 0)
+    first, *others = script.requests["ReviewJobsAgain"]
+    assert (first.job_ids, first.dry_run) == (["a", "b", "c"], True)
+    assert [(one.job_ids, one.dry_run, one.as_of) for one in others] == [(["a", "b", "c"], False, as_of)] * 2
+
+
+async def test_a_dry_run_only_counts() -> None:
+    script = Script().on("RetryJobs", RetryJobsResponse(left=7))
+    script.on("ReviewJobsAgain", ReviewJobsAgainResponse(left=8, held=1))
+    async with connected(script) as client:
+        assert (await client.retry_many(JobFilter(user_id="ada"), dry_run=True)).left == 7
+        assert (await client.review_again(JobFilter(user_id="ada"), dry_run=True)).left == 8
+    for rpc in ("RetryJobs", "ReviewJobsAgain"):
+        assert [one.dry_run for one in script.requests[rpc]] == [True]
 
 
 async def test_what_will_not_pass_is_not_repeated() -> None:

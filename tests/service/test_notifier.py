@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,22 @@ from tests.service.receiver import Post, Receiver, never, receiving, with_status
 from imprimatur import metrics, webhooks
 from imprimatur.broker import EVENTS, Message, Queue
 from imprimatur.broker.memory import MemoryBroker
+from imprimatur.evidence import Evidence
 from imprimatur.guard import Guard
-from imprimatur.job import Job
+from imprimatur.job import AttemptOutcome, Claim, Happening, Job
 from imprimatur.outbox import Outbox
-from imprimatur.storage import jobs
+from imprimatur.policy import Decision, Policy, Trigger, Verdict, decide
+from imprimatur.storage import claims, clock, jobs, repeats
 from imprimatur.storage import webhooks as stored
+from imprimatur.storage.attempts import Spent
+from imprimatur.storage.claims import Conclusion
 from imprimatur.storage.database import Database
-from imprimatur.storage.jobs import Owner
+from imprimatur.storage.jobs import Filter, Owner
+from imprimatur.storage.repeats import Scope
 from imprimatur.storage.schema import webhook_attempts, webhook_deliveries
 from imprimatur.vault import Vault, new_key
 from imprimatur.webhooks import NewEndpoint
+from imprimatur.wire.creatives import ai_result
 from imprimatur.wire.messages import JobChanged
 from notifier.announcer import Sweep
 from notifier.deliverer import Pace
@@ -214,6 +221,67 @@ async def test_an_outcome_of_another_tenant_is_not_told(world: World, receiver: 
         await world.until("delivered")
 
     assert len(receiver.posts) == 1
+
+
+async def test_a_referral_told_after_the_review_was_repeated_tells_of_its_own_time(
+    world: World, receiver: Receiver
+) -> None:
+    """The first outcome is not told before the second is there."""
+    made = await world.endpoint(receiver.url())
+    claim = await makers.running(world.database, world.tenant_id)
+    failed = Verdict(
+        decision=Decision.PENDING,
+        trigger=Trigger.ENGINE_ERROR,
+        reason="The provider is away.",
+        confidence=None,
+        confidence_score=0.0,
+    )
+    good = decide(Policy(), (), makers.evidence())
+    await end(world, claim, Happening.REFERRED, failed)
+    async with world.database.begin() as tx:
+        scope = Scope(owner=Owner(tenant_id=world.tenant_id), wanted=Filter(), as_of=await clock.present(tx))
+        assert await repeats.review_again(tx, scope, limit=1, asked_by="")
+    await makers.release(world.database)
+    again = await makers.claim(world.database, claim.job_id, release_no=2)
+    assert again is not None
+    await end(world, again, Happening.COMPLETED, good, makers.evidence())
+    async with world.notifier(sweep=QUICK_SWEEP):
+        await world.until("delivered", "delivered")
+
+    first, second = sorted((post.verified(made.secret)["data"] for post in receiver.posts), key=itemgetter("version"))
+    assert len({post.id for post in receiver.posts}) == 2
+    assert (first["job_state"], first["status"]) == ("awaiting_review", "pending")
+    assert first["creative_data"]["ai_review"] == {
+        "decision": "pending",
+        "reason": "The provider is away.",
+        "confidence": None,
+        "confidence_score": None,
+        "policy_triggered": "engine_error",
+        "reviewed_at": first["timestamp"],
+        "engine": None,
+    }
+    assert (second["job_state"], second["status"]) == ("succeeded", "approved")
+    assert second["creative_data"]["ai_review"]["policy_triggered"] == "auto_approve"
+    assert second["version"] > first["version"]
+
+
+async def end(
+    world: World, claim: Claim, happening: Happening, verdict: Verdict, found: Evidence | None = None
+) -> None:
+    """End an attempt as a review does."""
+    async with world.database.begin() as tx:
+        reviewed_at = await clock.present(tx)
+        conclusion = Conclusion(
+            happening=happening,
+            outcome=AttemptOutcome.SUCCEEDED,
+            shown={
+                "decision": verdict.decision,
+                "policy_triggered": verdict.trigger,
+                "result": ai_result(verdict, found, policy_version=1, reviewed_at=reviewed_at),
+            },
+            details={"decision": verdict.decision, "policy_triggered": verdict.trigger, "reason": verdict.reason},
+        )
+        assert await claims.conclude(tx, claim, conclusion, Spent())
 
 
 # --- retries ---------------------------------------------------------------------------------------------

@@ -197,6 +197,17 @@ def test_an_engine_that_failed_leaves_the_creative_pending_with_the_error() -> N
     )
 
 
+def test_a_referral_told_after_the_engine_was_asked_anew_tells_of_the_review_that_failed() -> None:
+    failed = {"error": "timed_out", "error_message": "the engine took longer than 120 s"}
+    decided = {"decision": "pending", "policy_triggered": "budget_exhausted", "reason": "It was looked at."}
+    stored = result(Decision.PENDING, Trigger.BUDGET_EXHAUSTED, engine_ran=False)
+    at_once = told(job(result=stored), replace(REFERRED, details=failed | decided))
+
+    assert told(job(result=None), replace(REFERRED, details=failed | decided)) == at_once
+    by_itself = told(job(result=None), replace(REFERRED, details=failed))["data"]["creative_data"]["ai_review"]
+    assert (by_itself["policy_triggered"], by_itself["reason"]) == ("engine_error", failed["error_message"])
+
+
 def test_a_job_that_failed_is_pending_and_was_never_reviewed() -> None:
     unreviewable = {"error": "unreviewable_input", "error_message": "images[0] is not an image"}
 
@@ -230,6 +241,8 @@ def test_an_input_that_cannot_be_read_does_not_keep_the_outcome_from_being_told(
     assert data["creative_data"]["name"] == ""
 
 
-@pytest.mark.parametrize("happening", [Happening.CLAIMED, Happening.RETRY_SCHEDULED, Happening.HELD_BY_PERSON])
+@pytest.mark.parametrize(
+    "happening", [Happening.CLAIMED, Happening.RETRY_SCHEDULED, Happening.HELD_BY_PERSON, Happening.REVIEW_AGAIN]
+)
 def test_no_webhook_tells_of_the_steps_between(happening: Happening) -> None:
     assert event_type(event(happening, State.RUNNING)) == ""

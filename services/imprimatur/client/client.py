@@ -10,6 +10,7 @@ from typing import Self, Unpack
 from imprimatur.client.calls import Calls
 from imprimatur.client.channel import KEEPALIVE_SECONDS, open_channel
 from imprimatur.client.errors import ClientError
+from imprimatur.client.repeats import retry_all, review_all_again
 from imprimatur.client.submissions import SubmitFields, batches, repeatable, submission
 from imprimatur.client.times import duration, timestamp
 from imprimatur.client.watches import ManyJobs, is_settled, is_terminal, watch_one
@@ -209,6 +210,25 @@ class Client:
         """Submit a failed or cancelled job's task again; returns the new job."""
         request = jobs_v1.RetryJobRequest(job_id=job_id, request_id=request_id or str(new_id()))
         return (await self._calls.unary(self._jobs.RetryJob, request, repeatable=True)).job
+
+    async def retry_many(self, job_filter: jobs_v1.JobFilter, *, dry_run: bool = False) -> jobs_v1.RetryJobsResponse:
+        """Retry every failed or cancelled job of the filter that was not retried yet, in as many calls as it takes.
+
+        Returns all new jobs, beside those that they retry; with `dry_run` only how many would be `left` to do.
+        """
+        request = jobs_v1.RetryJobsRequest(filter=job_filter)
+        return await retry_all(self._calls, self._jobs, request, dry_run=dry_run)
+
+    async def review_again(
+        self, job_filter: jobs_v1.JobFilter = _NO_FILTER, *, job_ids: Iterable[str] = (), dry_run: bool = False
+    ) -> jobs_v1.ReviewJobsAgainResponse:
+        """Send back to the engine what waits for a person because the engine failed, in as many calls as it takes.
+
+        Returns all ids that are queued again, and how many a person holds; with `dry_run` only how many would be
+        `left` to do. Ids that do not wait so are passed over.
+        """
+        request = jobs_v1.ReviewJobsAgainRequest(filter=job_filter, job_ids=job_ids)
+        return await review_all_again(self._calls, self._jobs, request, dry_run=dry_run)
 
     # --- people decide -----------------------------------------------------------------------------------
 

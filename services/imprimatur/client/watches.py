@@ -44,7 +44,7 @@ def is_terminal(job: Job) -> bool:
 
 
 def is_settled(job: Job) -> bool:
-    """Whether the machine's part is over: terminal, or a person decides."""
+    """Whether the machine's part is over: terminal, or a person decides (or has the engine look again)."""
     return is_terminal(job) or job.state == JOB_STATE_AWAITING_REVIEW
 
 

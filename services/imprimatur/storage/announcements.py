@@ -6,13 +6,13 @@ of the broker, no outcome is forgotten. How messages are delivered is `storage.d
 
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, case, func, insert, null, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, case, exists, func, insert, null, select, tuple_, update
 
 from imprimatur.identity import new_id
-from imprimatur.job import Job, JobEvent, State
+from imprimatur.job import Happening, Job, JobEvent, State
 from imprimatur.storage import clock, deliveries
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.deliveries import DeliveryState, Lease
@@ -28,7 +28,7 @@ EventKey = tuple[uuid.UUID, int]
 
 @dataclass(frozen=True, kw_only=True)
 class PendingEvent:
-    """An outcome whose message is not stored yet."""
+    """An outcome whose message is not stored yet. The job is without result where that is not the event's own."""
 
     job: Job
     event: JobEvent
@@ -68,14 +68,29 @@ async def pending_events(reader: Reader, keys: Collection[EventKey]) -> list[Pen
     small = case((func.length(jobs.c.input) <= _SMALL_INPUT_BYTES, jobs.c.input), else_=null())
     event_columns = [column.label(f"event_{column.name}") for column in job_events.c]
     rows = await reader.connection.execute(
-        select(*VISIBLE, small.label("small_input"), *event_columns)
+        select(*VISIBLE, small.label("small_input"), _sent_back_since().label("sent_back"), *event_columns)
         .join_from(job_events, jobs, job_events.c.job_id == jobs.c.id)
         .where(_is_one_of(keys), job_events.c.webhook_pending)
         .order_by(job_events.c.job_id, job_events.c.version)
     )
     return [
-        PendingEvent(job=job_of(row), event=_event_of(row), input=await _input_of(reader, row)) for row in rows.all()
+        PendingEvent(job=_job_of(row), event=_event_of(row), input=await _input_of(reader, row)) for row in rows.all()
     ]
+
+
+def _sent_back_since() -> ColumnElement[bool]:
+    """Whether the engine was asked anew after the event: what it then said must not be told as of before."""
+    later = job_events.alias("later")
+    return exists().where(
+        later.c.job_id == job_events.c.job_id,
+        later.c.version > job_events.c.version,
+        later.c.kind == Happening.REVIEW_AGAIN,
+    )
+
+
+def _job_of(row: Any) -> Job:
+    job = job_of(row)
+    return replace(job, result=None) if row.sent_back else job
 
 
 async def _input_of(reader: Reader, row: Any) -> bytes:

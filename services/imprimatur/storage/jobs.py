@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Row, and_, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.job import (
@@ -69,6 +69,11 @@ class Filter:
     subject_id: str = ""
     created_from: datetime | None = None
     created_before: datetime | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether every job passes."""
+        return not any(getattr(self, item.name) for item in fields(self))
 
 
 def job_of(row: Any) -> Job:
@@ -142,16 +147,34 @@ _INSERT = {
 }
 
 
+#: Columns in which every new job begins alike.
+FRESH: Mapping[str, Any] = {
+    "state": State.QUEUED,
+    "version": 1,
+    "attempts": 0,
+    "losses": 0,
+    "release_no": 0,
+    "reissue_after_seconds": FIRST_REISSUE_AFTER_SECONDS,
+    "claim_no": 0,
+    "progress_percent": 0,
+    "progress_stage": "",
+    "progress_message": "",
+    "decision": "",
+    "policy_triggered": "",
+    "result_count": 0,
+    "held_by": "",
+}
+
+
 def _row_of(new: NewJob, now: datetime, *, fast: bool) -> dict[str, Any]:
     run_at = max(now, new.run_at or now)
     return {
+        **FRESH,
         "id": new.id,
         "tenant_id": new.tenant_id,
         "type": new.type,
-        "state": State.QUEUED,
         "user_id": new.user_id,
         "priority": int(new.priority),
-        "version": 1,
         "request_id": new.request_id,
         "content_hash": new.content_hash,
         "subject_id": new.subject_id,
@@ -160,25 +183,14 @@ def _row_of(new: NewJob, now: datetime, *, fast: bool) -> dict[str, Any]:
         "input": new.input,
         "callback_url": new.callback_url,
         "max_attempts": new.max_attempts,
-        "attempts": 0,
-        "losses": 0,
         "timeout_seconds": new.timeout_seconds,
         "deadline_seconds": new.deadline_seconds,
         "run_at": run_at,
         "deadline_at": run_at + timedelta(seconds=new.deadline_seconds),
         "released_at": now if fast else None,
         "release_no": 1 if fast else 0,
-        "reissue_after_seconds": FIRST_REISSUE_AFTER_SECONDS,
-        "claim_no": 0,
-        "progress_percent": 0,
-        "progress_stage": "",
-        "progress_message": "",
-        "decision": "",
-        "policy_triggered": "",
-        "result_count": 0,
         "retry_of": new.retry_of,
         "estimated_seconds": new.estimated_seconds,
-        "held_by": "",
         "created_at": now,
         "updated_at": now,
     }
@@ -223,7 +235,7 @@ async def list_newest(
     reader: Reader, owner: Owner, wanted: Filter, *, before: uuid.UUID | None, limit: int
 ) -> list[Job]:
     """Matching jobs, newest first, from just after the job `before` in that order."""
-    statement = _matching(reader, owner, wanted).order_by(jobs.c.id.desc()).limit(limit)
+    statement = select(*VISIBLE).where(matching(reader, owner, wanted)).order_by(jobs.c.id.desc()).limit(limit)
     if before is not None:
         statement = statement.where(jobs.c.id < before)
     return [job_of(row) for row in await reader.connection.execute(statement)]
@@ -232,18 +244,19 @@ async def list_newest(
 async def list_unfinished(reader: Reader, owner: Owner, wanted: Filter, *, limit: int) -> list[Job]:
     """Matching jobs that are not terminal, oldest first."""
     live = [state for state in State if not state.terminal]
-    statement = _matching(reader, owner, wanted).where(jobs.c.state.in_(live)).order_by(jobs.c.id).limit(limit)
-    return [job_of(row) for row in await reader.connection.execute(statement)]
+    found = select(*VISIBLE).where(matching(reader, owner, wanted), jobs.c.state.in_(live))
+    return [job_of(row) for row in await reader.connection.execute(found.order_by(jobs.c.id).limit(limit))]
 
 
 async def matching_among(reader: Reader, owner: Owner, wanted: Filter, ids: Collection[uuid.UUID]) -> list[Job]:
     """Those of `ids` that match now."""
-    statement = _matching(reader, owner, wanted).where(jobs.c.id.in_(sorted(ids)))
+    statement = select(*VISIBLE).where(matching(reader, owner, wanted), jobs.c.id.in_(sorted(ids)))
     return [job_of(row) for row in await reader.connection.execute(statement)]
 
 
-def _matching(reader: Reader, owner: Owner, wanted: Filter) -> Select[Any]:
-    statement = select(*VISIBLE).where(owner.condition())
+def matching(reader: Reader, owner: Owner, wanted: Filter) -> ColumnElement[bool]:
+    """The condition for the owner's jobs that pass the filter."""
+    conditions = [owner.condition()]
     for column, allowed in (
         (jobs.c.state, wanted.states),
         (jobs.c.type, wanted.types),
@@ -251,18 +264,17 @@ def _matching(reader: Reader, owner: Owner, wanted: Filter) -> Select[Any]:
         (jobs.c.policy_triggered, wanted.triggers),
     ):
         if allowed:
-            statement = statement.where(column.in_(sorted(allowed)))
+            conditions.append(column.in_(sorted(allowed)))
     if wanted.user_id:
-        statement = statement.where(jobs.c.user_id == wanted.user_id)
+        conditions.append(jobs.c.user_id == wanted.user_id)
     if wanted.subject_id:
-        statement = statement.where(jobs.c.subject_id == wanted.subject_id)
+        conditions.append(jobs.c.subject_id == wanted.subject_id)
     if wanted.created_from is not None:
-        statement = statement.where(jobs.c.created_at >= wanted.created_from)
+        conditions.append(jobs.c.created_at >= wanted.created_from)
     if wanted.created_before is not None:
-        statement = statement.where(jobs.c.created_at < wanted.created_before)
-    for key, value in (wanted.labels or {}).items():
-        statement = statement.where(_has_label(reader, key, value))
-    return statement
+        conditions.append(jobs.c.created_at < wanted.created_before)
+    conditions += [_has_label(reader, key, value) for key, value in (wanted.labels or {}).items()]
+    return and_(*conditions)
 
 
 def _has_label(reader: Reader, key: str, value: str) -> ColumnElement[bool]:

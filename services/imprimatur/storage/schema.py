@@ -150,6 +150,8 @@ _partial(
     jobs.c.id,
     where="state = 'awaiting_review'",
 )
+_partial("ix_jobs_retryable", jobs.c.tenant_id, jobs.c.id, where="state IN ('failed', 'cancelled')")
+_partial("ix_jobs_retry_of", jobs.c.retry_of, where="retry_of IS NOT NULL")
 
 attempts = Table(
     "attempts",

@@ -33,6 +33,7 @@ _ON_ENTERING: Mapping[State, dict[str, Any]] = {
 
 #: Built once: putting a statement of so many columns together costs as much as running it.
 _UPDATE = update(jobs).returning(*jobs.c)
+_UPDATE_IN_SHORT = update(jobs).returning(jobs.c.id, jobs.c.tenant_id, jobs.c.version, jobs.c.state, jobs.c.type)
 _INSERT_EVENTS = insert(job_events).values(at=clock.now())
 
 
@@ -42,6 +43,7 @@ async def move(
     *conditions: ColumnElement[bool],
     values: Mapping[str, Any] | None = None,
     details: Mapping[str, str] | None = None,
+    in_short: bool = False,
 ) -> list[Row[Any]]:
     """Let `happening` happen to every job that the conditions name and whose state allows it.
 
@@ -49,14 +51,17 @@ async def move(
         conditions: which jobs; for more than one, an `id IN (… FOR UPDATE)` in id order.
         values: other columns to set.
         details: what the history says about it.
+        in_short: the rows are wanted without the tasks, which may be large: `id`, `tenant_id`, `version`,
+            `state` and `type` only.
 
     Returns:
-        The changed rows, whole. Empty: no such job, or not in a state in which this can happen.
+        The changed rows, whole unless `in_short`. Empty: no such job, or not in a state in which this can happen.
     """
     transition = TRANSITIONS[happening]
+    statement = _UPDATE_IN_SHORT if in_short else _UPDATE
     changed = (
         await tx.connection.execute(
-            _UPDATE.where(jobs.c.state.in_(transition.sources), *conditions).values(
+            statement.where(jobs.c.state.in_(transition.sources), *conditions).values(
                 {
                     **_ON_ENTERING[transition.target],
                     **(values or {}),

@@ -28,7 +28,8 @@ def body_of(job: Job, event: JobEvent, task_input: bytes) -> bytes:
     """Compact, sorted UTF-8 JSON: {"type", "timestamp", "data"}.
 
     Args:
-        job: as it stands now, which may be later than the event.
+        job: as it stands now, which may be later than the event; without its result where the engine was asked
+            anew since.
         task_input: the job's stored input.
     """
     envelope = {
@@ -69,7 +70,7 @@ def _of_creative_review(job: Job, event: JobEvent, task_input: bytes) -> dict[st
         "name": creative.name,
         "format": creative.format,
         "status": status,
-        "ai_review": _ai_review(result.ai_review) if result.HasField("ai_review") else None,
+        "ai_review": _ai_review(result.ai_review) if result.HasField("ai_review") else _review_of_event(event),
     }
     if event.kind == Happening.DECIDED and result.HasField("human_review"):
         told["human_review"] = _human_review(result.human_review)
@@ -99,6 +100,22 @@ def _ai_review(review: pb.AiReview) -> dict[str, Any]:
         "policy_triggered": _named(pb.PolicyTrigger, "POLICY_TRIGGER", review.policy_triggered, Trigger),
         "reviewed_at": _iso_of(review.reviewed_at),
         "engine": {"name": engine.name, "version": engine.version, "model": engine.model} if engine_ran else None,
+    }
+
+
+def _review_of_event(event: JobEvent) -> dict[str, Any] | None:
+    """What a referral says by itself, after the engine was asked anew and the job's result is of that review: only
+    a review in which no engine ran can be asked for again."""
+    if event.kind != Happening.REFERRED:
+        return None
+    return {
+        "decision": str(Decision.PENDING),
+        "reason": event.details.get("reason") or event.details.get("error_message", ""),
+        "confidence": None,
+        "confidence_score": None,
+        "policy_triggered": event.details.get("policy_triggered") or str(Trigger.ENGINE_ERROR),
+        "reviewed_at": _iso(event.at),
+        "engine": None,
     }
 
 

@@ -1,0 +1,203 @@
+"""Work that is done again, many jobs at a time: retries as new jobs, and reviews again of the same jobs.
+
+Jobs are taken oldest first and locked before they are looked at for good, so that of two callers at once the
+second finds done what the first did.
+"""
+
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Uuid,
+    and_,
+    case,
+    column,
+    exists,
+    func,
+    insert,
+    literal,
+    not_,
+    null,
+    or_,
+    select,
+    values,
+)
+
+from imprimatur.identity import new_id
+from imprimatur.job import LOSSES_OF_A_SUSPECT, SUBMITTED, Happening, State
+from imprimatur.policy import Trigger
+from imprimatur.storage import clock
+from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.jobs import FRESH, Filter, Owner, matching
+from imprimatur.storage.locks import in_locked
+from imprimatur.storage.schema import jobs
+from imprimatur.storage.transitions import move, record
+
+#: Tasks copied in one transaction, together; a single one may be larger.
+_MOST_BYTES_AT_ONCE = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """Which jobs, and whose.
+
+    `as_of` leaves out what has changed since; `ids` (unless None) what is not among them.
+    """
+
+    owner: Owner
+    wanted: Filter
+    as_of: datetime
+    ids: Collection[uuid.UUID] | None = None
+
+    def condition(self, reader: Reader) -> ColumnElement[bool]:
+        """As a condition on jobs."""
+        found = and_(matching(reader, self.owner, self.wanted), jobs.c.updated_at <= self.as_of)
+        return found if self.ids is None else and_(found, jobs.c.id.in_(sorted(self.ids)))
+
+
+async def _count(reader: Reader, condition: ColumnElement[bool]) -> int:
+    counted = select(func.count()).select_from(jobs).where(condition)
+    return (await reader.connection.execute(counted)).scalar_one()
+
+
+# --- retries ---------------------------------------------------------------------------------------------
+
+#: As the index over them spells it.
+_RETRYABLE = jobs.c.state.in_([State.FAILED, State.CANCELLED])
+_again = jobs.alias("again")
+_RETRIED = exists().where(_again.c.retry_of == jobs.c.id)
+
+
+async def retry(tx: Transaction, scope: Scope, *, limit: int) -> Sequence[Row[Any]]:
+    """Accept failed and cancelled jobs anew that no job is a retry of yet. They wait for the dispatcher.
+
+    Returns:
+        Of each new job `id`, `retry_of`, `type`, `priority`; oldest first.
+    """
+    locked = (
+        select(jobs.c.id, func.length(jobs.c.input).label("size"))
+        .where(_RETRYABLE, not_(_RETRIED), scope.condition(tx))
+        .order_by(jobs.c.id)
+        .limit(limit)
+        .with_for_update(key_share=True)
+    )
+    old_ids = _fitting((await tx.connection.execute(locked)).all())
+    if not old_ids:
+        return []
+    # A statement of its own: it sees what somebody else committed while this transaction waited for the locks.
+    copied = _copy({old_id: new_id() for old_id in old_ids}, await clock.present(tx))
+    made = sorted((await tx.connection.execute(copied)).all(), key=lambda row: row.id)
+    if made:
+        await record(tx, made, kind=SUBMITTED, outcome=False, details={})
+    return made
+
+
+async def count_retryable(reader: Reader, scope: Scope) -> int:
+    """How many jobs `retry` would take, without a limit."""
+    return await _count(reader, and_(_RETRYABLE, not_(_RETRIED), scope.condition(reader)))
+
+
+def _fitting(rows: Sequence[Any]) -> list[uuid.UUID]:
+    """The first of them whose tasks are not too much together, and at least one."""
+    fitting: list[uuid.UUID] = []
+    size = 0
+    for row in rows:
+        size += row.size
+        if fitting and size > _MOST_BYTES_AT_ONCE:
+            break
+        fitting.append(row.id)
+    return fitting
+
+
+_TOLD = ("id", "tenant_id", "version", "state", "type", "priority", "retry_of")
+#: Columns that a retry has from the job before it.
+_KEPT = (
+    *("tenant_id", "type", "user_id", "priority", "content_hash", "subject_id", "labels", "parameters", "input"),
+    *("callback_url", "max_attempts", "timeout_seconds", "deadline_seconds", "estimated_seconds"),
+)
+
+
+def _copy(new_ids: Mapping[uuid.UUID, uuid.UUID], now: datetime) -> Any:
+    """New jobs by the ids of the old ones. The tasks never leave the database: together they may be large."""
+    pair = values(column("old_id", Uuid()), column("new_id", Uuid()), name="pair").data(list(new_ids.items())).cte()
+    present = literal(now, clock.Instant())
+    content: dict[str, ColumnElement[Any]] = {
+        **{name: jobs.c[name] for name in _KEPT},
+        **{name: literal(value, jobs.c[name].type) for name, value in FRESH.items()},
+        "id": pair.c.new_id,
+        "retry_of": jobs.c.id,
+        "run_at": present,
+        "deadline_at": clock.after(jobs.c.deadline_seconds, present),
+        "created_at": present,
+        "updated_at": present,
+    }
+    chosen = select(*content.values()).join_from(pair, jobs, pair.c.old_id == jobs.c.id).where(not_(_RETRIED))
+    return insert(jobs).from_select(list(content), chosen).returning(*(jobs.c[name] for name in _TOLD))
+
+
+# --- reviews again ---------------------------------------------------------------------------------------
+
+#: What the engine never looked at: only this can be sent back to it.
+SENT_BACK = frozenset({Trigger.ENGINE_ERROR, Trigger.BUDGET_EXHAUSTED})
+_WAITS_FOR_THE_ENGINE = and_(jobs.c.state == State.AWAITING_REVIEW, jobs.c.policy_triggered.in_(sorted(SENT_BACK)))
+_FREE = or_(jobs.c.held_by == "", jobs.c.held_until.is_(None), jobs.c.held_until < clock.now())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """How many jobs wait for a person because the engine failed."""
+
+    free: int
+    held: int  #: by a person, now
+
+
+async def review_again(tx: Transaction, scope: Scope, *, limit: int, asked_by: str) -> Sequence[Row[Any]]:
+    """Queue again what waits because the engine failed and what nobody holds, as if it had just been accepted.
+
+    Returns:
+        Of each job `id` and `type`; oldest first.
+    """
+    chosen = (
+        select(jobs.c.id)
+        .where(_WAITS_FOR_THE_ENGINE, _FREE, scope.condition(tx))
+        .order_by(jobs.c.id)
+        .limit(limit)
+        .with_for_update(key_share=True)
+    )
+    rows = await move(
+        tx,
+        Happening.REVIEW_AGAIN,
+        in_locked(jobs.c.id, chosen),
+        values=_AS_NEW,
+        details={"by": asked_by},
+        in_short=True,
+    )
+    return sorted(rows, key=lambda row: row.id)
+
+
+#: The fence and the number of its release go on rising: an old worker or message must not fit the new round.
+_AS_NEW: Mapping[str, Any] = {
+    "run_at": clock.now(),
+    "deadline_at": clock.after(jobs.c.deadline_seconds),
+    "attempts": 0,
+    "losses": case((jobs.c.losses >= LOSSES_OF_A_SUSPECT, LOSSES_OF_A_SUSPECT), else_=0),  # a suspect goes on apart
+    "decision": "",
+    "policy_triggered": "",
+    "result": null(),
+    "result_count": 0,
+    "error": null(),
+    "held_by": "",
+    "held_until": null(),
+}
+
+
+async def count_waiting(reader: Reader, scope: Scope) -> Waiting:
+    """How many jobs `review_again` would take without a limit, and how many it would leave to who holds them."""
+    counted = select(func.count().filter(_FREE).label("free"), func.count().filter(not_(_FREE)).label("held"))
+    found = counted.where(_WAITS_FOR_THE_ENGINE, scope.condition(reader))
+    return Waiting(**(await reader.connection.execute(found)).one()._mapping)
