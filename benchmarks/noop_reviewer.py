@@ -41,6 +41,7 @@ async def run(settings: ReviewerSettings) -> None:
                 lease_database,
                 around.broker,
                 NoopEngine(),
+                NoopEngine(),
                 slots=settings.reviewer_slots,
                 lease_seconds=settings.lease_seconds,
                 drain_seconds=settings.drain_seconds,

@@ -52,6 +52,7 @@ class Access:
 async def serving(
     data: Path,
     engine: Engine,
+    apart: Engine,
     *,
     host: str = "127.0.0.1",
     port: int = 7443,
@@ -59,7 +60,7 @@ async def serving(
     slots: int = 8,
     drain_seconds: float = 10.0,
 ) -> AsyncIterator[Access]:
-    """Run everything inside the block, on the data folder `data`.
+    """Run everything inside the block, on the data folder `data`; engines as for `reviewer.service.reviewer`.
 
     Raises:
         ConfigurationError: the folder is in use, its vault key is missing or readable by others, or a port is
@@ -79,7 +80,9 @@ async def serving(
             await _pick_up(database)
             async with (
                 notifier(database, broker, vault, guard, drain_seconds=drain_seconds) as telling,
-                reviewer(database, database, broker, engine, slots=slots, drain_seconds=drain_seconds) as reviewing,
+                reviewer(
+                    database, database, broker, engine, apart, slots=slots, drain_seconds=drain_seconds
+                ) as reviewing,
                 gateway(
                     database,
                     broker,

@@ -32,11 +32,14 @@ def serve(
 
     The engine is chosen by the environment, as for a reviewer (docs/engines.md); the default is the builtin one.
     """
+    from functools import partial
+
     import uvloop
 
     from cli.embedded import serving
     from imprimatur.process import read_settings
     from imprimatur.runtime import configure_logging, until_signalled
+    from reviewer.engines.apart import EngineApart
     from reviewer.engines.registry import open_engine
     from reviewer.settings import EngineSettings
 
@@ -44,9 +47,9 @@ def serve(
     settings = read_settings(EngineSettings)
 
     async def run() -> None:
-        async with serving(
-            data, open_engine(settings), host=host, port=port, metrics_port=metrics_port, slots=slots
-        ) as access:
+        engine = open_engine(settings)
+        apart = EngineApart(partial(open_engine, settings.of_child()), identity=engine.identity)
+        async with serving(data, engine, apart, host=host, port=port, metrics_port=metrics_port, slots=slots) as access:
             _announce(access, data, json=json)
             await until_signalled()
 

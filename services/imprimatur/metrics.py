@@ -40,6 +40,9 @@ jobs_released = Counter(
     "Jobs put up for claiming, by way: at once, by the dispatcher, again.",
     ["way"],
 )
+reviewed_again = Counter(
+    "imprimatur_jobs_reviewed_again_total", "Jobs sent back to the engine after it had failed, by type.", ["type"]
+)
 leases_lost = Counter("imprimatur_leases_lost_total", "Jobs queued again because their worker fell silent.")
 human_decisions = Counter(
     "imprimatur_human_decisions_total",
@@ -61,7 +64,7 @@ submit_to_start_seconds = Histogram(
 )
 submit_to_end_seconds = Histogram(
     "imprimatur_submit_to_end_seconds",
-    "From a job's acceptance to the end of its machine work.",
+    "From when a job was accepted, due, or sent back to the engine (the latest counts) to the end of its machine work.",
     ["type", "priority"],
     buckets=_SLOW,
 )
@@ -84,6 +87,10 @@ decisions = Counter(
 )
 attempt_errors = Counter(
     "imprimatur_attempt_errors_total", "Attempts that failed, by error code.", ["type", "error_code"]
+)
+attempts_apart = Counter(
+    "imprimatur_attempts_apart_total",
+    "Attempts at jobs that lost two workers, examined in a process of their own.",
 )
 fenced_writes = Counter(
     "imprimatur_fenced_writes_total", "Results discarded because the job was cancelled or taken over."

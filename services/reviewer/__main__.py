@@ -1,8 +1,11 @@
 """`python -m reviewer`: settings from the environment, everything put together, until SIGTERM."""
 
+from functools import partial
+
 from imprimatur.process import run_service, surroundings
 from imprimatur.runtime import http_port, until_signalled
 from imprimatur.storage.database import Database
+from reviewer.engines.apart import EngineApart
 from reviewer.engines.registry import open_engine
 from reviewer.service import reviewer
 from reviewer.settings import ReviewerSettings
@@ -10,6 +13,8 @@ from reviewer.settings import ReviewerSettings
 
 async def run(settings: ReviewerSettings) -> None:
     """Run a reviewer as these settings say, until SIGTERM or SIGINT."""
+    engine = open_engine(settings)
+    apart = EngineApart(partial(open_engine, settings.of_child()), identity=engine.identity)
     lease_database = Database(settings.database_url, pool_size=1, command_timeout_seconds=1.0)
     try:
         async with (
@@ -18,7 +23,8 @@ async def run(settings: ReviewerSettings) -> None:
                 around.database,
                 lease_database,
                 around.broker,
-                open_engine(settings),
+                engine,
+                apart,
                 slots=settings.reviewer_slots,
                 lease_seconds=settings.lease_seconds,
                 drain_seconds=settings.drain_seconds,

@@ -12,7 +12,7 @@ import structlog
 
 from imprimatur import metrics
 from imprimatur.errors import AttemptError, TimedOut, TransientError, Unavailable
-from imprimatur.job import BACKOFFS, AttemptOutcome, Claim, Happening, Job, JobError, JobType, State, outcome_of
+from imprimatur.job import DEFAULTS, AttemptOutcome, Claim, Happening, Job, JobError, JobType, State, outcome_of
 from imprimatur.retry import Again, after_error
 from imprimatur.storage import claims
 from imprimatur.storage.attempts import Spent
@@ -74,6 +74,10 @@ class Attempts:
             return await self._work(claim, task, in_full=False)
         except AttemptError as error:
             return await self._failed(claim, task, error, time.monotonic() - began)
+        except Unavailable as fault:
+            self._leases.concluding(claim)
+            log.warning("the database was away in the middle of an attempt; it is handed back", error=fault.message)
+            return await self._write(claim, _DATABASE_AWAY, Spent())
         except Exception:
             log.exception("a task failed in a way it does not declare")
             unexpected = TransientError("the review failed unexpectedly; the operator's log says more", code="internal")
@@ -111,7 +115,7 @@ class Attempts:
             attempts_before=claim.attempts,
             max_attempts=claim.max_attempts,
             remaining_seconds=claim.remaining_seconds - after_seconds,
-            backoff=BACKOFFS[claim.type],
+            backoff=DEFAULTS[claim.type].backoff,
             jitter=random.random(),  # noqa: S311  # spreads retries, guards nothing
         )
         if isinstance(step, Again):
@@ -151,7 +155,7 @@ class Attempts:
                     metrics.fenced_writes.inc()
                     log.warning("a result was discarded: the job was cancelled or taken over")
                 return None
-            _count(job)
+            _count(job, claim)
             return conclusion
 
 
@@ -160,6 +164,13 @@ _HANDED_BACK = Conclusion(
     outcome=AttemptOutcome.HANDED_BACK,
     spends_attempt=False,
     details={"reason": "the worker is stopping"},
+)
+_DATABASE_AWAY = Conclusion(
+    happening=Happening.HANDED_BACK,
+    outcome=AttemptOutcome.HANDED_BACK,
+    spends_attempt=False,
+    delay_seconds=1.0,
+    details={"reason": "the database was out of reach"},
 )
 _TAKEN = Conclusion(happening=Happening.CANCELLED, outcome=AttemptOutcome.CANCELLED, spends_attempt=False)
 
@@ -184,13 +195,13 @@ def _retry(error: AttemptError, step: Again) -> Conclusion:
     )
 
 
-def _count(job: Job) -> None:
+def _count(job: Job, claim: Claim) -> None:
     if job.state is State.QUEUED:
         return
     metrics.jobs_finished.labels(job.type, job.state).inc()
     if job.policy_triggered:
         metrics.decisions.labels(job.decision, job.policy_triggered).inc()
-    seconds = (job.updated_at - job.created_at).total_seconds()
+    seconds = (job.updated_at - (claim.first_due_at or job.created_at)).total_seconds()
     metrics.submit_to_end_seconds.labels(job.type, job.priority.name.lower()).observe(seconds)
 
 

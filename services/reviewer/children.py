@@ -1,74 +1,37 @@
-"""A pool of child processes: where work runs that may hog the processor, run out of memory or crash.
+"""Child processes, from the parent's side: where work runs that may hog the processor, run out of memory or crash.
 
-Parent and child talk over a socket pair in pickled frames. A child is a fresh interpreter that imports this module
-and what its functions need, and nothing of the service around it. What is run, and how often it is tried, is
-decided elsewhere.
+Parent and child talk over a socket pair in pickled frames. A child is a fresh interpreter that imports
+`reviewer.child` and what its functions need, and nothing of the service around it. What is run, and how often it
+is tried, is decided elsewhere.
 """
 
 import asyncio
-import ctypes
 import os
 import pickle
-import queue
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import threading
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
-from imprimatur.errors import AttemptError, TimedOut, TransientError
+from imprimatur.errors import TimedOut, TransientError
+from reviewer.child import LENGTH, Answer, Broke, Done, Refused
 
 Result = TypeVar("Result")
 
 START_SECONDS = 60.0  #: a child must be ready by then; on an idle machine it takes about half a second
 STAGE = "engine"
-_LENGTH = struct.Struct(">Q")
-_PR_SET_PDEATHSIG = 1
+DIED = "engine_died"  #: the error code of a call whose child died
+_NOT_STARTED = "engine_not_started"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 
 log = structlog.get_logger(__name__)
 
 
-# --- what a child answers --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Done:
-    value: Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Refused:
-    """The function raised an AttemptError. Exceptions with keyword-only arguments do not pickle; their parts do."""
-
-    kind: type[AttemptError]
-    arguments: tuple[object, ...]
-    attributes: dict[str, object]
-
-    def error(self) -> AttemptError:
-        error = self.kind.__new__(self.kind, *self.arguments)
-        error.__dict__.update(self.attributes)
-        return error
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Broke:
-    """The function raised something else."""
-
-    trace: str
-
-
-_Answer = _Done | _Refused | _Broke
-
-
-# --- the parent's side -----------------------------------------------------------------------------------
+# --- calls -----------------------------------------------------------------------------------------------
 
 
 class ChildPool:
@@ -138,7 +101,7 @@ class ChildPool:
     def _fill(self, place: "_Place") -> "_Child":
         """The place's child, which may still be starting."""
         if self._closed:
-            raise TransientError("the engine is shutting down", code="engine_not_started", stage=STAGE)
+            raise _shutting_down()
         if place.child is None:
             place.child = _Child(self._initializer)
         return place.child
@@ -150,6 +113,28 @@ class ChildPool:
             ending = asyncio.get_running_loop().create_task(child.gone())
             self._endings.add(ending)
             ending.add_done_callback(self._endings.discard)
+
+
+async def run_alone(
+    function: Callable[..., Result], *args: object, initializer: Callable[[], object] | None = None
+) -> Result:
+    """Call `function(*args)` in a child that is made for this call and gone when it ends, however it ends.
+
+    Raises:
+        AttemptError: as the function raised it.
+        TransientError: as `ChildPool.run` does. What dies in `initializer` is `engine_not_started`, and never
+            `engine_died`: it had not seen the arguments.
+    """
+    request = pickle.dumps((function, args), pickle.HIGHEST_PROTOCOL)
+    child = _Child(initializer)
+    try:
+        await child.ready()
+        answer = await child.ask(request)
+    finally:
+        child.shoot()
+        await asyncio.shield(asyncio.create_task(child.gone()))
+    result: Result = _opened(answer)
+    return result
 
 
 class _Place:
@@ -167,6 +152,7 @@ class _Child:
             self._process = _spawned(theirs.fileno())
         self.started = False
         self.spent = False  #: it died, or a call was interrupted: of no more use
+        self._wanted = True
         self._starting = asyncio.get_running_loop().create_task(self._start(ours, initializer))
 
     async def ready(self) -> None:
@@ -177,23 +163,24 @@ class _Child:
         """
         await asyncio.shield(self._starting)
 
-    async def ask(self, request: bytes) -> _Answer:
+    async def ask(self, request: bytes) -> Answer:
         """Send a pickled call and wait for its answer."""
         self.spent = True
         try:
-            self._writer.writelines((_LENGTH.pack(len(request)), request))
+            self._writer.writelines((LENGTH.pack(len(request)), request))
             await self._writer.drain()
-            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            answer: _Answer = pickle.loads(await self._reader.readexactly(length))  # noqa: S301 (our own child)
+            (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
+            answer: Answer = pickle.loads(await self._reader.readexactly(length))  # noqa: S301 (our own child)
         except (OSError, asyncio.IncompleteReadError) as error:
             raise TransientError(
-                f"the engine's process died ({await self._epitaph()})", code="engine_died", stage=STAGE
+                f"the engine's process died ({await self._epitaph()})", code=DIED, stage=STAGE
             ) from error
         self.spent = False
         return answer
 
     def shoot(self) -> None:
-        """SIGKILL, if it lives."""
+        """SIGKILL, if it lives: it is not wanted any more."""
+        self._wanted = False
         self._process.kill()
 
     async def gone(self) -> None:
@@ -208,15 +195,17 @@ class _Child:
             async with asyncio.timeout(START_SECONDS):
                 answer = await self.ask(pickle.dumps((initializer or _nothing, ())))
         except (TimeoutError, TransientError) as error:
+            if not self._wanted:
+                raise _shutting_down() from error
             raise _not_started(str(error) or f"not ready within {START_SECONDS:g} s") from error
-        if not isinstance(answer, _Done):
+        if not isinstance(answer, Done):
             self.spent = True
-            raise _not_started(answer.trace if isinstance(answer, _Broke) else str(answer.error()))
+            raise _not_started(answer.trace if isinstance(answer, Broke) else str(answer.error()))
         self.started = True
 
     async def _epitaph(self) -> str:
         """How it ended. One that closed its line is ending, and is helped along."""
-        self.shoot()
+        self._process.kill()
         code = await asyncio.to_thread(self._process.wait)
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
@@ -224,16 +213,16 @@ class _Child:
 def _spawned(line: int) -> "subprocess.Popen[bytes]":
     environment = os.environ | dict.fromkeys(_THREADS, "1")
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TOKENIZERS_PARALLELISM": "false"}
-    program = f"from reviewer.children import serve; serve({line}, {os.getpid()})"
+    program = f"from reviewer.child import serve; serve({line}, {os.getpid()})"
     return subprocess.Popen(
         (sys.executable, "-P", "-c", program), stdin=subprocess.DEVNULL, pass_fds=(line,), env=environment
     )
 
 
-def _opened(answer: _Answer) -> Any:
-    if isinstance(answer, _Done):
+def _opened(answer: Answer) -> Any:
+    if isinstance(answer, Done):
         return answer.value
-    if isinstance(answer, _Refused):
+    if isinstance(answer, Refused):
         raise answer.error()
     log.error("the engine raised an unexpected error", trace=answer.trace)
     raise TransientError("the engine failed; its log has the details", code="engine_failed", stage=STAGE)
@@ -241,53 +230,12 @@ def _opened(answer: _Answer) -> Any:
 
 def _not_started(trace: str) -> TransientError:
     log.error("an engine process did not start", trace=trace)
-    return TransientError("the engine could not start; its log has the details", code="engine_not_started", stage=STAGE)
+    return TransientError("the engine could not start; its log has the details", code=_NOT_STARTED, stage=STAGE)
+
+
+def _shutting_down() -> TransientError:
+    return TransientError("the engine is shutting down", code=_NOT_STARTED, stage=STAGE)
 
 
 def _nothing() -> None:
     """The initializer of children that need none."""
-
-
-# --- the child's side ------------------------------------------------------------------------------------
-
-
-def serve(line: int, parent: int) -> NoReturn:
-    """The life of a child: answer the calls that come over file descriptor `line`, end when the parent ends.
-
-    It leaves SIGINT and SIGTERM, which a terminal or supervisor sends to the whole group, to its parent.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    connection = socket.socket(fileno=line)
-    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, requests), daemon=True).start()
-    while True:
-        answer = _answered(requests.get())
-        connection.sendall(_LENGTH.pack(len(answer)) + answer)
-
-
-def _listen(connection: socket.socket, requests: "queue.SimpleQueue[bytes]") -> None:
-    """Pass requests on; a thread of its own, so that the parent's end is seen in the middle of a call too."""
-    with connection.makefile("rb") as stream:
-        while len(head := stream.read(_LENGTH.size)) == _LENGTH.size:
-            requests.put(stream.read(_LENGTH.unpack(head)[0]))
-    os._exit(0)
-
-
-def _answered(request: bytes) -> bytes:
-    answer: _Answer
-    try:
-        function, args = pickle.loads(request)  # noqa: S301 (from our own parent)
-        return pickle.dumps(_Done(value=function(*args)), pickle.HIGHEST_PROTOCOL)
-    except AttemptError as error:
-        answer = _Refused(kind=type(error), arguments=error.args, attributes=dict(vars(error)))
-    except Exception:  # noqa: BLE001 (the outermost edge: the parent logs the trace)
-        answer = _Broke(trace=traceback.format_exc())
-    try:
-        return pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
-    except Exception:  # noqa: BLE001 (an AttemptError of which something does not pickle)
-        return pickle.dumps(_Broke(trace=traceback.format_exc()))

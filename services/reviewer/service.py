@@ -34,6 +34,7 @@ async def reviewer(
     lease_database: Database,
     broker: Broker,
     engine: Engine,
+    apart: Engine,
     *,
     slots: int = 16,
     lease_seconds: float = 3.0,
@@ -42,11 +43,12 @@ async def reviewer(
     """Run a reviewer inside the block, and drain it at the end.
 
     Args:
+        apart: the same engine for suspects, examining each in a process of its own.
         lease_database: for lease renewals alone; the same as `database` where one writer is all there is.
     """
     identity = Identity(id=new_id(), name=process_name(), slots=slots)
     leases = Leases(lease_database, identity, lease_seconds=lease_seconds)
-    attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: CreativeReview(database, engine)})
+    attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: CreativeReview(database, engine, apart)})
     worker = Worker(database, broker, identity, attempts, leases)
     leases.start()
     try:
@@ -58,3 +60,4 @@ async def reviewer(
             await leases.stop()
         finally:
             await engine.close()
+            await apart.close()

@@ -50,6 +50,11 @@ class EngineSettings(BaseSettings):
         default=None, ge=0, description="US dollars per million output tokens; as above"
     )
 
+    def of_child(self) -> "EngineSettings":
+        """What a child process is told that opens the engine for one creative: this much, and no other secret."""
+        mine = {name: getattr(self, name) for name in EngineSettings.model_fields}
+        return EngineSettings.model_construct(**mine | {"engine_processes": 1})
+
 
 class ReviewerSettings(SharedSettings, LeaseSettings, EngineSettings):
     """What `imprimatur reviewer` reads from the environment."""

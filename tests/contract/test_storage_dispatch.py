@@ -280,10 +280,10 @@ async def test_no_more_are_ended_than_asked_for(database: Database) -> None:
     assert await makers.claim(database, new_id()) is None
 
 
-async def test_a_job_that_lost_three_workers_is_not_tried_any_more(database: Database) -> None:
+async def test_a_job_that_lost_five_workers_is_not_tried_any_more(database: Database) -> None:
     tenant = await makers.make_tenant(database)
     claim = await makers.running(database, tenant, lease_seconds=0.001)
-    for release_no in (2, 3):
+    for release_no in range(2, 6):
         assert await give_up(database, LOST_TOO_OFTEN) == []
         await sweep_until_lost(database, 1)
         await makers.release(database)
@@ -295,4 +295,6 @@ async def test_a_job_that_lost_three_workers_is_not_tried_any_more(database: Dat
     await makers.until(given_up)
     job = await makers.find(database, tenant, claim.job_id)
     assert (job.state, job.error and job.error.code, job.attempts) == (State.AWAITING_REVIEW, "workers_lost", 0)
-    assert [attempt.outcome for attempt in await attempts_of(database, job.id)] == [AttemptOutcome.LOST] * 3
+    assert job.error is not None
+    assert job.error.message.startswith("5 workers fell silent")
+    assert [attempt.outcome for attempt in await attempts_of(database, job.id)] == [AttemptOutcome.LOST] * 5

@@ -3,11 +3,12 @@
 import asyncio
 from datetime import timedelta
 
+import pytest
 from tests import makers
 from tests.contract.leasing import attempts_of, lose, renew, sweep, sweep_until_lost
 
 from imprimatur.identity import new_id
-from imprimatur.job import AttemptOutcome, Happening, State
+from imprimatur.job import MOST_LOSSES, AttemptOutcome, Happening, State
 from imprimatur.storage import claims, clock, workers
 from imprimatur.storage.database import Database
 
@@ -78,11 +79,75 @@ async def test_two_sweepers_never_sweep_the_same_job(database: Database) -> None
 async def test_losses_are_counted_apart_and_claim_numbers_only_rise(database: Database) -> None:
     tenant = await makers.make_tenant(database)
     [job] = await makers.submit(database, makers.new_job(tenant))
-    for number in (1, 2):
+    for number in range(1, MOST_LOSSES):
         claim = await lose(database, job, release_no=number)
-        assert (claim.claim_no, claim.attempts) == (number, 0)
+        assert (claim.claim_no, claim.losses, claim.attempts) == (number, number - 1, 0)
         await makers.release(database)
-    assert [attempt.claim_no for attempt in await attempts_of(database, job.id)] == [1, 2]
+    assert [attempt.claim_no for attempt in await attempts_of(database, job.id)] == list(range(1, MOST_LOSSES))
+
+
+async def test_a_job_that_lost_two_workers_is_a_suspect_whatever_becomes_of_its_next_attempts(
+    database: Database,
+) -> None:
+    tenant = await makers.make_tenant(database)
+    [job] = await makers.submit(database, makers.new_job(tenant))
+    for number in (1, 2):
+        assert not (await lose(database, job, release_no=number)).suspect
+        await makers.release(database)
+    for number, end in enumerate((Happening.RETRY_SCHEDULED, Happening.HANDED_BACK), start=3):
+        claim = await makers.claim(database, job, release_no=number)
+        assert claim is not None
+        assert (claim.suspect, claim.losses) == (True, 2)
+        await makers.conclude(database, claim, end)
+        await makers.release(database)
+    assert not (await makers.running(database, tenant)).suspect
+
+
+@pytest.mark.parametrize("end", [Happening.COMPLETED, Happening.RETRY_SCHEDULED])
+async def test_a_silent_worker_that_comes_back_takes_its_loss_back(database: Database, end: Happening) -> None:
+    tenant = await makers.make_tenant(database)
+    [job] = await makers.submit(database, makers.new_job(tenant))
+    dead = await lose(database, job, release_no=1)
+    await makers.release(database)
+    slow = await lose(database, job, release_no=2)
+    assert await makers.conclude(database, slow, end) is None
+    await makers.release(database)
+    third = await makers.claim(database, job, release_no=3)
+    assert third is not None
+    assert (third.losses, third.attempts, dead.claim_no) == (1, 0, 1)
+    assert [one.outcome for one in await attempts_of(database, job.id)] == [
+        AttemptOutcome.LOST,
+        AttemptOutcome.LOST,
+        None,
+    ]
+
+
+async def test_an_attempt_that_ended_otherwise_takes_no_loss_back(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    [job] = await makers.submit(database, makers.new_job(tenant))
+    await lose(database, job, release_no=1)
+    await makers.release(database)
+    back = await makers.claim(database, job, release_no=2)
+    assert back is not None
+    assert await makers.conclude(database, back, Happening.HANDED_BACK) is not None
+    assert await makers.conclude(database, back, Happening.COMPLETED) is None
+    await makers.release(database)
+    again = await makers.claim(database, job, release_no=3)
+    assert again is not None
+    assert again.losses == 1
+
+
+async def test_a_claim_found_again_is_as_suspect_as_it_was(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    [job] = await makers.submit(database, makers.new_job(tenant))
+    for number in (1, 2):
+        await lose(database, job, release_no=number)
+        await makers.release(database)
+    claim_id = new_id()
+    first, again = [await makers.claim(database, job, release_no=3, claim_id=claim_id) for _ in range(2)]
+    assert first == again
+    assert again is not None
+    assert again.suspect
 
 
 # --- workers ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Systems for the service tests, on each kind of database."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import structlog
@@ -8,7 +9,7 @@ from tests.conftest import MakePostgresURL
 from tests.service.engines import ScriptedEngine
 from tests.service.systems import Caller, System, running_system
 
-from imprimatur.job import BACKOFFS, JobType
+from imprimatur.job import DEFAULTS, JobType
 from imprimatur.retry import Backoff
 from imprimatur.storage.database import Database
 
@@ -58,4 +59,6 @@ def engine() -> ScriptedEngine:
 @pytest.fixture
 def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries follow at once."""
-    monkeypatch.setitem(BACKOFFS, JobType.CREATIVE_REVIEW, Backoff(first_seconds=0.05, cap_seconds=0.1))
+    usual = DEFAULTS[JobType.CREATIVE_REVIEW]
+    short = replace(usual, backoff=Backoff(first_seconds=0.05, cap_seconds=0.1))
+    monkeypatch.setitem(DEFAULTS, JobType.CREATIVE_REVIEW, short)

@@ -123,16 +123,18 @@ class System:
         self,
         engine: Engine,
         *,
+        apart: Engine | None = None,
         slots: int = 4,
         drain_seconds: float = 0.0,
         lease_database: Database | None = None,
     ) -> AsyncIterator[Reviewer]:
-        """A reviewer inside the block."""
+        """A reviewer inside the block; without `apart`, suspects run like all others."""
         async with reviewer(
             self.database,
             lease_database or self.database,
             self.broker,
             engine,
+            apart or engine,
             slots=slots,
             lease_seconds=self.lease_seconds,
             drain_seconds=drain_seconds,

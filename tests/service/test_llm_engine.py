@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Coroutine
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from pydantic_ai import ModelSettings
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
+from tests.deadly import own_children
 from tests.service import provider as scripted
 from tests.service.provider import INPUT_TOKENS, OUTPUT_TOKENS, Provider, Step, answer, fails, gives, providing, says
 
@@ -25,6 +27,7 @@ from imprimatur.errors import (
 )
 from imprimatur.evidence import Category, Creative, Evidence, Image, Part, Recommendation
 from reviewer.engines import Engine
+from reviewer.engines.apart import EngineApart
 from reviewer.engines.llm import prompts
 from reviewer.engines.llm.engine import LLMEngine
 from reviewer.engines.registry import open_engine
@@ -409,3 +412,36 @@ def test_a_wrong_configuration_is_refused_and_named(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ConfigurationError, match=says_what):
         open_engine(EngineSettings(engine=EngineName.LLM, **wrong))
+
+
+# --- apart -----------------------------------------------------------------------------------------------
+
+
+def shown_by(pid: int) -> bytes:
+    """The command line and the environment of a process."""
+    return b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+
+
+async def test_apart_it_asks_with_the_key_that_no_command_line_environment_or_log_shows(
+    provider: Provider, engine: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    others = own_children()
+    apart = EngineApart(partial(open_engine, settings(provider).of_child()), identity=engine.identity)
+    provider.follow(scripted.hangs)
+    call = asyncio.create_task(apart.examine(SHOES))
+    async with asyncio.timeout(30.0):
+        await provider.asked.wait()
+    [child] = own_children() - others
+    shown = shown_by(child)
+    call.cancel()
+    async with asyncio.timeout(10.0):
+        await provider.left.wait()
+    provider.follow(gives(answer()), fails(401))
+    found = await apart.examine(SHOES)
+    assert (found.engine, found.approval_score, found.input_tokens) == (engine.identity, 0.97, INPUT_TOKENS)
+    refused = await error_of(apart.examine(SHOES))
+    assert (refused.code, refused.engine) == ("provider_credentials", "llm")
+    assert {call.headers["Authorization"] for call in provider.calls} == {f"Bearer {KEY}"}
+    assert b"reviewer" in shown
+    assert KEY.encode() not in shown
+    assert KEY not in "".join(capfd.readouterr())

@@ -1,6 +1,7 @@
 """How far a job is said to be: while an engine takes its time, and never longer than that."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from tests.service import engines
@@ -8,7 +9,7 @@ from tests.service.engines import ScriptedEngine
 from tests.service.systems import Caller, System
 
 from imprimatur.evidence import Creative, Evidence
-from imprimatur.job import BACKOFFS, JobType
+from imprimatur.job import DEFAULTS, JobType
 from imprimatur.retry import Backoff
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_CANCELLED as CANCELLED
@@ -37,7 +38,9 @@ class Slow(ScriptedEngine):
 def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
     """An engine that is found slow at once, and whose failures are tried again much later."""
     monkeypatch.setattr(creative_review, "_SLOW_AFTER_SECONDS", 0.01)
-    monkeypatch.setitem(BACKOFFS, JobType.CREATIVE_REVIEW, Backoff(first_seconds=1000.0, cap_seconds=1000.0))
+    usual = DEFAULTS[JobType.CREATIVE_REVIEW]
+    long = replace(usual, backoff=Backoff(first_seconds=1000.0, cap_seconds=1000.0))
+    monkeypatch.setitem(DEFAULTS, JobType.CREATIVE_REVIEW, long)
     return Slow()
 
 

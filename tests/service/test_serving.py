@@ -32,7 +32,9 @@ def brokers(monkeypatch: pytest.MonkeyPatch) -> list[MemoryBroker]:
 
 @pytest.fixture
 async def access(tmp_path: Path, brokers: list[MemoryBroker]) -> AsyncIterator[Access]:
-    async with serving(tmp_path / "data", ScriptedEngine(), port=0, metrics_port=0, drain_seconds=0.1) as running:
+    async with serving(
+        tmp_path / "data", ScriptedEngine(), ScriptedEngine(), port=0, metrics_port=0, drain_seconds=0.1
+    ) as running:
         yield running
 
 
@@ -73,8 +75,10 @@ async def test_a_taken_port_stops_all_that_was_begun(access: Access, tmp_path: P
     ):
         engine = ScriptedEngine()
         with pytest.raises(ConfigurationError, match=told):
-            async with serving(tmp_path / "other", engine, port=port, metrics_port=metrics, drain_seconds=0.1):
+            async with serving(tmp_path / "other", engine, engine, port=port, metrics_port=metrics, drain_seconds=0.1):
                 pass
         assert engine.closed
-    async with serving(tmp_path / "other", ScriptedEngine(), port=0, metrics_port=0, drain_seconds=0.1) as free:
+    async with serving(
+        tmp_path / "other", ScriptedEngine(), ScriptedEngine(), port=0, metrics_port=0, drain_seconds=0.1
+    ) as free:
         assert await ready(free) == (200, {})  # the folder was given free

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imprimatur.errors import RateLimited, TimedOut, TransientError, UnreviewableInput
-from reviewer.children import ChildPool
+from reviewer.children import ChildPool, run_alone
 
 
 @pytest.fixture
@@ -65,6 +65,10 @@ def thread_settings() -> list[str | None]:
     return [os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")]
 
 
+def oom_score_adj() -> int:
+    return int(Path("/proc/self/oom_score_adj").read_text())
+
+
 def break_at_start() -> None:
     raise OSError("no model here")
 
@@ -101,7 +105,7 @@ async def test_a_large_argument_and_result_cross_over_whole(pool: ChildPool) -> 
 
 
 async def test_a_timed_out_call_kills_its_child_and_the_next_call_works(pool: ChildPool, tmp_path: Path) -> None:
-    await pool.start()
+    await pool.run(thread_settings)  # this module is imported in the child by now, and takes none of the time
     call = await hanging_child(pool, tmp_path / "pid", timeout_seconds=1.0)
     with pytest.raises(TimedOut, match="longer than 1 s"):
         await call
@@ -205,6 +209,17 @@ async def test_children_compute_on_one_thread(pool: ChildPool) -> None:
     assert await pool.run(thread_settings) == ["1", "1"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels have no such score")
+async def test_when_memory_runs_out_the_kernel_takes_a_child_first(pool: ChildPool) -> None:
+    before = oom_score_adj()
+    assert await pool.run(oom_score_adj) == 1000
+    assert oom_score_adj() == before
+
+
+async def test_children_stand_behind_their_parent_for_the_processor(pool: ChildPool) -> None:
+    assert await pool.run(os.nice, 0) == os.nice(0) + 10
+
+
 async def test_a_new_child_imports_nothing_of_the_service_around_it(pool: ChildPool) -> None:
     modules = await pool.run(eval, "sorted(__import__('sys').modules)")
     strangers = ("gateway", "notifier", "sqlalchemy", "aio_pika", "numpy")
@@ -222,6 +237,13 @@ async def test_close_ends_all_children_and_their_calls(tmp_path: Path) -> None:
         await call
     with pytest.raises(TransientError):
         await pool.run(os.getpid)
+
+
+async def test_a_call_alone_has_a_process_that_is_initialised_for_it_and_gone_after_it() -> None:
+    first = await run_alone(os.getpid)
+    assert not alive(first)
+    assert await run_alone(os.getpid) not in (first, os.getpid())
+    assert await run_alone(os.getenv, "CHILD_WAS_INITIALISED", initializer=mark_start) == "yes"
 
 
 PARENT = """

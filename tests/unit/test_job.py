@@ -4,7 +4,7 @@ import pytest
 
 from imprimatur.errors import AttemptError, PermanentError, RateLimited, TimedOut, TransientError, UnreviewableInput
 from imprimatur.job import (
-    BACKOFFS,
+    DEFAULTS,
     SUBMITTED,
     TERMINAL,
     TRANSITIONS,
@@ -32,6 +32,7 @@ TABLE = {
     (State.AWAITING_REVIEW, Happening.HELD_BY_PERSON): (State.AWAITING_REVIEW, ""),
     (State.AWAITING_REVIEW, Happening.DECIDED): (State.SUCCEEDED, "job.succeeded"),
     (State.AWAITING_REVIEW, Happening.CANCELLED): (State.CANCELLED, "job.cancelled"),
+    (State.AWAITING_REVIEW, Happening.REVIEW_AGAIN): (State.QUEUED, ""),
 }
 
 
@@ -103,5 +104,5 @@ def test_what_is_kept_of_an_error_says_whether_a_retry_can_help(error: AttemptEr
     assert JobError.of(error) == kept
 
 
-def test_every_job_type_has_a_backoff() -> None:
-    assert set(BACKOFFS) == set(JobType)
+def test_every_job_type_has_defaults() -> None:
+    assert set(DEFAULTS) == set(JobType)

@@ -43,12 +43,17 @@ async def end(
     *,
     error: JobError | None,
     spent: Spent,
-) -> None:
-    """Write an attempt's end, and what it used."""
+) -> AttemptOutcome | None:
+    """Write an attempt's end, and what it used. Returns how it ended: as it was ended before, if it was; None when
+    there is no such attempt."""
     mine = and_(attempts.c.job_id == job_id, attempts.c.claim_no == claim_no)
     is_open = attempts.c.outcome.is_(None)
     ending = {name: case((is_open, value), else_=attempts.c[name]) for name, value in _ending(outcome, error).items()}
-    await tx.connection.execute(update(attempts).where(mine).values(**asdict(spent), **ending))
+    changed = await tx.connection.execute(
+        update(attempts).where(mine).values(**asdict(spent), **ending).returning(attempts.c.outcome)
+    )
+    found = changed.scalar_one_or_none()
+    return AttemptOutcome(found) if found else None
 
 
 async def end_open(

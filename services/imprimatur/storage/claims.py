@@ -7,6 +7,7 @@ was cancelled or taken over meanwhile; the result is discarded, but what it cost
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, func, select, tuple_, update
@@ -98,6 +99,8 @@ def _claim_of(row: Row[Any]) -> Claim:
         remaining_seconds=(row.deadline_at - row.updated_at).total_seconds(),
         priority=Priority(row.priority),
         first_wait_seconds=(row.updated_at - row.run_at).total_seconds() if row.claim_no == 1 else None,
+        first_due_at=row.deadline_at - timedelta(seconds=row.deadline_seconds),
+        losses=row.losses,
     )
 
 
@@ -171,8 +174,19 @@ async def conclude(tx: Transaction, claim: Claim, conclusion: Conclusion, spent:
 
 
 async def book(tx: Transaction, claim: Claim, conclusion: Conclusion, spent: Spent) -> None:
-    """Write the attempt's end and what it used, whatever became of the job."""
-    await attempts.end(tx, claim.job_id, claim.claim_no, conclusion.outcome, error=conclusion.error, spent=spent)
+    """Write the attempt's end and what it used, whatever became of the job.
+
+    An attempt that was ended as lost had a worker that lives: it only was slow, or cut off. Its loss is no sign
+    that the job kills workers, and is not counted any more.
+    """
+    outcome = await attempts.end(
+        tx, claim.job_id, claim.claim_no, conclusion.outcome, error=conclusion.error, spent=spent
+    )
+    if outcome is AttemptOutcome.LOST:
+        unfinished = jobs.c.state.in_((State.QUEUED, State.RUNNING))
+        await tx.connection.execute(
+            update(jobs).where(is_job(claim.job_id), unfinished, jobs.c.losses > 0).values(losses=jobs.c.losses - 1)
+        )
 
 
 _WORKER_LOST = JobError(code="worker_lost", message="the worker fell silent; the job runs again", retryable=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, case, exists, func, select, text, update
 
-from imprimatur.job import MOST_LOSSES, AttemptOutcome, Happening, JobError, JobType, Priority, State
+from imprimatur.job import MOST_LOSSES, WORKERS_LOST, AttemptOutcome, Happening, JobError, JobType, Priority, State
 from imprimatur.storage import attempts, clock, outbox
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FIRST_REISSUE_AFTER_SECONDS
@@ -164,7 +164,7 @@ LOST_TOO_OFTEN = Hopeless(
     which=(jobs.c.state == State.RUNNING, jobs.c.lease_until < clock.now(), jobs.c.losses >= MOST_LOSSES - 1),
     by_age=jobs.c.lease_until,
     error=JobError(
-        code="workers_lost",
+        code=WORKERS_LOST,
         message=f"{MOST_LOSSES} workers fell silent while they worked on it; it is not tried any more.",
         retryable=True,
     ),

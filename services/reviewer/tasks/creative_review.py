@@ -11,6 +11,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+import structlog
+
 from imprimatur import metrics
 from imprimatur.errors import AttemptError, TransientError
 from imprimatur.evidence import Evidence
@@ -24,31 +26,42 @@ from imprimatur.wire.creatives import ai_result, creative_of
 from reviewer.engines import Engine
 from reviewer.tasks import NotEnough, Report, Work
 
+log = structlog.get_logger(__name__)
+
 #: An engine that takes longer shows that it is still at work.
 _SLOW_AFTER_SECONDS = 2.0
 
 
 class CreativeReview:
-    """Reviews creatives with one engine."""
+    """Reviews creatives with one engine; suspects with the same engine `apart`, in processes of their own."""
 
-    def __init__(self, database: Database, engine: Engine) -> None:
+    def __init__(self, database: Database, engine: Engine, apart: Engine) -> None:
         self._database = database
         self._engine = engine
+        self._apart = apart
 
     async def run(self, claim: Claim, report: Report, *, in_full: bool) -> Work:
         """Have the engine examine the creative, unless the tenant approves everything without a review."""
         if not in_full and await self._approves_everything(claim):
             return Work(product=None)
+        engine = self._engine_for(claim)
         async with _shown_when_slow(report):
             began = time.perf_counter()
-            evidence = await self._engine.examine(creative_of(claim.input))
-            metrics.engine_seconds.labels(self._engine.identity.name).observe(time.perf_counter() - began)
+            evidence = await engine.examine(creative_of(claim.input))
+            metrics.engine_seconds.labels(engine.identity.name).observe(time.perf_counter() - began)
         if flaw := flaw_of(evidence):
             invalid = TransientError(
                 f"the engine's answer is invalid: {flaw}", code="invalid_answer", stage="examining"
             )
             raise invalid.after_spending(**asdict(_spent(evidence)))
         return Work(product=evidence, spent=_spent(evidence))
+
+    def _engine_for(self, claim: Claim) -> Engine:
+        if not claim.suspect:
+            return self._engine
+        metrics.attempts_apart.inc()
+        log.warning("a job that lost workers is examined in a process of its own", losses=claim.losses)
+        return self._apart
 
     async def _approves_everything(self, claim: Claim) -> bool:
         async with self._database.read() as reader:

@@ -1,0 +1,84 @@
+"""The engine for suspects: each creative is examined in a child process of its own, which ends with it.
+
+A suspect is a job that lost two workers (`imprimatur.job.Claim.suspect`): it may be what kills them. Neither this
+process nor the engine's shared children come near it, so that whatever it does strikes nobody else. Most suspects are
+innocent, lost together with the one that is not: they are examined here as anywhere.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
+
+from imprimatur.errors import PermanentError, TransientError
+from imprimatur.evidence import Creative, EngineIdentity, Evidence
+from imprimatur.job import WORKERS_LOST
+from reviewer.children import DIED, run_alone
+from reviewer.engines import Engine
+
+#: Children at once, each with an engine of its own: about 200 MB with the builtin one. Further calls
+#: wait: starting a child costs about a second of processor, and the other slots need theirs.
+MOST_AT_ONCE = 2
+
+#: In a child: its engine.
+_engine: ContextVar[Engine] = ContextVar("engine")
+
+
+class EngineApart:
+    """An `Engine` that opens another one anew for each creative.
+
+    Args:
+        opener: opens the engine in the child; it must pickle, and crosses over by the line between the processes,
+            never by the command line: it may hold secrets.
+        identity: of the engine that it opens.
+    """
+
+    def __init__(self, opener: Callable[[], Engine], *, identity: EngineIdentity) -> None:
+        self.identity = identity
+        self._opener = opener
+        self._turn = asyncio.Semaphore(MOST_AT_ONCE)
+
+    async def examine(self, creative: Creative) -> Evidence:
+        """Have a new child examine the creative. Cancelling the call kills the child.
+
+        Raises:
+            imprimatur.errors.PermanentError: a process died of the examination (`workers_lost`). Nothing else ran in
+                it, so that is proof; a process that dies before it has the creative is none.
+            imprimatur.errors.AttemptError: as the engine raised it.
+        """
+        async with self._turn:
+            try:
+                return await run_alone(_examine, creative, initializer=partial(_open, self._opener))
+            except TransientError as error:
+                if error.code != DIED:
+                    raise
+                raise _proof(error) from error
+
+    async def close(self) -> None:
+        """Nothing to give back: each child ends with its call."""
+
+
+def _proof(error: TransientError) -> PermanentError:
+    return PermanentError(
+        f"{error.message} while it examined this job alone; it is not tried any more.",
+        code=WORKERS_LOST,
+        stage=error.stage,
+    )
+
+
+# --- in the child ----------------------------------------------------------------------------------------
+
+
+def _open(opener: Callable[[], Engine]) -> None:
+    _engine.set(opener())
+
+
+def _examine(creative: Creative) -> Evidence:
+    return asyncio.run(_examine_and_close(_engine.get(), creative))
+
+
+async def _examine_and_close(engine: Engine, creative: Creative) -> Evidence:
+    try:
+        return await engine.examine(creative)
+    finally:
+        await engine.close()

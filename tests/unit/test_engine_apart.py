@@ -1,0 +1,152 @@
+"""The engine for suspects, with real processes and real kills."""
+
+import asyncio
+import os
+import pickle
+import signal
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tests import deadly
+from tests.contract.polling import eventually
+from tests.deadly import DeadlyEngine, Looks, alive, own_children
+
+from imprimatur.errors import PermanentError, RateLimited, TransientError, UnreviewableInput
+from imprimatur.evidence import Creative
+from imprimatur.job import WORKERS_LOST
+from reviewer.engines import Engine
+from reviewer.engines.apart import MOST_AT_ONCE, EngineApart
+from reviewer.engines.registry import open_engine
+from reviewer.settings import EngineName, EngineSettings, ReviewerSettings
+
+
+def creative(headline: str, creative_id: str = "c1") -> Creative:
+    return Creative(creative_id=creative_id, headline=headline)
+
+
+@pytest.fixture
+def looks(tmp_path: Path) -> Looks:
+    return Looks(tmp_path)
+
+
+@pytest.fixture
+def others() -> set[int]:
+    """The child processes of this one that are nothing to the test."""
+    return own_children()
+
+
+@pytest.fixture
+async def apart(tmp_path: Path, others: set[int]) -> AsyncIterator[EngineApart]:
+    opened = EngineApart(partial(DeadlyEngine, tmp_path), identity=deadly.IDENTITY)
+    yield opened
+    await opened.close()
+    assert own_children() <= others, "each child ends with its call"
+
+
+async def test_each_creative_has_a_process_of_its_own_that_is_gone_afterwards(apart: EngineApart, looks: Looks) -> None:
+    protocol: Engine = apart
+    for name in ("a", "b"):
+        assert (await protocol.examine(creative(deadly.APPROVE, name))).engine == protocol.identity
+    pids = looks.at("a") + looks.at("b")
+    assert len({*pids, os.getpid()}) == 3
+    assert not any(map(alive, pids))
+
+
+@pytest.mark.parametrize(
+    ("script", "how"),
+    [(deadly.KILL, "SIGKILL"), (deadly.EXIT, "exit code 3|SIGKILL"), (deadly.KILL_CHILD, "SIGKILL")],
+)
+async def test_a_process_that_dies_of_a_creative_is_proof_against_it(apart: EngineApart, script: str, how: str) -> None:
+    with pytest.raises(PermanentError, match=rf"^the engine's process died \(({how})\) while it examined") as caught:
+        await apart.examine(creative(script))
+    assert (caught.value.code, caught.value.stage) == (WORKERS_LOST, "engine")
+
+
+async def test_what_an_engine_declares_comes_through_as_it_is(apart: EngineApart) -> None:
+    with pytest.raises(RateLimited) as limited:
+        await apart.examine(creative(deadly.LIMITED))
+    assert limited.value.retry_after_seconds == 0.05
+    with pytest.raises(UnreviewableInput, match=r"^images\[0\]"):
+        await apart.examine(creative(deadly.UNREADABLE))
+
+
+async def test_a_bug_of_the_engine_is_no_proof(apart: EngineApart) -> None:
+    with pytest.raises(TransientError) as caught:
+        await apart.examine(creative(deadly.BREAK))
+    assert caught.value.code == "engine_failed"
+
+
+def die() -> Engine:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def find_no_key() -> Engine:
+    raise OSError("no key here")
+
+
+@pytest.mark.parametrize("opener", [die, find_no_key])
+async def test_an_engine_that_does_not_open_is_no_proof(opener: Callable[[], Engine]) -> None:
+    apart = EngineApart(opener, identity=deadly.IDENTITY)
+    with pytest.raises(TransientError) as caught:
+        await apart.examine(creative(deadly.APPROVE))
+    assert caught.value.code == "engine_not_started"
+
+
+async def test_a_cancelled_call_kills_its_process(apart: EngineApart, looks: Looks) -> None:
+    call = asyncio.create_task(apart.examine(creative(deadly.WAIT)))
+    await eventually(lambda: looks.at("c1"), "begun")
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert not alive(looks.at("c1")[0])
+
+
+async def test_a_call_cancelled_before_its_process_is_ready_leaves_none_and_no_error_in_the_log(
+    apart: EngineApart, others: set[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = asyncio.create_task(apart.examine(creative(deadly.WAIT)))
+    await eventually(lambda: own_children() - others, "a process")
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert own_children() <= others
+    assert "did not start" not in capsys.readouterr().out
+
+
+async def test_only_so_many_processes_run_at_once(apart: EngineApart, others: set[int], looks: Looks) -> None:
+    names = [f"c{number}" for number in range(MOST_AT_ONCE + 2)]
+    calls = [asyncio.create_task(apart.examine(creative(deadly.WAIT, name))) for name in names]
+    await eventually(lambda: sum(len(looks.at(name)) for name in names) >= MOST_AT_ONCE, "begun", seconds=30.0)
+    assert len(own_children() - others) == MOST_AT_ONCE
+    looks.open_gate()
+    assert len(await asyncio.gather(*calls)) == len(names)
+
+
+async def test_the_builtin_engine_finds_the_same_apart() -> None:
+    settings = EngineSettings(engine=EngineName.BUILTIN)
+    engine = open_engine(settings)
+    apart = EngineApart(partial(open_engine, settings.of_child()), identity=engine.identity)
+    try:
+        asked = creative("Fresh bread, every morning")
+        assert await apart.examine(asked) == await engine.examine(asked)
+    finally:
+        await engine.close()
+
+
+def test_a_child_is_told_the_engines_settings_and_no_other() -> None:
+    settings = ReviewerSettings(
+        database_url="postgresql://user:db-secret@host/name",
+        broker_url="amqp://user:mq-secret@host/",
+        engine=EngineName.LLM,
+        engine_processes=8,
+        llm_model="house-model",
+        llm_api_key="sk-needed",
+    )
+    told = pickle.dumps(settings.of_child())
+    assert b"db-secret" not in told
+    assert b"mq-secret" not in told
+    expected = {name: getattr(settings, name) for name in EngineSettings.model_fields} | {"engine_processes": 1}
+    assert pickle.loads(told).model_dump() == expected
