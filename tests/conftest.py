@@ -1,4 +1,4 @@
-"""Databases for every test: a private PostgreSQL, SQLite files, and a migrated, empty schema in each."""
+"""Servers for every test: a private PostgreSQL, SQLite files, a migrated, empty schema in each; a private RabbitMQ."""
 
 import asyncio
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 import asyncpg  # type: ignore[import-untyped]  # ships no types
 import pytest
 from deploy.local.postgres import PrivatePostgres
+from deploy.local.rabbitmq import PrivateRabbitMQ
 from hypothesis import settings
 
 from imprimatur.storage import migrations
@@ -39,6 +40,13 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivatePost
     """A private server that lives as long as the test session. Tests that hurt servers start their own."""
     folder = tmp_path_factory.mktemp("postgresql")
     with PrivatePostgres.start(folder, fsync=False, max_connections=200) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbitMQ]:
+    """A private node. A test that hurts it heals it before it ends."""
+    with PrivateRabbitMQ.start(tmp_path_factory.mktemp("rabbitmq")) as server:
         yield server
 
 

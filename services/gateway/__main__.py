@@ -30,7 +30,10 @@ async def run(settings: GatewaySettings) -> None:
             lease_seconds=settings.lease_seconds,
             drain_seconds=settings.drain_seconds,
         ),
-        http_port(settings.http_host, settings.gateway_http_port, around.checks(), around.observe),
+        # Not the broker: without it jobs are accepted, shown and cancelled, and it would be away for every gateway.
+        http_port(
+            settings.http_host, settings.gateway_http_port, {"database": around.database_answers}, around.observe
+        ),
     ):
         await until_signalled()
 

@@ -5,12 +5,15 @@ about now: as many jobs as the live workers have slots, plus a few.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
 
 from imprimatur import metrics
+from imprimatur.broker import Broker
 from imprimatur.job import Happening, JobType
 from imprimatur.policy import EngineFailure, Mode, decide
 from imprimatur.runtime import Loop
@@ -34,6 +37,7 @@ class Dispatcher:
     """One gateway's share of deciding what runs next.
 
     Args:
+        broker: asked for nothing but whether it is there.
         pass_seconds: how often to look; a submit that finds no room does not wait for it, others do.
         lease_seconds: the workers' lease; jobs are taken from a silent worker only after one whole lease of
             uninterrupted contact with the database, so that our own pause is not taken for theirs.
@@ -43,17 +47,20 @@ class Dispatcher:
     def __init__(
         self,
         database: Database,
+        broker: Broker,
         *,
         pass_seconds: float = 0.25,
         lease_seconds: float = 3.0,
         silent_seconds: float = 5.0,
     ) -> None:
         self._database = database
+        self._broker = broker
         self._pass_seconds = pass_seconds
         self._lease_seconds = lease_seconds
         self._silent_seconds = silent_seconds
         self._loop = Loop("dispatcher", self.pass_once, interval_seconds=pass_seconds)
         self._room = 0
+        self._taken = self._settled = 0  # of the room, ever: given to submits, and by submits that have ended
         self._contact_since: float | None = None
         self._last_contact = 0.0
         self._last_thorough = 0.0
@@ -66,20 +73,28 @@ class Dispatcher:
         """Stop; another gateway goes on."""
         await self._loop.stop()
 
-    def take_room(self, wanted: int) -> int:
-        """How many of `wanted` new jobs may be put up for claiming at once: all while nothing is held back."""
+    @contextmanager
+    def room_for(self, wanted: int) -> Iterator[int]:
+        """How many of `wanted` new jobs a transaction inside the block may put up for claiming at once: all while
+        nothing is held back."""
         taken = min(wanted, self._room)
         self._room -= taken
-        return taken
+        self._taken += taken
+        try:
+            yield taken
+        finally:
+            self._settled += taken
 
     async def pass_once(self) -> float | None:
         """One look at what waits; the next one is soon while something is held back."""
         began = time.monotonic()
         thorough = began - self._last_thorough >= self._pass_seconds
         try:
+            settled = self._settled  # what commits later may be missing from the count
             async with self._database.read() as reader:
                 backlog = await dispatch.backlog(reader, silent_seconds=self._silent_seconds)
-            room = backlog.slots + SPARE_RELEASES - backlog.released
+            under_way = self._taken - settled
+            room = backlog.slots + SPARE_RELEASES - backlog.released - under_way
             self._room = 0 if backlog.due else max(0, room)
             done = await self._work(room, thorough=thorough) if thorough or (backlog.due and room > 0) else _Done()
         except BaseException:
@@ -102,13 +117,16 @@ class Dispatcher:
                     done.given_up += await give_up(tx, dispatch.LOST_TOO_OFTEN)
                 done.given_up += await give_up(tx, dispatch.OVERDUE)
             done.released = await dispatch.release_due(tx, room=room)
-            # With little room left, idle workers tell that what fills it was lost on the way to them.
-            if thorough and (room > SPARE_RELEASES // 2 or await self._workers_idle(tx)):
+            if thorough and await self._messages_may_be_lost(tx, room):
                 done.reissued = await dispatch.reissue(tx, limit=max(room, SPARE_RELEASES))
         return done
 
-    async def _workers_idle(self, tx: Transaction) -> bool:
-        return await dispatch.idle_slots(tx, silent_seconds=self._silent_seconds) > 0
+    async def _messages_may_be_lost(self, tx: Transaction, room: int) -> bool:
+        """With little room left, idle workers tell that what fills it was lost on the way to them. While the broker
+        is away all messages still wait in the outbox, and more of them would only make those stale."""
+        if not self._broker.connected:
+            return False
+        return room > SPARE_RELEASES // 2 or await dispatch.idle_slots(tx, silent_seconds=self._silent_seconds) > 0
 
     def _note_contact(self) -> None:
         now = time.monotonic()

@@ -16,6 +16,7 @@ from google.rpc import status_pb2
 
 from gateway import errors
 from gateway.access import Doorkeeper, serve_as
+from gateway.deadlines import allowed_seconds
 from imprimatur import metrics
 from imprimatur.errors import InvalidRequest
 
@@ -23,10 +24,6 @@ log = structlog.get_logger(__name__)
 
 #: Served without a key: they tell nothing about anybody's jobs.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
-#: The longest that a unary call may take, whatever the client's deadline.
-LONGEST_CALL_SECONDS = 15.0
-#: Of the client's own deadline, what we use, so that our answer arrives before it.
-_SHARE_OF_DEADLINE = 0.9
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # subscriptable in the stubs alone
 _Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
@@ -70,7 +67,7 @@ class _Call:
             began = time.perf_counter()
             code = "CANCELLED"  # unless it ends in another way
             try:
-                async with asyncio.timeout(_allowed_seconds(context)):
+                async with asyncio.timeout(allowed_seconds(context)):
                     await self._admit(context)
                     response = await handle(_parsed(request), context)
                 code = "OK"
@@ -90,7 +87,8 @@ class _Call:
             code = "CANCELLED"  # unless it ends in another way
             with metrics.open_streams.labels(self._rpc).track_inprogress():
                 try:
-                    await self._admit(context)
+                    async with asyncio.timeout(allowed_seconds(context)):
+                        await self._admit(context)
                     async for response in handle(_parsed(request), context):
                         await self._admit(context)  # the key may have been revoked meanwhile
                         yield response
@@ -134,10 +132,3 @@ def _parsed(request: Any) -> Any:
     if isinstance(request, DecodeError):
         raise InvalidRequest("request", "is not a protobuf message of this method, or holds text that is not UTF-8")
     return request
-
-
-def _allowed_seconds(context: grpc.aio.ServicerContext[Any, Any]) -> float:
-    remaining = context.time_remaining()
-    if remaining is None:
-        return LONGEST_CALL_SECONDS
-    return min(LONGEST_CALL_SECONDS, max(remaining, 0.0) * _SHARE_OF_DEADLINE)

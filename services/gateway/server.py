@@ -9,9 +9,11 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_reflection.v1alpha import reflection
 
+from gateway.health import Health
 from gateway.interception import Edge
 from gateway.watching import Watchtower
 from imprimatur.errors import ConfigurationError
@@ -58,7 +60,13 @@ class Servicers:
 
 @asynccontextmanager
 async def grpc_port(
-    listener: Listener, servicers: Servicers, edge: Edge, watchtower: Watchtower, *, drain_seconds: float
+    listener: Listener,
+    servicers: Servicers,
+    edge: Edge,
+    watchtower: Watchtower,
+    health: Health,
+    *,
+    drain_seconds: float,
 ) -> AsyncIterator[int]:
     """Serve inside the block; gives the port (for port 0, the one chosen).
 
@@ -69,19 +77,17 @@ async def grpc_port(
     add_JobServiceServicer_to_server(servicers.jobs, server)
     add_ReviewServiceServicer_to_server(servicers.reviews, server)
     add_WebhookServiceServicer_to_server(servicers.webhooks, server)
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     if listener.reflection:
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
     port = _bind(server, listener)
     await server.start()
-    for service in ("", *SERVICES):
-        await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
+    await health.start()
     log.info("gateway listens", port=port, tls=listener.certificate is not None)
     try:
         yield port
     finally:
-        await healthy.enter_graceful_shutdown()
+        await health.stop()
         await watchtower.stop()
         await asyncio.shield(server.stop(drain_seconds))
 

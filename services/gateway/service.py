@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from gateway.access import Doorkeeper
 from gateway.dispatcher import Dispatcher
+from gateway.health import Health
 from gateway.interception import Edge
 from gateway.jobs import Jobs
 from gateway.reviews import Reviews
-from gateway.server import Listener, Servicers, grpc_port
+from gateway.server import SERVICES, Listener, Servicers, grpc_port
 from gateway.statistics import Gauges
 from gateway.watching import Watchtower
 from gateway.webhooks import Webhooks
@@ -41,7 +42,7 @@ async def gateway(
 
     The outbox is started by the caller: one per process, whatever services run in it.
     """
-    dispatcher = Dispatcher(database, lease_seconds=lease_seconds)
+    dispatcher = Dispatcher(database, broker, lease_seconds=lease_seconds)
     watchtower = Watchtower(database, broker)
     gauges = Gauges(database)
     servicers = Servicers(
@@ -54,7 +55,8 @@ async def gateway(
     gauges.start()
     try:
         edge = Edge(Doorkeeper(database))
-        async with grpc_port(listener, servicers, edge, watchtower, drain_seconds=drain_seconds) as port:
+        health = Health(database, SERVICES)
+        async with grpc_port(listener, servicers, edge, watchtower, health, drain_seconds=drain_seconds) as port:
             yield Gateway(port=port)
     finally:
         await watchtower.stop()

@@ -150,15 +150,18 @@ class Watchtower:
         if self._subscription is not None:
             await self._subscription.close()
 
-    async def watch(self, owner: Owner, job_id: uuid.UUID) -> AsyncIterator[Job]:
+    async def watch(
+        self, owner: Owner, job_id: uuid.UUID, *, open_within_seconds: float | None = None
+    ) -> AsyncIterator[Job]:
         """The job now, then every newer version that is seen, up to the terminal one. Nothing if there is no
         such job of the owner's.
 
         Raises:
+            TimeoutError: the job could not be read within `open_within_seconds`.
             Unavailable: this gateway is going away.
         """
         with self._slot(job_id) as slot:
-            async with self._database.read() as reader:
+            async with asyncio.timeout(open_within_seconds), self._database.read() as reader:
                 job = await jobs.find(reader, owner, job_id)
             while job is not None:
                 slot.put(job)  # so that nothing older counts as news
@@ -174,16 +177,21 @@ class Watchtower:
             self._refuse_when_draining()
             await slot.changed()
 
-    async def follow(self, owner: Owner, wanted: Filter) -> AsyncIterator[Job | None]:
+    async def follow(
+        self, owner: Owner, wanted: Filter, *, open_within_seconds: float | None = None
+    ) -> AsyncIterator[Job | None]:
         """Every unfinished job that matches, then None, then each change after which a job matches.
 
         Raises:
+            TimeoutError: the jobs could not be read within `open_within_seconds`.
             Unavailable: this gateway is going away.
             ResourceExhausted: too many jobs match.
         """
         sent = Sent()
         with self._changes(owner.tenant_id) as changes:
-            for job in await self._unfinished(owner, wanted):
+            async with asyncio.timeout(open_within_seconds):
+                unfinished = await self._unfinished(owner, wanted)
+            for job in unfinished:
                 if sent.is_news(job):
                     yield job
             yield None

@@ -91,7 +91,7 @@ class Outbox:
     async def _for_each_batch(
         self,
         queue: asyncio.Queue[_Item],
-        handle: Callable[[Sequence[_Item]], Awaitable[None]],
+        handle: Callable[[Sequence[_Item]], Awaitable[object]],
         *,
         gather_seconds: float = 0.0,
     ) -> None:
@@ -110,30 +110,40 @@ class Outbox:
                     queue.task_done()
 
     async def _poll(self) -> float | None:
+        limit = _BATCH if self._broker.connected else 1  # one, to see whether it is taken all the same
         async with self._database.begin() as tx:
             rows = await stored.lease(
                 tx,
                 older_than_seconds=self._left_behind_after_seconds,
                 lease_seconds=self._lease_seconds,
-                limit=_BATCH,
+                limit=limit,
             )
-        if rows:
-            await self._publish_all(rows)
+        left = await self._publish_all(rows)
+        if left and not self._broker.connected:  # else they wait for their lease's end, the broker long since back
+            async with self._database.begin() as tx:
+                await stored.give_back(tx, left)
         async with self._database.read() as reader:
             metrics.outbox_backlog.set(await stored.backlog(reader))
-        return 0.0 if len(rows) == _BATCH else None
+        return 0.0 if len(rows) == limit and not left else None
 
-    async def _publish_all(self, rows: Sequence[OutboxRow]) -> None:
-        results = await asyncio.gather(*(self._publish(row) for row in rows))
-        for row, sent in zip(rows, results, strict=True):
-            if sent and row.stored:
+    async def _publish_all(self, rows: Sequence[OutboxRow]) -> list[uuid.UUID]:
+        """Publish together; returns the ids of the rows that the broker did not take."""
+        faults = await asyncio.gather(*(self._publish(row) for row in rows))
+        left = {row.id: fault for row, fault in zip(rows, faults, strict=True) if fault is not None}
+        for row in rows:
+            if row.stored and row.id not in left:
                 self._confirmed.put_nowait(row.id)
+        metrics.outbox_published.labels("confirmed").inc(len(rows) - len(left))
+        metrics.outbox_published.labels("failed").inc(len(left))
+        if left:
+            log.warning("the broker did not take messages", messages=len(left), error=str(next(iter(left.values()))))
+        return list(left)
 
     async def _forget(self, confirmed: Sequence[uuid.UUID]) -> None:
         async with self._database.begin() as tx:
             await stored.remove(tx, confirmed)
 
-    async def _publish(self, row: OutboxRow) -> bool:
+    async def _publish(self, row: OutboxRow) -> BrokerError | None:
         message = Message(
             exchange=row.exchange,
             routing_key=row.routing_key,
@@ -144,8 +154,5 @@ class Outbox:
         try:
             await self._broker.publish(message)
         except BrokerError as fault:
-            metrics.outbox_published.labels("failed").inc()
-            log.warning("the broker did not take a message", routing_key=row.routing_key, error=str(fault))
-            return False
-        metrics.outbox_published.labels("confirmed").inc()
-        return True
+            return fault
+        return None

@@ -37,22 +37,24 @@ class Surroundings:
     broker: Broker
 
     def checks(self) -> dict[str, Check]:
-        """Readiness: both answer."""
-        return {"database": self._database_answers, "broker": self._broker_answers}
+        """Readiness of what can do nothing without both."""
+        return {"database": self.database_answers, "broker": self.broker_answers}
 
     async def observe(self) -> None:
         """Set the gauges that are read when they are scraped."""
         metrics.broker_connected.set(self.broker.connected)
         metrics.database_connections.set(self.database.pool_in_use)
 
-    async def _database_answers(self) -> str | None:
+    async def database_answers(self) -> str | None:
+        """Readiness: the database answers."""
         try:
             await self.database.ping()
         except Unavailable as fault:
             return fault.message
         return None
 
-    async def _broker_answers(self) -> str | None:
+    async def broker_answers(self) -> str | None:
+        """Readiness: there is a connection to the broker."""
         return None if self.broker.connected else "there is no connection to the broker"
 
 

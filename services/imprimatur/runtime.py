@@ -17,7 +17,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from imprimatur import metrics
-from imprimatur.errors import ConfigurationError
+from imprimatur.errors import ConfigurationError, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -98,6 +98,12 @@ class Loop:
             pause = None
             try:
                 pause = await self._step()
+            except (Unavailable, TimeoutError) as fault:  # told once a second and more: a line is enough
+                metrics.loop_failures.labels(self._name).inc()
+                reason = str(fault) or "it took too long"
+                log.warning(
+                    "a background step could not be done now and will be tried again", loop=self._name, reason=reason
+                )
             except Exception:
                 metrics.loop_failures.labels(self._name).inc()
                 log.exception("a background step failed and will be tried again", loop=self._name)

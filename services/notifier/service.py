@@ -1,5 +1,6 @@
 """The notifier, put together."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from notifier.deliverer import Deliverer, Pace
 from notifier.post import Poster
 from notifier.room import Limits
 
+#: The longest that one look at the database may hold up /metrics.
+_OBSERVE_SECONDS = 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Notifier:
@@ -28,16 +32,15 @@ class Notifier:
         """Readiness: the broker knows our consumer."""
         return None if self.announcer.consuming else "the queue of outcomes has no consumer of this process"
 
-    async def observe(self) -> str | None:
+    async def observe(self) -> None:
         """Set the gauges that are read when they are scraped."""
         try:
-            async with self.database.read() as reader:
+            async with asyncio.timeout(_OBSERVE_SECONDS), self.database.read() as reader:
                 open_ones = await counts(reader)
-        except Unavailable as fault:
-            return fault.message
+        except (Unavailable, TimeoutError):
+            return  # the gauges stay as they were; the other metrics must not wait for the database
         metrics.webhook_deliveries_pending.set(open_ones.deliveries)
         metrics.webhooks_pending.set(open_ones.events)
-        return None
 
 
 @asynccontextmanager

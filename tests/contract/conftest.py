@@ -1,6 +1,6 @@
-"""Servers and brokers for the contract tests. The RabbitMQ here is a real node, shared and left running."""
+"""Brokers for the contract tests."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aio_pika
 import pytest
@@ -13,13 +13,6 @@ from imprimatur.broker.memory import MemoryBroker
 from imprimatur.broker.rabbitmq import RabbitMQBroker
 
 ConnectRabbitMQ = Callable[..., Awaitable[RabbitMQBroker]]
-
-
-@pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbitMQ]:
-    """A private node. A test that hurts it heals it before it ends."""
-    with PrivateRabbitMQ.start(tmp_path_factory.mktemp("rabbitmq")) as server:
-        yield server
 
 
 @pytest.fixture

@@ -1,16 +1,22 @@
-"""What still works, and how, while the database is away: a PostgreSQL of our own that is killed."""
+"""What still works, and how, while the database is away: a PostgreSQL of our own that is killed and frozen."""
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+import json
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import AsyncExitStack
 
 import grpc
 import pytest
 from deploy.local.postgres import PrivatePostgres
+from grpc_health.v1 import health_pb2
 from structlog.testing import capture_logs
 from tests import makers
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
 from tests.service.statuses import refusal
 from tests.service.systems import Caller, System, running_system
+from tests.service.test_health import NOT_SERVING, SERVING, check, dialled, health
+from tests.service.test_metrics import get, observed
 
 from gateway import access
 from imprimatur.identity import new_id
@@ -22,6 +28,8 @@ from imprimatur.v1.job_service_pb2 import GetStatsRequest, GetSystemStatusReques
 
 #: So soon the fault of a killed server is an answer.
 SOON_SECONDS = 5.0
+SERVICES = ("gateway", "reviewer", "notifier")
+JOB_SERVICE = "imprimatur.v1.JobService"
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +124,44 @@ async def test_jobs_go_on_when_the_database_is_back(database: Database, server: 
 
 async def _has_begun(engine: ScriptedEngine) -> bool:
     return engine.running == 1
+
+
+async def test_every_service_says_that_it_is_not_ready_lives_on_and_is_ready_again(
+    database: Database, server: PrivatePostgres
+) -> None:
+    async with running_system(database) as system, AsyncExitStack() as stack:
+        ports = [(await stack.enter_async_context(observed(system, name)))[0] for name in SERVICES]
+        await makers.until(lambda: _all_say(ports, 200, {}))
+        server.suspend()
+        try:
+            await makers.until(lambda: _all_say(ports, 503, {"database"}), seconds=SOON_SECONDS)
+            assert [(await get(port, "/livez"))[0] for port in ports] == [200, 200, 200]
+            assert [(await get(port, "/metrics"))[0] for port in ports] == [200, 200, 200]
+        finally:
+            server.resume()
+        await makers.until(lambda: _all_say(ports, 200, {}), seconds=SOON_SECONDS)
+
+
+async def _all_say(ports: list[int], status: int, failing: Collection[str]) -> bool:
+    answers = await asyncio.gather(*(get(port, "/readyz") for port in ports))
+    return all((code, json.loads(body)["failing"].keys()) == (status, set(failing)) for code, body in answers)
+
+
+async def test_grpc_health_tells_of_a_gateway_without_its_database_and_of_its_return(
+    database: Database, server: PrivatePostgres
+) -> None:
+    async with running_system(database) as system, dialled(system.port) as channel:
+        watch = health(channel).Watch(health_pb2.HealthCheckRequest(service=JOB_SERVICE))
+        told = [(await watch.read()).status]
+        server.kill()
+        async with asyncio.timeout(10.0):
+            told.append((await watch.read()).status)
+        assert (await check(channel, "")).status == NOT_SERVING
+        server.restart()
+        async with asyncio.timeout(10.0):
+            told.append((await watch.read()).status)
+        assert (await check(channel, "")).status == SERVING
+        assert told == [SERVING, NOT_SERVING, SERVING]
 
 
 async def _is_away(system: System, me: Caller) -> bool:

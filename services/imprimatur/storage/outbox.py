@@ -71,6 +71,11 @@ async def lease(tx: Transaction, *, older_than_seconds: float, lease_seconds: fl
     return sorted((OutboxRow(**row._mapping, stored=True) for row in taken), key=lambda row: row.id)
 
 
+async def give_back(tx: Transaction, ids: Collection[uuid.UUID]) -> None:
+    """End leases early: what was taken may be taken again."""
+    await tx.connection.execute(update(outbox).where(outbox.c.id.in_(sorted(ids))).values(leased_until=None))
+
+
 async def remove(tx: Transaction, ids: Collection[uuid.UUID]) -> None:
     """Forget what the broker has confirmed."""
     await tx.connection.execute(delete(outbox).where(outbox.c.id.in_(sorted(ids))))

@@ -1,0 +1,49 @@
+"""What waits in the outbox while the broker is away goes out when it is back, whoever took it up meanwhile."""
+
+from sqlalchemy import func, select
+from tests import makers
+from tests.contract.polling import eventually
+
+from imprimatur.broker import Message, Queue
+from imprimatur.broker.memory import MemoryBroker
+from imprimatur.outbox import Outbox
+from imprimatur.storage.database import Database
+from imprimatur.storage.schema import outbox
+
+#: So long a lease that no test sees its end.
+FOR_EVER_SECONDS = 3600.0
+
+
+class Counting(MemoryBroker):
+    """Says how often it was asked to take a message."""
+
+    tried = 0
+
+    async def publish(self, message: Message) -> None:
+        """As of any broker."""
+        self.tried += 1
+        await super().publish(message)
+
+
+async def test_a_lease_taken_while_the_broker_is_away_does_not_outlast_that(database: Database) -> None:
+    broker = Counting()
+    sending = Outbox(database, broker, left_behind_after_seconds=0.0, lease_seconds=FOR_EVER_SECONDS, poll_seconds=0.01)
+    tenant = await makers.make_tenant(database)
+    await makers.submit(database, *(makers.new_job(tenant) for _ in range(5)))  # by a writer that is gone
+    sending.start()
+    await eventually(lambda: broker.tried >= 3)
+    assert await _rows(database) == 5
+    await broker.start()
+    await makers.until(lambda: _is_empty(database))
+    assert await broker.depth(Queue.REVIEW_NORMAL) == 5
+    await sending.stop()
+    await broker.close()
+
+
+async def _rows(database: Database) -> int:
+    async with database.read() as reader:
+        return (await reader.connection.execute(select(func.count()).select_from(outbox))).scalar_one()
+
+
+async def _is_empty(database: Database) -> bool:
+    return await _rows(database) == 0
