@@ -1,0 +1,493 @@
+"""Whatever is done with stored jobs, in whatever order: both databases against a model of a few lines, driven by
+Hypothesis, which shortens what fails to the steps that matter.
+
+A rule draws a number and takes the job or claim of that number among those that it suits, as bundles, which know
+nothing of states, hardly ever made a claim stale. Nothing waits for time to pass: a rule moves the stored instants.
+"""
+
+import asyncio
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import delete, update
+from tests import makers
+from tests.contract.job_model import TOLD, Held, Model, stored_histories, stored_jobs
+
+from imprimatur.errors import AttemptError, PermanentError, RateLimited, TimedOut, TransientError, UnreviewableInput
+from imprimatur.identity import new_id
+from imprimatur.job import (
+    DEFAULTS,
+    LOSSES_OF_A_SUSPECT,
+    MOST_LOSSES,
+    TERMINAL,
+    AttemptOutcome,
+    Claim,
+    Happening,
+    JobError,
+    JobType,
+    State,
+    after_giving_up,
+    outcome_of,
+)
+from imprimatur.policy import Trigger
+from imprimatur.retry import Again, after_error
+from imprimatur.storage import claims, clock, dispatch, jobs, people, repeats, schema
+from imprimatur.storage.attempts import Spent
+from imprimatur.storage.claims import Conclusion
+from imprimatur.storage.database import Database
+from imprimatur.storage.jobs import Filter, Owner
+from imprimatur.storage.people import HumanDecision
+from imprimatur.storage.repeats import Scope
+
+T = TypeVar("T")
+
+BRIEF = {
+    "sqlite": settings(max_examples=20, stateful_step_count=40, derandomize=True, database=None, deadline=None),
+    "postgresql": settings(max_examples=8, stateful_step_count=40, derandomize=True, database=None, deadline=None),
+}
+LONG = settings(max_examples=1000, stateful_step_count=80, database=None, deadline=None)
+
+HANDED_BACK = Conclusion(happening=Happening.HANDED_BACK, outcome=AttemptOutcome.HANDED_BACK, spends_attempt=False)
+APPROVED = Conclusion(
+    happening=Happening.COMPLETED,
+    outcome=AttemptOutcome.SUCCEEDED,
+    shown={"policy_triggered": Trigger.AUTO_APPROVE},
+)
+REFERRED = Conclusion(
+    happening=Happening.REFERRED,
+    outcome=AttemptOutcome.SUCCEEDED,
+    shown={"policy_triggered": Trigger.LOW_CONFIDENCE},
+)
+#: How an attempt may end. What leads to further claims is there more often.
+ENDS: list[Conclusion | AttemptError] = [
+    HANDED_BACK,
+    HANDED_BACK,
+    TransientError("down"),
+    TimedOut("slow"),
+    RateLimited("wait", retry_after_seconds=600.0),
+    PermanentError("the engine refuses"),
+    UnreviewableInput("no image"),
+    REFERRED,
+    APPROVED,
+]
+#: The instants of a job that mean something while it is in a state.
+LIMITS = {
+    State.QUEUED: ("deadline_at", "run_at"),
+    State.RUNNING: ("lease_until",),
+    State.AWAITING_REVIEW: ("held_until",),
+}
+PEOPLE = ["ada", "bob"]
+
+
+def some(*states: State) -> Callable[[Any], bool]:
+    return lambda machine: bool(machine.among(*states))
+
+
+def any_claims(machine: Any) -> bool:
+    return bool(machine.claims)
+
+
+#: Which one of those that come into question, counted from the first and around.
+numbers = st.integers(0, 3)
+
+
+def after(claim: Claim, error: AttemptError) -> Conclusion:
+    step = after_error(
+        error,
+        attempts_before=claim.attempts,
+        max_attempts=claim.max_attempts,
+        remaining_seconds=claim.remaining_seconds,
+        backoff=DEFAULTS[claim.type].backoff,
+        jitter=0.0,
+    )
+    again = isinstance(step, Again)
+    return Conclusion(
+        happening=Happening.RETRY_SCHEDULED if again else after_giving_up(claim.type, error),
+        outcome=outcome_of(error),
+        spends_attempt=step.spends_attempt,
+        delay_seconds=step.delay_seconds if isinstance(step, Again) else 0.0,
+        error=JobError.of(error),
+        shown={} if again else {"policy_triggered": Trigger.ENGINE_ERROR},
+    )
+
+
+class StoredJobs(RuleBasedStateMachine):
+    """One tenant's jobs. Each step does something and checks that the answer is the one the model expects."""
+
+    reached: ClassVar[Counter[str]] = Counter()  #: how often the run came to what it should come to
+
+    def __init__(self, runner: asyncio.Runner, database: Database) -> None:
+        super().__init__()
+        self.runner = runner
+        self.database = database
+        self.all: list[Model] = []
+        self.claims: list[Held] = []
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(work)
+
+    def among(self, *states: State) -> list[Model]:
+        return [job for job in self.all if job.state in (states or State)]
+
+    def one(self, number: int, *states: State) -> Model:
+        found = self.among(*states) or self.all
+        return found[number % len(found)]
+
+    def one_claim(self, number: int, *, old: bool) -> Held:
+        found = [held for held in self.claims if held.holds != old] or self.claims
+        return found[-1 - number % len(found)]
+
+    @initialize()
+    def begin(self) -> None:
+        self.run(self._empty())
+        self.owner = Owner(tenant_id=self.run(makers.make_tenant(self.database)))
+        self.submit(max_attempts=2, at_once=True)
+
+    async def _empty(self) -> None:
+        async with self.database.begin() as tx:
+            for table in reversed(schema.metadata.sorted_tables):
+                await tx.connection.execute(delete(table))
+
+    # --- accepting and releasing
+
+    @precondition(lambda self: len(self.all) - len(self.among(*TERMINAL)) < 3)
+    @rule(max_attempts=st.integers(1, 3), at_once=st.booleans())
+    def submit(self, max_attempts: int, at_once: bool) -> None:
+        new = makers.new_job(self.owner.tenant_id, max_attempts=max_attempts)
+        [job] = self.run(makers.submit(self.database, new, release_at_once=int(at_once)))
+        name = f"job {len(self.all) + 1}"
+        self.all.append(Model(job.id, name, max_attempts, released=at_once, release_no=int(at_once)))
+
+    @precondition(some(State.QUEUED))
+    @rule(room=st.integers(0, 3))
+    def release(self, room: int) -> None:
+        due = [job for job in self.among(State.QUEUED) if not job.released and job.due and not job.overdue]
+        assert self.run(makers.release(self.database, room=room)) == min(room, len(due))
+        rows = self.run(stored_jobs(self.database))
+        for job in due:  # which of them is for the tests of the order
+            job.released = rows[job.id].released_at is not None
+            job.release_no += int(job.released)
+        assert sum(job.released for job in due) == min(room, len(due))
+
+    @precondition(lambda self: any(job.claimable for job in self.all))
+    @rule()
+    def withdraw(self) -> None:
+        out = [job for job in self.among(State.QUEUED) if job.released]
+
+        async def work() -> int:
+            async with self.database.begin() as tx:
+                return await dispatch.withdraw_releases(tx)
+
+        assert self.run(work()) == len(out)
+        for job in out:
+            job.released = False
+
+    # --- workers
+
+    @precondition(some(State.QUEUED))
+    @rule(number=numbers, stale=st.integers(0, 4).map(lambda chance: chance == 4))
+    def claim(self, number: int, stale: bool) -> None:
+        self.claim_one(self.one(number, State.QUEUED), stale=stale)
+
+    def claim_one(self, job: Model, *, stale: bool = False) -> None:
+        if not job.released:
+            self.release(room=100)
+        release_no, claim_id = job.release_no - int(stale), new_id()
+        claim = self.run(makers.claim(self.database, job.id, release_no=release_no, claim_id=claim_id))
+        assert (claim is not None) == (job.claimable and not stale)
+        if claim is None:
+            return
+        assert job.move(Happening.CLAIMED)
+        job.claim_no += 1
+        job.lease_over = False
+        job.outcomes[job.claim_no] = None
+        assert (claim.claim_no, claim.attempts, claim.losses) == (job.claim_no, job.attempts, job.losses)
+        assert claim.claim_no > max((held.claim.claim_no for held in self.claims if held.job is job), default=0)
+        self.claims.append(Held(job, claim, release_no, claim_id))
+
+    @precondition(any_claims)
+    @rule(number=numbers, old=st.booleans())
+    def claim_again_after_a_lost_reply(self, number: int, old: bool) -> None:
+        held = self.one_claim(number, old=old)
+        again = self.run(makers.claim(self.database, held.job.id, release_no=held.release_no, claim_id=held.claim_id))
+        assert (again is not None) == held.holds
+        assert again is None or again.claim_no == held.claim.claim_no
+
+    @precondition(any_claims)
+    @rule(number=numbers, old=st.booleans(), percent=st.sampled_from([0, 40, 90]))
+    def report_progress(self, number: int, old: bool, percent: int) -> None:
+        held = self.one_claim(number, old=old)
+
+        async def work() -> bool:
+            async with self.database.begin() as tx:
+                return await claims.report_progress(tx, held.claim, percent=percent, stage="looking", message="")
+
+        expected = held.holds and held.job.progress <= percent
+        assert self.run(work()) == expected
+        if expected:
+            held.job.progress = percent
+            held.job.version += 1
+
+    @precondition(any_claims)
+    @rule(count=st.integers(1, 8))
+    def renew(self, count: int) -> None:
+        asked = self.claims[-count:]
+
+        async def work() -> set[tuple[uuid.UUID, int]]:
+            async with self.database.begin() as tx:
+                pairs = [(held.job.id, held.claim.claim_no) for held in asked]
+                return await claims.renew(tx, pairs, lease_seconds=30.0)
+
+        kept = [held for held in asked if held.holds]
+        assert self.run(work()) == {(held.job.id, held.claim.claim_no) for held in kept}
+        for held in kept:
+            held.job.lease_over = False
+
+    @precondition(any_claims)
+    @rule(number=numbers, old=st.booleans(), end=st.sampled_from(ENDS))
+    def end_attempt(self, number: int, old: bool, end: Conclusion | AttemptError) -> None:
+        held = self.one_claim(number, old=old)
+        self.conclude(held, after(held.claim, end) if isinstance(end, AttemptError) else end)
+
+    def conclude(self, held: Held, conclusion: Conclusion) -> None:
+        async def work() -> bool:
+            async with self.database.begin() as tx:
+                return await claims.conclude(tx, held.claim, conclusion, Spent(engine="test")) is not None
+
+        job, holds = held.job, held.holds
+        assert self.run(work()) == holds
+        self.reached["fenced off"] += not holds
+        if job.outcomes[held.claim.claim_no] is AttemptOutcome.LOST and job.state in (State.QUEUED, State.RUNNING):
+            job.losses = max(0, job.losses - 1)  # its worker lives
+        job.end_attempt(held.claim.claim_no, conclusion.outcome)
+        if holds:
+            assert job.move(conclusion.happening)
+            job.attempts += conclusion.spends_attempt
+            job.due = conclusion.delay_seconds == 0
+            job.trigger = (conclusion.shown or {}).get("policy_triggered", job.trigger)
+
+    @precondition(some(State.QUEUED, State.RUNNING))
+    @rule(number=numbers, workers=st.integers(1, MOST_LOSSES))
+    def lose_workers(self, number: int, workers: int) -> None:
+        job = self.one(number, State.QUEUED, State.RUNNING)
+        for _ in range(workers):
+            if job.state is State.QUEUED:
+                self.claim_one(job)
+            if job.state is State.RUNNING:
+                self.run(self._turn_back(job, "lease_until"))
+                job.lease_over = True
+                self.sweep()
+
+    @rule()
+    def sweep(self) -> None:
+        """One pass of the dispatcher over what makes no progress."""
+        silent = [job for job in self.among(State.RUNNING) if job.lease_over]
+        hopeless = [job for job in silent if job.losses >= MOST_LOSSES - 1]
+        once_more = [job for job in silent if job not in hopeless]
+        overdue = [job for job in [*self.among(State.QUEUED), *once_more] if job.overdue]
+
+        async def work() -> list[set[uuid.UUID]]:
+            async with self.database.begin() as tx:
+                lost = await claims.lost_leases(tx, limit=100)
+                given_up = [await self._give_up(tx, which) for which in (dispatch.LOST_TOO_OFTEN, dispatch.OVERDUE)]
+                return [{row.id for row in rows} for rows in (lost, *given_up)]
+
+        lost, given_up, late = self.run(work())
+        assert lost == {job.id for job in once_more}
+        assert given_up == {job.id for job in hopeless}
+        assert late == {job.id for job in overdue}
+        for job in silent:
+            job.end_attempt(job.claim_no, AttemptOutcome.LOST)
+        for job in once_more:
+            assert job.move(Happening.LEASE_LOST)
+            job.losses += 1
+            job.due = True
+        for job in [*hopeless, *overdue]:
+            assert job.move(Happening.REFERRED)
+            job.trigger = Trigger.ENGINE_ERROR
+        self.reached["lost"] += len(once_more)
+        self.reached["lost too often"] += len(hopeless)
+        self.reached["overdue"] += len(late)
+
+    async def _give_up(self, tx: Any, which: dispatch.Hopeless) -> Any:
+        return await dispatch.give_up(
+            tx,
+            which,
+            tenant_id=self.owner.tenant_id,
+            job_type=JobType.CREATIVE_REVIEW,
+            happening=Happening.REFERRED,
+            shown={"policy_triggered": Trigger.ENGINE_ERROR},
+            limit=100,
+        )
+
+    # --- time
+
+    @rule(number=numbers, limit=st.sampled_from(["lease_until", "deadline_at", "run_at", "held_until"]))
+    def let_time_pass(self, number: int, limit: str) -> None:
+        """Beyond one limit of one job."""
+        [state] = [state for state, limits in LIMITS.items() if limit in limits]
+        job = self.one(number, state)
+        if job.state is not state:
+            return
+        self.run(self._turn_back(job, limit))
+        job.lease_over |= limit == "lease_until"
+        job.overdue |= limit == "deadline_at"
+        job.due |= limit == "run_at"
+        job.held_by = "" if limit == "held_until" else job.held_by
+
+    async def _turn_back(self, job: Model, instant: str) -> None:
+        async with self.database.begin() as tx:
+            earlier = {instant: clock.after(-1.0)}
+            await tx.connection.execute(update(schema.jobs).where(schema.jobs.c.id == job.id).values(earlier))
+
+    # --- callers and people
+
+    @rule(number=numbers)
+    def cancel(self, number: int) -> None:
+        job = self.one(number)
+
+        async def work() -> bool:
+            async with self.database.begin() as tx:
+                return await jobs.cancel(tx, self.owner, job.id, reason="") is not None
+
+        running = job.state is State.RUNNING
+        cancelled = self.run(work())
+        assert cancelled == job.move(Happening.CANCELLED) == (job.ended is None)
+        if running:
+            job.end_attempt(job.claim_no, AttemptOutcome.CANCELLED)
+
+    @rule(number=numbers, person=st.sampled_from(PEOPLE))
+    def hold(self, number: int, person: str) -> None:
+        job = self.one(number, State.AWAITING_REVIEW)
+
+        async def work() -> bool:
+            async with self.database.begin() as tx:
+                return await people.hold(tx, self.owner, job.id, reviewer=person, seconds=3600.0) is not None
+
+        held = job.free_for(person)
+        assert self.run(work()) == held
+        if held:
+            assert job.move(Happening.HELD_BY_PERSON)
+            job.held_by = person
+
+    @rule(number=numbers, person=st.sampled_from(PEOPLE))
+    def decide(self, number: int, person: str) -> None:
+        job = self.one(number, State.AWAITING_REVIEW)
+
+        async def work() -> bool:
+            async with self.database.begin() as tx:
+                waiting = await people.lock_waiting(tx, self.owner, job.id, reviewer=person)
+                if waiting is not None:
+                    made = HumanDecision(
+                        reviewer=person,
+                        decision="approved",
+                        reason="fine",
+                        ai_recommendation="",
+                        overrides_ai=False,
+                        decided_at=await clock.present(tx),
+                    )
+                    await people.decide(tx, waiting, made, result=b"")
+                return waiting is not None
+
+        free = job.free_for(person)
+        assert self.run(work()) == free
+        assert not free or job.move(Happening.DECIDED)
+
+    @precondition(some(State.AWAITING_REVIEW))
+    @rule(number=numbers)
+    def review_again(self, number: int) -> None:
+        job = self.one(number, State.AWAITING_REVIEW)
+
+        async def work() -> int:
+            async with self.database.begin() as tx:
+                scope = Scope(owner=self.owner, wanted=Filter(), as_of=await clock.present(tx), ids=[job.id])
+                return len(await repeats.review_again(tx, scope, limit=10, asked_by="test"))
+
+        again = job.free_for("") and job.trigger in repeats.SENT_BACK
+        assert self.run(work()) == int(again)
+        if again:
+            assert job.move(Happening.REVIEW_AGAIN)
+            job.attempts = 0
+            job.losses = LOSSES_OF_A_SUSPECT if job.losses >= LOSSES_OF_A_SUSPECT else 0
+            job.trigger, job.overdue, job.due = "", False, True
+            self.reached["reviewed again"] += 1
+
+    # --- what always holds
+
+    @invariant()
+    def the_jobs_are_as_expected(self) -> None:
+        rows = self.run(stored_jobs(self.database))
+        assert set(rows) == {job.id for job in self.all}
+        for job in self.all:
+            row = rows[job.id]
+            assert (row.state, row.version, row.attempts) == (job.state, job.version, job.attempts)
+            assert (row.claim_no, row.release_no, row.losses) == (job.claim_no, job.release_no, job.losses), job.name
+            assert (row.progress_percent, row.policy_triggered) == (job.progress, job.trigger)
+            assert (row.released_at is not None) == job.released
+            assert (row.finished_at is not None) == (job.state in TERMINAL)
+            assert (row.claim_id is not None) == (row.lease_until is not None) == (job.state is State.RUNNING)
+
+    @invariant()
+    def the_promises_hold(self) -> None:
+        for job in self.all:
+            if job.ended is None and job.state in TERMINAL:
+                job.ended = job.state
+                self.reached["ended"] += 1
+            assert job.ended is None or job.state is job.ended
+            assert job.attempts <= job.max_attempts
+            assert job.losses < MOST_LOSSES
+
+    def teardown(self) -> None:
+        """The histories, whole: what was written once in them is never written again."""
+        if sys.exc_info()[0] is not None:
+            return  # a step has failed already
+        events, attempts, told = self.run(stored_histories(self.database))
+        for job in self.all:
+            assert [(row.version, row.kind, row.state) for row in events[job.id]] == job.events
+            assert [row.webhook_pending for row in events[job.id]] == [kind in TOLD for _, kind, _ in job.events]
+            assert sum(row.state in TERMINAL for row in events[job.id]) == int(job.ended is not None)
+            assert {row.claim_no: row.outcome for row in attempts[job.id]} == job.outcomes
+        assert told == Counter(f"outcome.{kind}" for job in self.all for _, kind, _ in job.events if kind in TOLD)
+
+
+def run(database_url: str, profile: settings) -> Mapping[str, int]:
+    StoredJobs.reached.clear()
+    with asyncio.Runner() as runner:
+        database = Database(database_url)
+
+        class Here(StoredJobs):
+            def __init__(self) -> None:
+                super().__init__(runner, database)
+
+        try:
+            run_state_machine_as_test(Here, settings=profile)
+        finally:
+            runner.run(database.close())
+    return StoredJobs.reached
+
+
+@pytest.mark.timeout(600)  # to find the shortest example of a failure takes minutes
+def test_whatever_is_done_in_whatever_order_the_jobs_are_as_expected(database_url: str) -> None:
+    reached = run(database_url, BRIEF[database_url.partition(":")[0]])
+    for what in ("ended", "fenced off", "lost"):
+        assert reached[what] > 0, f"{what}: {reached}"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_however_long_it_goes_on_the_jobs_are_as_expected(database_url: str) -> None:
+    run(database_url, LONG)
