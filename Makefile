@@ -55,15 +55,18 @@ check: setup ## Lint, format, types, architecture, and that generated files are 
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m docs.settings --check
+	@$(BIN)/python -m docs.reliability --check
 
 test: check servers ## Everything below 15 minutes, on real RabbitMQ and PostgreSQL
 	@$(BIN)/pytest -m "not soak"
 
-soak: servers ## What takes longer
+soak: servers ## Strike everything again and again under load (an hour); writes docs/reliability.json
 	@$(BIN)/pytest -m soak
+	@$(BIN)/python -m docs.reliability
 
-docs: setup ## Write docs/settings.md and .env.example from the settings classes
+docs: setup ## Write what is generated: docs/settings.md, .env.example, the table of docs/reliability.md
 	@$(BIN)/python -m docs.settings
+	@$(BIN)/python -m docs.reliability
 
 measure: servers ## Latencies on this machine, as a table and benchmarks/latency.json
 	@$(BIN)/python -m benchmarks.latency

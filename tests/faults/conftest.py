@@ -1,0 +1,57 @@
+"""Worlds for the fault suite, one of each surface at a time, and the report of what struck them."""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from tests.faults import report
+from tests.faults.campaign import Row
+from tests.faults.faults import FAULTS
+from tests.faults.world import Surface, World, a_world
+
+REPORT = Path(__file__).resolve().parents[2] / "docs" / "reliability.json"
+#: How often each fault strikes in a soak.
+INJECTIONS = int(os.environ.get("SOAK_INJECTIONS", "20"))
+
+Worlds = Callable[[Surface], Awaitable[World]]
+_rows: list[Row] = []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def worlds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Worlds]:
+    """Gives the world of a surface, and ends the one before: two do not fit on a small machine."""
+    present: dict[Surface, World] = {}
+    async with AsyncExitStack() as stack:
+
+        async def world_of(surface: Surface) -> World:
+            if surface not in present:
+                present.clear()
+                await stack.aclose()
+                folder = tmp_path_factory.mktemp("world")
+                present[surface] = await stack.enter_async_context(a_world(folder, surface))
+            return present[surface]
+
+        yield world_of
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[Row]:
+    """What was found, row by row."""
+    return _rows
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _report() -> Iterator[None]:
+    yield
+    if len(_rows) == len(FAULTS):
+        REPORT.write_text(report.as_json(_rows))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table."""
+    if _rows:
+        terminalreporter.section("faults")
+        terminalreporter.write(report.printed(_rows))
