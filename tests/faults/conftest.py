@@ -3,16 +3,14 @@
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from docs.reliability import FIGURES
 from tests.faults import report
 from tests.faults.campaign import Row
-from tests.faults.faults import FAULTS
 from tests.faults.world import Surface, World, a_world
 
-REPORT = Path(__file__).resolve().parents[2] / "docs" / "reliability.json"
 #: How often each fault strikes in a soak.
 INJECTIONS = int(os.environ.get("SOAK_INJECTIONS", "20"))
 
@@ -46,8 +44,8 @@ def rows() -> list[Row]:
 @pytest.fixture(scope="session", autouse=True)
 def _report() -> Iterator[None]:
     yield
-    if len(_rows) == len(FAULTS):
-        REPORT.write_text(report.as_json(_rows))
+    if _rows:
+        report.keep(_rows, FIGURES)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 
 import aio_pika
 import asyncpg  # type: ignore[import-untyped]  # ships no types
@@ -147,23 +148,23 @@ async def poisoned(world: World, load: Load) -> None:
     """A creative that kills whatever process looks at it, beside fifteen innocent ones in each reviewer."""
     for seat in world.of("reviewer"):
         seat.deaths_meant += seat.starts  # what it kills is not counted
-    innocent = [Script(kind=Kind.APPROVE, seconds=2.0)] * (REVIEWER_SLOTS - 1) * len(world.of("reviewer"))
+    innocent = [Script(kind=Kind.APPROVE, seconds=1.0)] * (REVIEWER_SLOTS - 1) * len(world.of("reviewer"))
     await asyncio.gather(*(load.submit(script) for script in innocent))
     told = await load.submit(Script(kind=Kind.POISON, seconds=0.0))
     assert told is not None, "the poison was not accepted"
 
-    async def given_up() -> bool:
-        return await _state_of(world, told.job_id) == State.AWAITING_REVIEW
-
-    await makers.until(given_up, seconds=_READY_SECONDS)
+    # Until all that ran apart for its sake are through as well: each strike is one poison among innocents.
+    await makers.until(partial(_over, world, told.job_id), seconds=_READY_SECONDS)
     for seat in world.of("reviewer"):
         seat.deaths_meant = seat.starts - 1
 
 
-async def _state_of(world: World, job_id: str) -> str:
+async def _over(world: World, poison_id: str) -> bool:
     connection = await asyncpg.connect(world.dsn)
     try:
-        return str(await connection.fetchval("SELECT state FROM jobs WHERE id = $1", job_id))
+        state = await connection.fetchval("SELECT state FROM jobs WHERE id = $1", poison_id)
+        query = "SELECT count(*) FROM jobs WHERE losses > 0 AND state IN ('queued', 'running')"
+        return state == State.AWAITING_REVIEW and await connection.fetchval(query) == 0
     finally:
         await connection.close()
 

@@ -4,10 +4,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from docs.reliability import table
 from tests.faults.campaign import Row
+from tests.faults.faults import FAULTS
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -15,9 +17,12 @@ def percentile(values: Sequence[float], share: float) -> float:
     return values[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
 
 
-def as_json(rows: Sequence[Row]) -> str:
-    """One object per row: the counts, and the percentiles of the recovery."""
-    return json.dumps({"faults": [_flat(row) for row in rows]}, indent=2) + "\n"
+def keep(rows: Sequence[Row], path: Path) -> None:
+    """Put these rows in the place of earlier ones of the same faults: counts, and percentiles of the recovery."""
+    earlier = json.loads(path.read_text(encoding="utf-8"))["faults"] if path.exists() else []
+    known = {row["fault"]: row for row in [*earlier, *map(_flat, rows)]}
+    kept = [known[fault.name] for fault in FAULTS if fault.name in known]
+    path.write_text(json.dumps({"faults": kept}, indent=2) + "\n", encoding="utf-8")
 
 
 def printed(rows: Sequence[Row]) -> str:
