@@ -164,7 +164,7 @@ async def _over(world: World, poison_id: str) -> bool:
     try:
         state = await connection.fetchval("SELECT state FROM jobs WHERE id = $1", poison_id)
         query = "SELECT count(*) FROM jobs WHERE losses > 0 AND state IN ('queued', 'running')"
-        return state == State.AWAITING_REVIEW and await connection.fetchval(query) == 0
+        return bool(state == State.AWAITING_REVIEW and await connection.fetchval(query) == 0)
     finally:
         await connection.close()
 

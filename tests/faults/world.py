@@ -213,7 +213,7 @@ def _environ(folder: Path, database_url: str) -> dict[str, str]:
     vault.write_text(new_key())
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("IMPRIMATUR_")},
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "services"))),
         FOLDER_VARIABLE: str(folder),
         "IMPRIMATUR_DATABASE_URL": database_url,
         "IMPRIMATUR_VAULT_KEY_FILE": str(vault),
