@@ -12,6 +12,7 @@ from typing import NoReturn
 from imprimatur.errors import RateLimited, TransientError, UnreviewableInput
 from imprimatur.evidence import Category, Creative, EngineIdentity, Evidence, Recommendation
 from reviewer.children import ChildPool
+from reviewer.engines.apart import MOST_BYTES
 
 IDENTITY = EngineIdentity(name="deadly", version="1")
 
@@ -27,6 +28,7 @@ FAIL = "fail"  #: a transient error at the first look, then approves
 LIMITED = "limited"  #: a rate limit at the first look, then approves
 BREAK = "break"  #: raises at the first look what an engine must not raise, then approves
 UNREADABLE = "unreadable"
+HOARD = "hoard"  #: takes more memory than a suspect's process may
 
 
 class Looks:
@@ -82,6 +84,8 @@ class DeadlyEngine:
             case "kill-together":
                 await self._until_gate_opens_or(together=int(argument))
                 _kill_this_process()
+            case "hoard":
+                bytearray(MOST_BYTES)
             case "fail" if first:
                 raise TransientError("the provider answered 503", code="provider_error", stage="examining")
             case "limited" if first:

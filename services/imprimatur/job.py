@@ -127,9 +127,9 @@ def outcome_of(error: AttemptError) -> AttemptOutcome:
 #: A job on which so many workers fell silent may be what kills them: it runs in a process of its own from then on.
 LOSSES_OF_A_SUSPECT = 2
 #: A job on which so many whole workers fell silent is not tried any more. A suspect runs apart, so that a worker lost
-#: around it proves nothing against it; but where the kernel kills a container's whole group when memory runs out, the
-#: process that it runs in takes the worker along. Three such losses beyond suspicion are no coincidence.
-MOST_LOSSES = 5
+#: around it proves little against it; but it may take the worker along all the same. `retry.after_loss` draws the
+#: tries apart, so that no single bad hour of the machines is taken for the job's doing.
+MOST_LOSSES = 10
 #: The error code of a job that is not tried any more because of the processes that it cost.
 WORKERS_LOST = "workers_lost"
 

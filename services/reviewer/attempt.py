@@ -23,8 +23,9 @@ from reviewer.tasks import NotEnough, Task, Work
 
 log = structlog.get_logger(__name__)
 
-#: How long the end of an attempt is tried to be written while the database is away.
+#: How long the end of an attempt is tried to be written while the database is away; and of a process that stops.
 _INSIST_SECONDS = 60.0
+_INSIST_WHEN_STOPPING_SECONDS = 2.0
 
 _Decide = Callable[[Transaction], Awaitable[Conclusion]]
 
@@ -133,9 +134,13 @@ class Attempts:
         except Unavailable:
             log.warning("an aborted attempt could not be booked")
 
+    @property
+    def _insist_seconds(self) -> float:
+        return _INSIST_WHEN_STOPPING_SECONDS if self._stopping else _INSIST_SECONDS
+
     async def _write(self, claim: Claim, conclude: _Decide | Conclusion, spent: Spent) -> Conclusion | None:
         """Write the end, insisting while the database is away; the fence makes repetition harmless."""
-        give_up_at = time.monotonic() + _INSIST_SECONDS
+        began = time.monotonic()
         pause, repeated = 0.1, False
         while True:
             try:
@@ -143,7 +148,7 @@ class Attempts:
                     conclusion = conclude if isinstance(conclude, Conclusion) else await conclude(tx)
                     job = await claims.conclude(tx, claim, conclusion, spent)
             except Unavailable:
-                if time.monotonic() > give_up_at:
+                if time.monotonic() - began > self._insist_seconds:
                     log.error("the end of an attempt could not be written; its lease will run out")  # noqa: TRY400
                     return None
                 repeated = True

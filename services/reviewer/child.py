@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 #: The highest there is: when memory runs out, the kernel ends a child rather than the service that started it.
 _OOM_SCORE_ADJ = "1000"
 #: Behind the service that started it, whose leases must be renewed however much children have to compute.
-_NICENESS = 10
+_NICENESS = 5
 
 
 @dataclass(frozen=True, kw_only=True)

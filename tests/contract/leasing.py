@@ -2,11 +2,13 @@
 
 import uuid
 
+from sqlalchemy import update
 from tests import makers
 
 from imprimatur.job import Attempt, Claim, Job
-from imprimatur.storage import attempts, claims
+from imprimatur.storage import attempts, claims, clock
 from imprimatur.storage.database import Database
+from imprimatur.storage.schema import jobs
 
 
 async def attempts_of(database: Database, job_id: uuid.UUID) -> list[Attempt]:
@@ -33,6 +35,12 @@ async def sweep_until_lost(database: Database, number: int) -> list[uuid.UUID]:
 
     await makers.until(swept)
     return lost
+
+
+async def make_due(database: Database, job_id: uuid.UUID) -> None:
+    """End the pause that a job is in."""
+    async with database.begin() as tx:
+        await tx.connection.execute(update(jobs).where(jobs.c.id == job_id).values(run_at=clock.now()))
 
 
 async def lose(database: Database, job: Job, *, release_no: int) -> Claim:

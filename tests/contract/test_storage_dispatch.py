@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 from tests import makers
-from tests.contract.leasing import attempts_of, sweep_until_lost
+from tests.contract.leasing import attempts_of, make_due, sweep_until_lost
 
 from imprimatur.broker import Queue
 from imprimatur.identity import new_id
@@ -280,12 +280,13 @@ async def test_no_more_are_ended_than_asked_for(database: Database) -> None:
     assert await makers.claim(database, new_id()) is None
 
 
-async def test_a_job_that_lost_five_workers_is_not_tried_any_more(database: Database) -> None:
+async def test_a_job_that_lost_ten_workers_is_not_tried_any_more(database: Database) -> None:
     tenant = await makers.make_tenant(database)
     claim = await makers.running(database, tenant, lease_seconds=0.001)
-    for release_no in range(2, 6):
+    for release_no in range(2, 11):
         assert await give_up(database, LOST_TOO_OFTEN) == []
         await sweep_until_lost(database, 1)
+        await make_due(database, claim.job_id)
         await makers.release(database)
         assert await makers.claim(database, claim.job_id, release_no=release_no, lease_seconds=0.001) is not None
 
@@ -296,5 +297,5 @@ async def test_a_job_that_lost_five_workers_is_not_tried_any_more(database: Data
     job = await makers.find(database, tenant, claim.job_id)
     assert (job.state, job.error and job.error.code, job.attempts) == (State.AWAITING_REVIEW, "workers_lost", 0)
     assert job.error is not None
-    assert job.error.message.startswith("5 workers fell silent")
-    assert [attempt.outcome for attempt in await attempts_of(database, job.id)] == [AttemptOutcome.LOST] * 5
+    assert job.error.message.startswith("10 workers fell silent")
+    assert [attempt.outcome for attempt in await attempts_of(database, job.id)] == [AttemptOutcome.LOST] * 10

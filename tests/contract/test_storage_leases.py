@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 from tests import makers
-from tests.contract.leasing import attempts_of, lose, renew, sweep, sweep_until_lost
+from tests.contract.leasing import attempts_of, lose, make_due, renew, sweep, sweep_until_lost
 
 from imprimatur.identity import new_id
 from imprimatur.job import MOST_LOSSES, AttemptOutcome, Happening, State
@@ -82,8 +82,22 @@ async def test_losses_are_counted_apart_and_claim_numbers_only_rise(database: Da
     for number in range(1, MOST_LOSSES):
         claim = await lose(database, job, release_no=number)
         assert (claim.claim_no, claim.losses, claim.attempts) == (number, number - 1, 0)
+        await make_due(database, job.id)
         await makers.release(database)
     assert [attempt.claim_no for attempt in await attempts_of(database, job.id)] == list(range(1, MOST_LOSSES))
+
+
+async def test_a_suspect_that_loses_more_workers_waits_ever_longer(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    [job] = await makers.submit(database, makers.new_job(tenant))
+    pauses = []
+    for number in range(1, 6):
+        await lose(database, job, release_no=number)
+        now = await makers.find(database, tenant, job.id)
+        pauses.append(round((now.run_at - now.updated_at).total_seconds()))
+        await make_due(database, job.id)
+        await makers.release(database)
+    assert pauses == [0, 0, 2, 4, 8]
 
 
 async def test_a_job_that_lost_two_workers_is_a_suspect_whatever_becomes_of_its_next_attempts(

@@ -315,7 +315,7 @@ class StoredJobs(RuleBasedStateMachine):
         for job in once_more:
             assert job.move(Happening.LEASE_LOST)
             job.losses += 1
-            job.due = True
+            job.due = job.losses <= LOSSES_OF_A_SUSPECT
         for job in [*hopeless, *overdue]:
             assert job.move(Happening.REFERRED)
             job.trigger = Trigger.ENGINE_ERROR

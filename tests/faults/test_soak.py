@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.asyncio(loop_scope="module"), pytest
 async def test_nothing_is_lost_while_it_strikes_again_and_again(fault: Fault, worlds: Worlds, rows: list[Row]) -> None:
     row, findings = await campaign(await worlds(fault.surface), fault, injections=INJECTIONS)
     rows.append(row)
+    print(f"\n{row}", *findings.all(), sep="\n", flush=True)  # noqa: T201  (an hour is long without a word)
     assert findings.all() == []
     assert row.accepted > 0
     assert row.recovery_seconds

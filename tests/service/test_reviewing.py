@@ -1,6 +1,7 @@
 """The whole way of a review: submitted, claimed, examined, decided by the policy that is live at that moment."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -9,6 +10,7 @@ from tests.service import engines
 from tests.service.engines import SECRET, ScriptedEngine
 from tests.service.systems import Caller, System, on_postgresql, on_sqlite
 
+from imprimatur.errors import Unavailable
 from imprimatur.policy import Mode, Policy
 from imprimatur.storage import tenants
 from imprimatur.v1 import creative_pb2 as creative
@@ -217,3 +219,27 @@ async def test_a_policy_put_while_a_review_is_being_concluded_counts(
 
 async def _is_idle(engine: ScriptedEngine) -> bool:
     return engine.running == 0
+
+
+# --- when the database is away ---------------------------------------------------------------------------
+
+
+@on_sqlite
+async def test_an_attempt_without_its_database_is_handed_back_and_not_charged(
+    system: System, me: Caller, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    read = tenants.live_policy
+
+    async def away_at_first(*args: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise Unavailable("the database is out of reach")
+        return await read(*args, **options)
+
+    monkeypatch.setattr(tenants, "live_policy", away_at_first)
+    async with system.reviewer(engine):
+        done = await me.until(await me.submit(engines.APPROVE), SUCCEEDED)
+    assert (outcomes(done), done.attempts) == (["HANDED_BACK", "SUCCEEDED"], 1)
+    assert await kinds(me, done) == ["submitted", "started", "handed_back", "started", "succeeded"]

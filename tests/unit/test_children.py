@@ -217,7 +217,7 @@ async def test_when_memory_runs_out_the_kernel_takes_a_child_first(pool: ChildPo
 
 
 async def test_children_stand_behind_their_parent_for_the_processor(pool: ChildPool) -> None:
-    assert await pool.run(os.nice, 0) == os.nice(0) + 10
+    assert await pool.run(os.nice, 0) == os.nice(0) + 5
 
 
 async def test_a_new_child_imports_nothing_of_the_service_around_it(pool: ChildPool) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import pickle
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,13 @@ async def test_what_an_engine_declares_comes_through_as_it_is(apart: EngineApart
 async def test_a_bug_of_the_engine_is_no_proof(apart: EngineApart) -> None:
     with pytest.raises(TransientError) as caught:
         await apart.examine(creative(deadly.BREAK))
+    assert caught.value.code == "engine_failed"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels have no such limit")
+async def test_a_creative_that_takes_all_memory_fails_its_examination_and_nothing_else(apart: EngineApart) -> None:
+    with pytest.raises(TransientError) as caught:
+        await apart.examine(creative(deadly.HOARD))
     assert caught.value.code == "engine_failed"
 
 

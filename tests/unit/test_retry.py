@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imprimatur.errors import AttemptError, PermanentError, RateLimited, TimedOut, TransientError, UnreviewableInput
-from imprimatur.retry import LONGEST_RATE_LIMIT_PAUSE_SECONDS, Again, Backoff, GiveUp, after_error
+from imprimatur.retry import LONGEST_RATE_LIMIT_PAUSE_SECONDS, Again, Backoff, GiveUp, after_error, after_loss
 
 BACKOFF = Backoff(first_seconds=2.0, cap_seconds=60.0)
 DAY = 86_400.0
@@ -106,3 +106,8 @@ def test_whatever_happens_the_next_attempt_is_bounded(
         assert decided.spends_attempt == (not isinstance(error, RateLimited))
         assert isinstance(error, RateLimited) or before + 1 < most
         assert not isinstance(error, PermanentError)
+
+
+def test_lost_workers_are_chance_at_first_and_then_draw_the_tries_apart() -> None:
+    pauses = [after_loss(losses, by_chance=2) for losses in range(13)]
+    assert pauses == [0, 0, 0, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]

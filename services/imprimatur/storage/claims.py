@@ -10,9 +10,21 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, case, func, select, tuple_, update
 
-from imprimatur.job import MOST_LOSSES, AttemptOutcome, Claim, Happening, Job, JobError, JobType, Priority, State
+from imprimatur.job import (
+    LOSSES_OF_A_SUSPECT,
+    MOST_LOSSES,
+    AttemptOutcome,
+    Claim,
+    Happening,
+    Job,
+    JobError,
+    JobType,
+    Priority,
+    State,
+)
+from imprimatur.retry import after_loss
 from imprimatur.storage import attempts, clock, outbox
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Transaction
@@ -189,6 +201,11 @@ async def book(tx: Transaction, claim: Claim, conclusion: Conclusion, spent: Spe
         )
 
 
+#: By the losses before this one.
+_PAUSE_AFTER_LOSS = case(
+    {losses: after_loss(losses + 1, by_chance=LOSSES_OF_A_SUSPECT) for losses in range(MOST_LOSSES)},
+    value=jobs.c.losses,
+)
 _WORKER_LOST = JobError(code="worker_lost", message="the worker fell silent; the job runs again", retryable=True)
 
 
@@ -214,7 +231,7 @@ async def lost_leases(tx: Transaction, *, limit: int) -> list[Row[Any]]:
         Happening.LEASE_LOST,
         in_locked(jobs.c.id, expired),
         jobs.c.lease_until < clock.now(),
-        values={"losses": jobs.c.losses + 1, "run_at": clock.now()},
+        values={"losses": jobs.c.losses + 1, "run_at": clock.after(_PAUSE_AFTER_LOSS)},
         details={"reason": "its worker fell silent"},
     )
     await attempts.end_open(tx, rows, AttemptOutcome.LOST, _WORKER_LOST)

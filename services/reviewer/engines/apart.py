@@ -6,6 +6,8 @@ innocent, lost together with the one that is not: they are examined here as anyw
 """
 
 import asyncio
+import resource
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
@@ -19,6 +21,10 @@ from reviewer.engines import Engine
 #: Children at once, each with an engine of its own: about 200 MB with the builtin one. Further calls
 #: wait: starting a child costs about a second of processor, and the other slots need theirs.
 MOST_AT_ONCE = 2
+
+#: What a child and each process of its engine may take (Linux): where memory runs out the kernel may end the whole
+#: container, this reviewer and all that it holds included. Beyond it an examination fails as any other may.
+MOST_BYTES = 2 * 1024**3
 
 #: In a child: its engine.
 _engine: ContextVar[Engine] = ContextVar("engine")
@@ -70,6 +76,8 @@ def _proof(error: TransientError) -> PermanentError:
 
 
 def _open(opener: Callable[[], Engine]) -> None:
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
     _engine.set(opener())
 
 
