@@ -1,5 +1,7 @@
 """A reviewer whose engine approves at once: what is left is the cost of the machinery. Never part of the product."""
 
+from contextlib import nullcontext
+
 from imprimatur.evidence import Creative, EngineIdentity, Evidence, Recommendation
 from imprimatur.process import run_service, surroundings
 from imprimatur.runtime import http_port, until_signalled
@@ -41,7 +43,7 @@ async def run(settings: ReviewerSettings) -> None:
                 lease_database,
                 around.broker,
                 NoopEngine(),
-                NoopEngine(),
+                lambda: nullcontext(NoopEngine()),
                 slots=settings.reviewer_slots,
                 lease_seconds=settings.lease_seconds,
                 drain_seconds=settings.drain_seconds,

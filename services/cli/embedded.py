@@ -30,7 +30,7 @@ from imprimatur.storage.database import Database
 from imprimatur.tenancy import Role
 from imprimatur.vault import Vault
 from notifier.service import Notifier, notifier
-from reviewer.engines import Engine
+from reviewer.engines import Engine, OpenEngine
 from reviewer.service import reviewer
 
 log = structlog.get_logger(__name__)
@@ -52,7 +52,7 @@ class Access:
 async def serving(
     data: Path,
     engine: Engine,
-    apart: Engine,
+    open_apart: OpenEngine,
     *,
     host: str = "127.0.0.1",
     port: int = 7443,
@@ -81,7 +81,7 @@ async def serving(
             async with (
                 notifier(database, broker, vault, guard, drain_seconds=drain_seconds) as telling,
                 reviewer(
-                    database, database, broker, engine, apart, slots=slots, drain_seconds=drain_seconds
+                    database, database, broker, engine, open_apart, slots=slots, drain_seconds=drain_seconds
                 ) as reviewing,
                 gateway(
                     database,

@@ -49,7 +49,9 @@ def serve(
     async def run() -> None:
         engine = open_engine(settings)
         apart = EngineApart(partial(open_engine, settings.of_child()), identity=engine.identity)
-        async with serving(data, engine, apart, host=host, port=port, metrics_port=metrics_port, slots=slots) as access:
+        async with serving(
+            data, engine, apart.opened, host=host, port=port, metrics_port=metrics_port, slots=slots
+        ) as access:
             _announce(access, data, json=json)
             await until_signalled()
 

@@ -5,9 +5,11 @@ about now: as many jobs as the live workers have slots, plus a few.
 """
 
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -15,7 +17,7 @@ import structlog
 from imprimatur import metrics
 from imprimatur.broker import Broker
 from imprimatur.job import Happening, JobType
-from imprimatur.policy import EngineFailure, Mode, decide
+from imprimatur.policy import EngineFailure, decide_failure
 from imprimatur.runtime import Loop
 from imprimatur.storage import claims, clock, dispatch, tenants
 from imprimatur.storage.database import Database, Transaction
@@ -59,6 +61,8 @@ class Dispatcher:
         self._lease_seconds = lease_seconds
         self._silent_seconds = silent_seconds
         self._loop = Loop("dispatcher", self.pass_once, interval_seconds=pass_seconds)
+        # Apart from the passes: it waits for locks on tenants, and one tenant's shall hold up nobody else's jobs.
+        self._giving_up = Loop("giving-up", self._give_up_hopeless, interval_seconds=2 * pass_seconds)
         self._room = 0
         self._taken = self._settled = 0  # of the room, ever: given to submits, and by submits that have ended
         self._contact_since: float | None = None
@@ -68,10 +72,12 @@ class Dispatcher:
     def start(self) -> None:
         """Begin."""
         self._loop.start()
+        self._giving_up.start()
 
     async def stop(self) -> None:
         """Stop; another gateway goes on."""
         await self._loop.stop()
+        await self._giving_up.stop()
 
     @contextmanager
     def room_for(self, wanted: int) -> Iterator[int]:
@@ -96,7 +102,11 @@ class Dispatcher:
             under_way = self._taken - settled
             room = backlog.slots + SPARE_RELEASES - backlog.released - under_way
             self._room = 0 if backlog.due else max(0, room)
-            done = await self._work(room, thorough=thorough) if thorough or (backlog.due and room > 0) else _Done()
+            done = (
+                await self._work(room, backlog.at, thorough=thorough)
+                if thorough or (backlog.due and room > 0)
+                else _Done()
+            )
         except BaseException:
             self._contact_since = None
             raise
@@ -106,20 +116,31 @@ class Dispatcher:
         done.tell()
         return min(_PASS_SECONDS_WHILE_HELD_BACK, self._pass_seconds) if backlog.due else None
 
-    async def _work(self, room: int, *, thorough: bool) -> "_Done":
+    async def _work(self, room: int, looked_at: datetime, *, thorough: bool) -> "_Done":
         done = _Done()
         async with self._database.begin() as tx:
             if not await dispatch.become_dispatcher(tx):
                 return done
-            if thorough:
-                if self._in_contact():
-                    done.lost = await claims.lost_leases(tx, limit=_SWEEP_LIMIT)
-                    done.given_up += await give_up(tx, dispatch.LOST_TOO_OFTEN)
-                done.given_up += await give_up(tx, dispatch.OVERDUE)
+            if thorough and self._in_contact():
+                done.lost = await claims.lost_leases(tx, as_of=looked_at, limit=_SWEEP_LIMIT)
             done.released = await dispatch.release_due(tx, room=room)
             if thorough and await self._messages_may_be_lost(tx, room):
                 done.reissued = await dispatch.reissue(tx, limit=max(room, SPARE_RELEASES))
         return done
+
+    async def _give_up_hopeless(self) -> None:
+        for hopeless in (dispatch.OVERDUE, *([dispatch.LOST_TOO_OFTEN] if self._in_contact() else [])):
+            async with self._database.read() as reader:
+                owners = await dispatch.tenants_with(reader, hopeless, JobType.CREATIVE_REVIEW, limit=_SWEEP_LIMIT)
+            for tenant_id in owners:
+                try:
+                    async with self._database.begin() as tx:
+                        given_up = await give_up(tx, hopeless, tenant_id)
+                except Exception:  # a background loop's edge, once for each tenant
+                    metrics.loop_failures.labels("giving-up").inc()
+                    log.exception("a tenant's jobs could not be given up now", tenant_id=str(tenant_id))
+                else:
+                    _tell_given_up(given_up)
 
     async def _messages_may_be_lost(self, tx: Transaction, room: int) -> bool:
         """With little room left, idle workers tell that what fills it was lost on the way to them. While the broker
@@ -152,7 +173,6 @@ class _Done:
     released: int = 0
     reissued: int = 0
     lost: list[Row] = field(default_factory=list)
-    given_up: list[Row] = field(default_factory=list)
 
     def tell(self) -> None:
         metrics.jobs_released.labels("dispatcher").inc(self.released)
@@ -160,32 +180,30 @@ class _Done:
         metrics.leases_lost.inc(len(self.lost))
         for row in self.lost:
             log.warning("a worker fell silent; its job is queued again", job_id=str(row.id), claim_no=row.claim_no)
-        for row in self.given_up:
-            metrics.jobs_finished.labels(row.type, row.state).inc()
-            metrics.decisions.labels(row.decision, row.policy_triggered).inc()
-            log.warning("a job is not tried any more; a person decides", job_id=str(row.id), error=row.error["code"])
 
 
-async def give_up(tx: Transaction, hopeless: Hopeless) -> list[Row]:
-    """Give the creatives whose reviews are hopeless to people, as their tenants' live policies say."""
-    given_up: list[Row] = []
-    for tenant_id in await dispatch.tenants_with(tx, hopeless, JobType.CREATIVE_REVIEW, limit=_SWEEP_LIMIT):
-        version, policy = await tenants.live_policy(tx, tenant_id, lock=True)
-        if policy.mode is Mode.AUTO_APPROVE:  # what approves is a review that ran; this one never did
-            policy = replace(policy, mode=Mode.AI_POWERED)
-        verdict = decide(policy, (), EngineFailure(message=hopeless.error.message))
-        shown = {
-            "decision": verdict.decision,
-            "policy_triggered": verdict.trigger,
-            "result": ai_result(verdict, None, policy_version=version, reviewed_at=await clock.present(tx)),
-        }
-        given_up += await dispatch.give_up(
-            tx,
-            hopeless,
-            tenant_id=tenant_id,
-            job_type=JobType.CREATIVE_REVIEW,
-            happening=Happening.REFERRED,
-            shown=shown,
-            limit=_SWEEP_LIMIT,
-        )
-    return given_up
+def _tell_given_up(rows: list[Row]) -> None:
+    for row in rows:
+        metrics.jobs_finished.labels(row.type, row.state).inc()
+        metrics.decisions.labels(row.decision, row.policy_triggered).inc()
+        log.warning("a job is not tried any more; a person decides", job_id=str(row.id), error=row.error["code"])
+
+
+async def give_up(tx: Transaction, hopeless: Hopeless, tenant_id: uuid.UUID) -> list[Row]:
+    """Give a tenant's creatives whose reviews are hopeless to people, as its live policy says."""
+    version, policy = await tenants.live_policy(tx, tenant_id, lock=True)
+    verdict = decide_failure(policy, (), EngineFailure(message=hopeless.error.message))
+    shown = {
+        "decision": verdict.decision,
+        "policy_triggered": verdict.trigger,
+        "result": ai_result(verdict, None, policy_version=version, reviewed_at=await clock.present(tx)),
+    }
+    return await dispatch.give_up(
+        tx,
+        hopeless,
+        tenant_id=tenant_id,
+        job_type=JobType.CREATIVE_REVIEW,
+        happening=Happening.REFERRED,
+        shown=shown,
+        limit=_SWEEP_LIMIT,
+    )

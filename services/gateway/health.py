@@ -24,8 +24,8 @@ class Health:
         self._loop = Loop("health", self._look, interval_seconds=_LOOK_SECONDS)
 
     async def start(self) -> None:
-        """Begin as serving, and look from then on."""
-        await self._tell(serving=True)
+        """Look once, and again and again from then on."""
+        await self._look()
         self._loop.start()
 
     async def stop(self) -> None:

@@ -128,8 +128,15 @@ def outcome_of(error: AttemptError) -> AttemptOutcome:
 LOSSES_OF_A_SUSPECT = 2
 #: A job on which so many whole workers fell silent is not tried any more. A suspect runs apart, so that a worker lost
 #: around it proves little against it; but it may take the worker along all the same. `retry.after_loss` draws the
-#: tries apart, so that no single bad hour of the machines is taken for the job's doing.
+#: tries apart, to more than four minutes in all, so that no bad moment of the machines is taken for the job's doing.
 MOST_LOSSES = 10
+
+
+def losses_kept(losses: int) -> int:
+    """What a review again keeps of a job's losses: a suspect goes on apart, the others begin anew."""
+    return LOSSES_OF_A_SUSPECT if losses >= LOSSES_OF_A_SUSPECT else 0
+
+
 #: The error code of a job that is not tried any more because of the processes that it cost.
 WORKERS_LOST = "workers_lost"
 

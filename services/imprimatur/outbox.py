@@ -119,7 +119,7 @@ class Outbox:
                 limit=limit,
             )
         left = await self._publish_all(rows)
-        if left and not self._broker.connected:  # else they wait for their lease's end, the broker long since back
+        if left:  # they need not wait for the end of a lease that nobody uses
             async with self._database.begin() as tx:
                 await stored.give_back(tx, left)
         async with self._database.read() as reader:

@@ -7,7 +7,7 @@ table, for people, is docs/decision-table.md.
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 from imprimatur.errors import InvalidRequest
@@ -182,6 +182,14 @@ def decide(policy: Policy, declared: Iterable[Category], found: Evidence | Engin
                 confidence_score=score,
             )
     raise AssertionError("the last row matches everything")
+
+
+def decide_failure(policy: Policy, declared: Iterable[Category], failure: EngineFailure) -> Verdict:
+    """What becomes of a creative whose review failed for good. Where the policy asks for no engine by now, the first
+    row would approve; but one was asked, and what no review saw is not approved by its failure."""
+    if policy.mode is Mode.AUTO_APPROVE:
+        policy = replace(policy, mode=Mode.AI_POWERED)
+    return decide(policy, declared, failure)
 
 
 def confidence_of(score: float) -> Confidence:

@@ -40,15 +40,10 @@ class GiveUp:
     spends_attempt: bool = True
 
 
-_LONGEST_PAUSE_AFTER_LOSS_SECONDS = 300.0
-
-
 def after_loss(losses: int, *, by_chance: int) -> float:
     """The pause, in seconds, before a job is run again on which `losses` workers fell silent in all: none while that
     may be chance, then doubling."""
-    if losses <= by_chance:
-        return 0.0
-    return min(_LONGEST_PAUSE_AFTER_LOSS_SECONDS, 2.0 ** (losses - by_chance))
+    return 0.0 if losses <= by_chance else 2.0 ** (losses - by_chance)
 
 
 def after_error(

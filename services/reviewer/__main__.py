@@ -24,7 +24,7 @@ async def run(settings: ReviewerSettings) -> None:
                 lease_database,
                 around.broker,
                 engine,
-                apart,
+                apart.opened,
                 slots=settings.reviewer_slots,
                 lease_seconds=settings.lease_seconds,
                 drain_seconds=settings.drain_seconds,

@@ -6,7 +6,9 @@ Whatever happens in here ends in exactly one conclusion, or in none when the job
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 
 import structlog
 
@@ -90,8 +92,8 @@ class Attempts:
                 await claims.report_progress(tx, claim, percent=percent, stage=stage, message=message)
 
         try:
-            async with asyncio.timeout(claim.timeout_seconds):
-                work = await task.run(claim, report, in_full=in_full)
+            async with asyncio.timeout(claim.timeout_seconds) as clock:
+                work = await task.run(claim, report, partial(_stopped, clock), in_full=in_full)
         except TimeoutError:
             raise TimedOut(f"the attempt took longer than its time-out of {claim.timeout_seconds:g} s") from None
         self._leases.concluding(claim)
@@ -155,6 +157,12 @@ class Attempts:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 2.0)
                 continue
+            except asyncio.CancelledError:
+                if not self._stopping:
+                    raise
+                _uncancel()  # the process stops; what was worked out, and paid for, is written all the same
+                repeated = True
+                continue
             if job is None:
                 if not repeated:  # after an unknown commit the fence may be our own
                     metrics.fenced_writes.inc()
@@ -178,6 +186,19 @@ _DATABASE_AWAY = Conclusion(
     details={"reason": "the database was out of reach"},
 )
 _TAKEN = Conclusion(happening=Happening.CANCELLED, outcome=AttemptOutcome.CANCELLED, spends_attempt=False)
+
+
+@contextmanager
+def _stopped(clock: asyncio.Timeout) -> Iterator[None]:
+    """Inside the block the clock does not run; afterwards it has as long as it had before."""
+    ends_at = clock.when()
+    assert ends_at is not None, "it is not stopped twice"
+    stopped_at = time.monotonic()
+    clock.reschedule(None)
+    try:
+        yield
+    finally:
+        clock.reschedule(ends_at + time.monotonic() - stopped_at)
 
 
 def _spent(error: AttemptError) -> Spent:

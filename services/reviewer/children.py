@@ -12,7 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import structlog
@@ -115,26 +116,41 @@ class ChildPool:
             ending.add_done_callback(self._endings.discard)
 
 
-async def run_alone(
-    function: Callable[..., Result], *args: object, initializer: Callable[[], object] | None = None
-) -> Result:
-    """Call `function(*args)` in a child that is made for this call and gone when it ends, however it ends.
+class LoneChild:
+    """A child that nobody else has."""
+
+    def __init__(self, child: "_Child") -> None:
+        self._child = child
+
+    async def run(self, function: Callable[..., Result], *args: object) -> Result:
+        """Call `function(*args)` in it.
+
+        Raises:
+            AttemptError: as the function raised it.
+            TransientError: as `ChildPool.run` does. What died before the call is `engine_not_started`, and never
+                `engine_died`: it had not seen the arguments.
+        """
+        request = pickle.dumps((function, args), pickle.HIGHEST_PROTOCOL)
+        if self._child.dead:
+            raise _not_started("the process died before it was called")
+        result: Result = _opened(await self._child.ask(request))
+        return result
+
+
+@asynccontextmanager
+async def child_alone(*, initializer: Callable[[], object] | None = None) -> AsyncIterator[LoneChild]:
+    """Inside the block: a child that has run its initializer. It is gone afterwards, however the block ends.
 
     Raises:
-        AttemptError: as the function raised it.
-        TransientError: as `ChildPool.run` does. What dies in `initializer` is `engine_not_started`, and never
-            `engine_died`: it had not seen the arguments.
+        TransientError: it did not get ready (`engine_not_started`); the log has the trace.
     """
-    request = pickle.dumps((function, args), pickle.HIGHEST_PROTOCOL)
     child = _Child(initializer)
     try:
         await child.ready()
-        answer = await child.ask(request)
+        yield LoneChild(child)
     finally:
         child.shoot()
         await asyncio.shield(asyncio.create_task(child.gone()))
-    result: Result = _opened(answer)
-    return result
 
 
 class _Place:
@@ -177,6 +193,11 @@ class _Child:
             ) from error
         self.spent = False
         return answer
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has ended, of itself or not."""
+        return self._process.poll() is not None
 
     def shoot(self) -> None:
         """SIGKILL, if it lives: it is not wanted any more."""

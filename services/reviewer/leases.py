@@ -23,6 +23,9 @@ from imprimatur.storage.workers import Worker
 
 log = structlog.get_logger(__name__)
 
+#: After a renewal that failed: there is time for two more before the lease is over.
+_AGAIN_SECONDS = 0.1
+
 
 @dataclass(kw_only=True)
 class _Held:
@@ -90,19 +93,24 @@ class Leases:
         """Whether the claim was found to be cancelled or taken over."""
         return self._held[claim.job_id, claim.claim_no].taken
 
-    def abort(self, job_id: uuid.UUID) -> None:
-        """Abort the attempt at a job that is said to be cancelled, without waiting for the next renewal."""
-        for held_id, claim_no in list(self._held):
-            if held_id == job_id:
-                self._abort(held_id, claim_no)
+    def doubt(self, job_id: uuid.UUID) -> None:
+        """A job is said to be cancelled: if it is held, ask the database at once whether it still is."""
+        if any(held_id == job_id for held_id, _ in self._held):
+            self._loop.wake()
 
-    async def _renew(self) -> None:
+    async def _renew(self) -> float | None:
         asked = set(self._held)
-        async with asyncio.timeout(self._timeout_seconds), self._database.begin() as tx:
-            await workers.seen(tx, self._worker, running=len(asked))
-            kept = await claims.renew(tx, asked, lease_seconds=self.lease_seconds)
+        try:
+            async with asyncio.timeout(self._timeout_seconds), self._database.begin() as tx:
+                await workers.seen(tx, self._worker, running=len(asked))
+                kept = await claims.renew(tx, asked, lease_seconds=self.lease_seconds)
+        except (TimeoutError, Unavailable) as fault:
+            metrics.loop_failures.labels("lease-renewal").inc()
+            log.warning("the leases could not be renewed; again at once", error=str(fault) or "no answer in time")
+            return _AGAIN_SECONDS
         for job_id, claim_no in asked - kept:
             self._abort(job_id, claim_no)
+        return None
 
     def _abort(self, job_id: uuid.UUID, claim_no: int) -> None:
         held = self._held.get((job_id, claim_no))

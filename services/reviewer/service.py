@@ -11,7 +11,7 @@ from imprimatur.process import process_name
 from imprimatur.storage.database import Database
 from imprimatur.storage.workers import Worker as Identity
 from reviewer.attempt import Attempts
-from reviewer.engines import Engine
+from reviewer.engines import Engine, OpenEngine
 from reviewer.leases import Leases
 from reviewer.tasks.creative_review import CreativeReview
 from reviewer.worker import Worker
@@ -34,7 +34,7 @@ async def reviewer(
     lease_database: Database,
     broker: Broker,
     engine: Engine,
-    apart: Engine,
+    open_apart: OpenEngine,
     *,
     slots: int = 16,
     lease_seconds: float = 3.0,
@@ -43,12 +43,12 @@ async def reviewer(
     """Run a reviewer inside the block, and drain it at the end.
 
     Args:
-        apart: the same engine for suspects, examining each in a process of its own.
+        open_apart: opens the same engine for one suspect, in a process of its own.
         lease_database: for lease renewals alone; the same as `database` where one writer is all there is.
     """
     identity = Identity(id=new_id(), name=process_name(), slots=slots)
     leases = Leases(lease_database, identity, lease_seconds=lease_seconds)
-    attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: CreativeReview(database, engine, apart)})
+    attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: CreativeReview(database, engine, open_apart)})
     worker = Worker(database, broker, identity, attempts, leases)
     leases.start()
     try:
@@ -60,4 +60,3 @@ async def reviewer(
             await leases.stop()
         finally:
             await engine.close()
-            await apart.close()

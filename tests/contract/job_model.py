@@ -34,6 +34,7 @@ class Model:
     due: bool = True
     overdue: bool = False
     lease_over: bool = False
+    returned: bool = False  #: a worker that was given up as lost came back
     held_by: str = ""
     trigger: str = ""
     events: list[tuple[int, str, State]] = field(default_factory=lambda: [(1, SUBMITTED, State.QUEUED)])

@@ -23,7 +23,8 @@ async def renew(database: Database, *held: Claim, lease_seconds: float = 30.0) -
 
 async def sweep(database: Database, *, limit: int = 100) -> list[uuid.UUID]:
     async with database.begin() as tx:
-        return [row.id for row in await claims.lost_leases(tx, limit=limit)]
+        rows = await claims.lost_leases(tx, as_of=await clock.present(tx), limit=limit)
+        return [row.id for row in rows]
 
 
 async def sweep_until_lost(database: Database, number: int) -> list[uuid.UUID]:

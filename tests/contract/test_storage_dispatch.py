@@ -149,7 +149,10 @@ async def test_the_backlog_counts_released_due_and_slots(database: Database) -> 
     await makers.running(database, tenant)
     async with database.begin() as tx:
         await workers.seen(tx, makers.worker(slots=4), running=1)
-    assert await backlog(database) == Backlog(released=1, due=True, slots=4)
+    found = await backlog(database)
+    assert found == Backlog(released=1, due=True, slots=4, at=found.at)
+    async with database.read() as reader:
+        assert found.at <= await clock.present(reader) < found.at + timedelta(minutes=1)
 
 
 async def test_of_two_transactions_one_is_the_dispatcher(database: Database) -> None:

@@ -10,6 +10,7 @@ from tests.contract.leasing import attempts_of, lose, make_due, renew, sweep, sw
 from imprimatur.identity import new_id
 from imprimatur.job import MOST_LOSSES, AttemptOutcome, Happening, State
 from imprimatur.storage import claims, clock, workers
+from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Database
 
 
@@ -134,6 +135,41 @@ async def test_a_silent_worker_that_comes_back_takes_its_loss_back(database: Dat
         AttemptOutcome.LOST,
         None,
     ]
+
+
+async def test_a_worker_that_comes_back_again_and_again_takes_one_loss_back(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    [job] = await makers.submit(database, makers.new_job(tenant))
+    stalled = []
+    for number in (1, 2, 3):
+        stalled.append(await lose(database, job, release_no=number))
+        for claim in stalled:
+            await makers.conclude(database, claim, Happening.COMPLETED)
+        await make_due(database, job.id)
+        await makers.release(database)
+    last = await makers.claim(database, job, release_no=4)
+    assert last is not None
+    assert (last.losses, last.suspect) == (2, True)
+
+
+async def test_a_late_booking_adds_to_what_is_booked_and_takes_nothing_from_it(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    claim = await makers.running(database, tenant)
+    paid = Spent(engine="llm", input_tokens=1000, output_tokens=10, cost_micros=7)
+    assert await makers.conclude(database, claim, Happening.COMPLETED, spent=paid) is not None
+    assert await makers.conclude(database, claim, Happening.HANDED_BACK, spent=Spent(engine="")) is None
+    [attempt] = await attempts_of(database, claim.job_id)
+    assert (attempt.engine, attempt.input_tokens, attempt.output_tokens, attempt.cost_micros) == ("llm", 1000, 10, 7)
+    assert attempt.outcome is AttemptOutcome.SUCCEEDED
+
+
+async def test_a_sweep_that_was_held_up_on_its_way_sweeps_nothing(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    await makers.running(database, tenant, lease_seconds=-1.0)
+    async with database.begin() as tx:
+        long_ago = await clock.present(tx) - timedelta(seconds=2)
+        assert await claims.lost_leases(tx, as_of=long_ago, limit=10) == []
+    assert len(await sweep(database)) == 1
 
 
 async def test_an_attempt_that_ended_otherwise_takes_no_loss_back(database: Database) -> None:

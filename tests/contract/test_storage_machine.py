@@ -41,6 +41,7 @@ from imprimatur.job import (
     JobType,
     State,
     after_giving_up,
+    losses_kept,
     outcome_of,
 )
 from imprimatur.policy import Trigger
@@ -271,8 +272,10 @@ class StoredJobs(RuleBasedStateMachine):
         job, holds = held.job, held.holds
         assert self.run(work()) == holds
         self.reached["fenced off"] += not holds
-        if job.outcomes[held.claim.claim_no] is AttemptOutcome.LOST and job.state in (State.QUEUED, State.RUNNING):
-            job.losses = max(0, job.losses - 1)  # its worker lives
+        if job.outcomes[held.claim.claim_no] is AttemptOutcome.LOST and not job.returned:  # its worker lives
+            job.returned = True
+            job.losses -= job.losses > 0 and job.state in (State.QUEUED, State.RUNNING)
+            self.reached["taken back"] += 1
         job.end_attempt(held.claim.claim_no, conclusion.outcome)
         if holds:
             assert job.move(conclusion.happening)
@@ -286,6 +289,8 @@ class StoredJobs(RuleBasedStateMachine):
         job = self.one(number, State.QUEUED, State.RUNNING)
         for _ in range(workers):
             if job.state is State.QUEUED:
+                self.run(self._turn_back(job, "run_at"))  # a suspect waits between its losses
+                job.due = True
                 self.claim_one(job)
             if job.state is State.RUNNING:
                 self.run(self._turn_back(job, "lease_until"))
@@ -302,7 +307,7 @@ class StoredJobs(RuleBasedStateMachine):
 
         async def work() -> list[set[uuid.UUID]]:
             async with self.database.begin() as tx:
-                lost = await claims.lost_leases(tx, limit=100)
+                lost = await claims.lost_leases(tx, as_of=await clock.present(tx), limit=100)
                 given_up = [await self._give_up(tx, which) for which in (dispatch.LOST_TOO_OFTEN, dispatch.OVERDUE)]
                 return [{row.id for row in rows} for rows in (lost, *given_up)]
 
@@ -422,7 +427,7 @@ class StoredJobs(RuleBasedStateMachine):
         if again:
             assert job.move(Happening.REVIEW_AGAIN)
             job.attempts = 0
-            job.losses = LOSSES_OF_A_SUSPECT if job.losses >= LOSSES_OF_A_SUSPECT else 0
+            job.losses = losses_kept(job.losses)
             job.trigger, job.overdue, job.due = "", False, True
             self.reached["reviewed again"] += 1
 
@@ -483,11 +488,13 @@ def run(database_url: str, profile: settings) -> Mapping[str, int]:
 @pytest.mark.timeout(600)  # to find the shortest example of a failure takes minutes
 def test_whatever_is_done_in_whatever_order_the_jobs_are_as_expected(database_url: str) -> None:
     reached = run(database_url, BRIEF[database_url.partition(":")[0]])
-    for what in ("ended", "fenced off", "lost"):
+    for what in ("ended", "fenced off", "lost", "taken back", "reviewed again"):
         assert reached[what] > 0, f"{what}: {reached}"
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_however_long_it_goes_on_the_jobs_are_as_expected(database_url: str) -> None:
-    run(database_url, LONG)
+    reached = run(database_url, LONG)
+    for what in ("lost too often", "overdue"):
+        assert reached[what] > 0, f"{what}: {reached}"

@@ -35,7 +35,7 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
         shown={},
         limit=10,
     ),
-    "lost_leases": lambda tx: claims.lost_leases(tx, limit=10),
+    "lost_leases": lambda tx: claims.lost_leases(tx, as_of=datetime.now(UTC), limit=10),
     "renew": lambda tx: claims.renew(tx, [(new_id(), 1), (new_id(), 2)], lease_seconds=3.0),
     "outbox.lease": lambda tx: outbox.lease(tx, older_than_seconds=2.0, lease_seconds=5.0, limit=10),
     "unfinished": statistics.unfinished,

@@ -33,7 +33,7 @@ async def run(database_url: str, broker_url: str, folder: Path) -> None:
             lease_database,
             broker,
             opener(),
-            EngineApart(opener, identity=deadly.IDENTITY),
+            EngineApart(opener, identity=deadly.IDENTITY).opened,
             slots=SLOTS,
             lease_seconds=LEASE_SECONDS,
             drain_seconds=0.0,

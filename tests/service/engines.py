@@ -20,6 +20,7 @@ UNSEEN = "unseen"  #: leaves a part unexamined
 NONSENSE = "nonsense"  #: a score that is none
 SLOW = "slow"  #: "slow 0.3": takes so many seconds, then approves
 GATE = "gate"  #: waits until `open`, then approves
+GATE_THEN_REFUSE = "gate-then-refuse"  #: waits until `open`, then raises a permanent error
 FAIL = "fail"  #: "fail 2": fails so often, then approves
 LIMITED = "limited"  #: "limited 2": is rate limited so often, then approves
 BREAK = "break"  #: raises what an engine must not raise
@@ -66,6 +67,9 @@ class ScriptedEngine:
                 await asyncio.sleep(float(argument))
             case "gate":
                 await self._gates[creative.creative_id].wait()
+            case "gate-then-refuse":
+                await self._gates[creative.creative_id].wait()
+                raise PermanentError("the model refuses to look at this", code="refused", stage="examining")
             case "fail" if self.seen.count(creative.creative_id) <= int(argument):
                 raise TransientError("the provider answered 503", code="provider_error", stage="examining")
             case "limited" if self.seen.count(creative.creative_id) <= int(argument):

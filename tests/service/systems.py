@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -29,6 +29,7 @@ from imprimatur.v1.review_service_pb2_grpc import ReviewServiceStub
 from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from imprimatur.vault import Vault, new_key
 from reviewer.engines import Engine
+from reviewer.engines.apart import EngineApart
 from reviewer.service import Reviewer, reviewer
 
 if TYPE_CHECKING:  # they exist for type checkers alone
@@ -123,7 +124,7 @@ class System:
         self,
         engine: Engine,
         *,
-        apart: Engine | None = None,
+        apart: EngineApart | None = None,
         slots: int = 4,
         drain_seconds: float = 0.0,
         lease_database: Database | None = None,
@@ -134,7 +135,7 @@ class System:
             lease_database or self.database,
             self.broker,
             engine,
-            apart or engine,
+            apart.opened if apart else lambda: nullcontext(engine),
             slots=slots,
             lease_seconds=self.lease_seconds,
             drain_seconds=drain_seconds,

@@ -17,6 +17,7 @@ from tests.service.statuses import refusal
 from tests.service.systems import Caller, System, running_system
 from tests.service.test_health import NOT_SERVING, SERVING, check, dialled, health
 from tests.service.test_metrics import get, observed
+from tests.service.test_reviewing import outcomes
 
 from gateway import access
 from imprimatur.identity import new_id
@@ -120,6 +121,27 @@ async def test_jobs_go_on_when_the_database_is_back(database: Database, server: 
         server.restart()
         done = await me.until(job, JOB_STATE_SUCCEEDED, seconds=20.0)
     assert done.attempts == 1
+
+
+async def test_a_pause_of_the_database_takes_no_job_from_its_worker(
+    database: Database, server: PrivatePostgres
+) -> None:
+    engine = ScriptedEngine()
+    async with running_system(database, lease_seconds=1.0) as system, system.reviewer(engine, slots=4):
+        me = await system.caller()
+        waiting = [await me.submit(engines.GATE, f"cr-{number}") for number in range(4)]
+        await makers.until(lambda: _all_begun(engine, 4))
+        await asyncio.to_thread(server.suspend)
+        await asyncio.sleep(3.0)  # three leases
+        await asyncio.to_thread(server.resume)
+        for number in range(4):
+            engine.open(f"cr-{number}")
+        ended = [await me.until(job, JOB_STATE_SUCCEEDED, seconds=20.0) for job in waiting]
+    assert [outcomes(job) for job in ended] == [["SUCCEEDED"]] * 4
+
+
+async def _all_begun(engine: ScriptedEngine, number: int) -> bool:
+    return engine.running == number
 
 
 async def _has_begun(engine: ScriptedEngine) -> bool:

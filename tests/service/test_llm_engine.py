@@ -422,13 +422,18 @@ def shown_by(pid: int) -> bytes:
     return b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
 
 
+async def examined_by(apart: EngineApart) -> Evidence:
+    async with apart.opened() as engine:
+        return await engine.examine(SHOES)
+
+
 async def test_apart_it_asks_with_the_key_that_no_command_line_environment_or_log_shows(
     provider: Provider, engine: Engine, capfd: pytest.CaptureFixture[str]
 ) -> None:
     others = own_children()
     apart = EngineApart(partial(open_engine, settings(provider).of_child()), identity=engine.identity)
     provider.follow(scripted.hangs)
-    call = asyncio.create_task(apart.examine(SHOES))
+    call = asyncio.create_task(examined_by(apart))
     async with asyncio.timeout(30.0):
         await provider.asked.wait()
     [child] = own_children() - others
@@ -437,9 +442,9 @@ async def test_apart_it_asks_with_the_key_that_no_command_line_environment_or_lo
     async with asyncio.timeout(10.0):
         await provider.left.wait()
     provider.follow(gives(answer()), fails(401))
-    found = await apart.examine(SHOES)
+    found = await examined_by(apart)
     assert (found.engine, found.approval_score, found.input_tokens) == (engine.identity, 0.97, INPUT_TOKENS)
-    refused = await error_of(apart.examine(SHOES))
+    refused = await error_of(examined_by(apart))
     assert (refused.code, refused.engine) == ("provider_credentials", "llm")
     assert {call.headers["Authorization"] for call in provider.calls} == {f"Bearer {KEY}"}
     assert b"reviewer" in shown

@@ -191,6 +191,19 @@ async def test_require_human_holds_for_queued_and_running_jobs(
             assert review.ai_review.HasField("evidence")  # as advice
 
 
+async def test_an_engine_that_fails_approves_nothing_though_none_would_be_asked_by_now(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    async with system.reviewer(engine):
+        job = await me.submit(engines.GATE_THEN_REFUSE)
+        await me.until(job, RUNNING)
+        await put_mode(system, Mode.AUTO_APPROVE)
+        engine.open("cr-1")
+        done = await me.until(job, AWAITING)
+    assert done.creative_review.ai_review.policy_triggered == creative.POLICY_TRIGGER_ENGINE_ERROR
+    assert done.creative_review.decision == creative.DECISION_PENDING
+
+
 async def test_auto_approve_runs_no_engine(system: System, me: Caller, engine: ScriptedEngine) -> None:
     await put_mode(system, Mode.AUTO_APPROVE)
     async with system.reviewer(engine):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import aiohttp
@@ -15,6 +16,11 @@ from cli.embedded import Access, serving
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.errors import ConfigurationError
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED
+from reviewer.engines import Engine
+
+
+def no_suspects() -> AbstractAsyncContextManager[Engine]:
+    raise AssertionError("no job here lost a worker")
 
 
 @pytest.fixture
@@ -33,7 +39,7 @@ def brokers(monkeypatch: pytest.MonkeyPatch) -> list[MemoryBroker]:
 @pytest.fixture
 async def access(tmp_path: Path, brokers: list[MemoryBroker]) -> AsyncIterator[Access]:
     async with serving(
-        tmp_path / "data", ScriptedEngine(), ScriptedEngine(), port=0, metrics_port=0, drain_seconds=0.1
+        tmp_path / "data", ScriptedEngine(), no_suspects, port=0, metrics_port=0, drain_seconds=0.1
     ) as running:
         yield running
 
@@ -75,10 +81,12 @@ async def test_a_taken_port_stops_all_that_was_begun(access: Access, tmp_path: P
     ):
         engine = ScriptedEngine()
         with pytest.raises(ConfigurationError, match=told):
-            async with serving(tmp_path / "other", engine, engine, port=port, metrics_port=metrics, drain_seconds=0.1):
+            async with serving(
+                tmp_path / "other", engine, no_suspects, port=port, metrics_port=metrics, drain_seconds=0.1
+            ):
                 pass
         assert engine.closed
     async with serving(
-        tmp_path / "other", ScriptedEngine(), ScriptedEngine(), port=0, metrics_port=0, drain_seconds=0.1
+        tmp_path / "other", ScriptedEngine(), no_suspects, port=0, metrics_port=0, drain_seconds=0.1
     ) as free:
         assert await ready(free) == (200, {})  # the folder was given free

@@ -20,11 +20,12 @@ from tests.deadly import DeadlyEngine, Looks, alive
 from tests.service import doomed_reviewer, engines
 from tests.service.engines import ScriptedEngine
 from tests.service.systems import Caller, System, on_sqlite, running_system
-from tests.service.test_reviewing import outcomes
+from tests.service.test_reviewing import outcomes, put_mode
 from tests.service.test_workers import cancel, counted
 
 from imprimatur.broker.rabbitmq import RabbitMQBroker
 from imprimatur.job import LOSSES_OF_A_SUSPECT, WORKERS_LOST
+from imprimatur.policy import Mode
 from imprimatur.storage.database import Database
 from imprimatur.storage.schema import jobs
 from imprimatur.v1 import creative_pb2 as creative
@@ -32,8 +33,9 @@ from imprimatur.v1 import job_pb2 as pb
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_FAILED as FAILED
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
+from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
-from reviewer.engines.apart import EngineApart
+from reviewer.engines.apart import MOST_AT_ONCE, EngineApart
 
 INNOCENTS = 15
 
@@ -116,6 +118,18 @@ async def test_innocent_suspects_succeed_each_in_a_process_of_its_own(
 
 
 @on_sqlite
+async def test_the_time_out_of_a_suspect_does_not_run_while_it_waits_for_its_process(
+    system: System, me: Caller, engine: ScriptedEngine, apart: EngineApart
+) -> None:
+    timeout = Duration(seconds=2)
+    innocents = [await suspect(system, me, f"{deadly.SLOW} 1", f"cr-{number}", timeout=timeout) for number in range(6)]
+    async with system.reviewer(engine, apart=apart, slots=6):
+        for job in innocents:
+            done = await me.until(job, SUCCEEDED, seconds=60.0)
+            assert (outcomes(done), done.attempts) == (["SUCCEEDED"], 1)
+
+
+@on_sqlite
 async def test_a_suspect_whose_engine_fails_is_tried_again_apart(
     system: System, me: Caller, engine: ScriptedEngine, apart: EngineApart, looks: Looks, short_backoff: None
 ) -> None:
@@ -140,6 +154,18 @@ async def test_a_suspect_that_cannot_be_reviewed_fails_like_any_other(
     job = await suspect(system, me, deadly.UNREADABLE)
     async with system.reviewer(engine, apart=apart):
         assert (await me.until(job, FAILED)).error.code == "unreviewable_input"
+
+
+@on_sqlite
+async def test_a_suspect_that_no_engine_has_to_look_at_is_approved_without_a_process(
+    system: System, me: Caller, engine: ScriptedEngine, apart: EngineApart, looks: Looks
+) -> None:
+    await put_mode(system, Mode.AUTO_APPROVE)
+    job = await suspect(system, me, deadly.KILL)
+    run_apart = counted("imprimatur_attempts_apart_total")
+    async with system.reviewer(engine, apart=apart):
+        await me.until(job, SUCCEEDED)
+    assert (counted("imprimatur_attempts_apart_total"), looks.at("cr-1")) == (run_apart, [])
 
 
 @pytest.mark.parametrize("losses", range(LOSSES_OF_A_SUSPECT))
@@ -200,6 +226,31 @@ async def test_a_stopping_worker_hands_a_suspect_back_and_kills_its_process(
     assert not alive(pid)
     given = await me.get(job)
     assert (given.state, given.attempts, outcomes(given)) == (QUEUED, 0, ["HANDED_BACK"])
+
+
+@on_sqlite
+async def test_suspects_that_wait_for_a_process_are_cancelled_and_handed_back_like_any_other(
+    system: System, me: Caller, engine: ScriptedEngine, apart: EngineApart, looks: Looks
+) -> None:
+    names = [f"cr-{number}" for number in range(MOST_AT_ONCE + 2)]
+    accused = {name: await suspect(system, me, deadly.WAIT, name) for name in names}
+    async with system.reviewer(engine, apart=apart, slots=len(names)):
+        for job in accused.values():
+            await me.until(job, RUNNING)
+        await eventually(lambda: sum(bool(looks.at(name)) for name in names) == MOST_AT_ONCE, "begun", seconds=30.0)
+        cancelled, waiting = (name for name in names if not looks.at(name))
+        await cancel(me, accused[cancelled])
+        await makers.until(lambda: _ended(me, accused[cancelled]), seconds=10.0)
+    assert not any(alive(pid) for name in names for pid in looks.at(name))
+    assert (looks.at(cancelled), looks.at(waiting)) == ([], [])
+    assert outcomes(await me.get(accused.pop(cancelled))) == ["CANCELLED"]
+    for job in accused.values():
+        given = await me.get(job)
+        assert (given.state, given.attempts, outcomes(given)) == (QUEUED, 0, ["HANDED_BACK"])
+
+
+async def _ended(me: Caller, job: pb.Job) -> bool:
+    return outcomes(await me.get(job)) == ["CANCELLED"]
 
 
 # --- whole workers ---------------------------------------------------------------------------------------

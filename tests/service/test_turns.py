@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from sqlalchemy import text, update
+from sqlalchemy import select, text, update
 from tests import makers
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
@@ -15,7 +15,7 @@ from imprimatur.broker.memory import MemoryBroker
 from imprimatur.policy import Mode
 from imprimatur.storage import clock
 from imprimatur.storage.database import Database
-from imprimatur.storage.schema import jobs
+from imprimatur.storage.schema import jobs, tenants
 from imprimatur.v1 import creative_pb2 as creative
 from imprimatur.v1 import job_pb2 as pb
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
@@ -87,6 +87,25 @@ async def test_what_its_deadline_overtakes_is_shown_as_the_live_policy_has_it(
     assert review.ai_review.HasField("reviewed_at")
     assert not review.ai_review.HasField("evidence")
     assert await kinds(me, job) == ["submitted", "awaiting_review"]
+
+
+@on_postgresql
+async def test_a_tenant_whose_policy_cannot_be_read_holds_up_nobody_else(system: System, me: Caller) -> None:
+    overdue = await me.submit(engines.APPROVE, "overdue")
+    other_tenant = await makers.make_tenant(system.database)
+    other = await system.caller(tenant_id=other_tenant)
+    async with system.database.begin() as tx:  # time passes
+        await tx.connection.execute(update(jobs).values(deadline_at=clock.after(-1.0)))
+    async with system.database.begin() as holder:
+        locked = select(tenants.c.id).where(tenants.c.id == system.tenant_id).with_for_update()
+        await holder.connection.execute(locked)
+        async with system.reviewer(ScriptedEngine()):
+            later = type(overdue.create_time)(seconds=overdue.create_time.seconds + 2)
+            job = await other.submit(
+                engines.APPROVE, "other", run_at=later
+            )  # only a pass of the dispatcher releases it
+            await other.until(job, SUCCEEDED)
+    await me.until(overdue, AWAITING)
 
 
 @on_sqlite

@@ -12,8 +12,9 @@ from tests.service.engines import ScriptedEngine
 from tests.service.systems import Caller, System, on_sqlite, running_system
 from tests.service.test_reviewing import kinds, outcomes, put_mode
 
-from imprimatur.broker import Message, Queue
+from imprimatur.broker import EVENTS, Message, Queue
 from imprimatur.identity import new_id
+from imprimatur.job import State
 from imprimatur.policy import Mode, Policy
 from imprimatur.storage import tenants
 from imprimatur.storage.database import Database
@@ -26,6 +27,7 @@ from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_service_pb2 import CancelJobRequest
 from imprimatur.v1.message_pb2 import ReviewRequested
+from imprimatur.wire.messages import JobChanged
 
 
 async def cancel(me: Caller, job: pb.Job) -> pb.Job:
@@ -54,6 +56,23 @@ async def test_cancelling_a_running_job_aborts_the_engine_at_once(
         assert (await me.until(await me.submit(engines.APPROVE), SUCCEEDED)).attempts == 1
     done = await me.get(job)
     assert (done.state, done.attempts, await kinds(me, job)) == (CANCELLED, 0, ["submitted", "started", "cancelled"])
+
+
+@on_sqlite
+async def test_a_message_that_tells_of_a_cancellation_that_never_was_aborts_nothing(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    async with system.reviewer(engine):
+        job = await me.submit(engines.GATE)
+        await me.until(job, RUNNING)
+        told = JobChanged(job_id=uuid.UUID(job.id), tenant_id=system.tenant_id, version=9, state=State.CANCELLED)
+        await system.broker.publish(
+            Message(exchange=EVENTS, routing_key="outcome.cancelled", body=told.encode(), message_id=str(new_id()))
+        )
+        await me.until(await me.submit(engines.APPROVE, "another"), SUCCEEDED)
+        engine.open("cr-1")
+        done = await me.until(job, SUCCEEDED)
+    assert (outcomes(done), engine.aborted["cr-1"]) == (["SUCCEEDED"], 0)
 
 
 async def test_cancelling_a_queued_or_waiting_job_ends_it(system: System, me: Caller, engine: ScriptedEngine) -> None:

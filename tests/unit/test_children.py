@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imprimatur.errors import RateLimited, TimedOut, TransientError, UnreviewableInput
-from reviewer.children import ChildPool, run_alone
+from reviewer.children import ChildPool, child_alone
 
 
 @pytest.fixture
@@ -239,11 +239,14 @@ async def test_close_ends_all_children_and_their_calls(tmp_path: Path) -> None:
         await pool.run(os.getpid)
 
 
-async def test_a_call_alone_has_a_process_that_is_initialised_for_it_and_gone_after_it() -> None:
-    first = await run_alone(os.getpid)
+async def test_a_child_alone_is_initialised_keeps_its_process_and_is_gone_after_the_block() -> None:
+    async with child_alone(initializer=mark_start) as child, child_alone() as other:
+        first = await child.run(os.getpid)
+        assert await child.run(os.getpid) == first
+        assert await other.run(os.getpid) not in (first, os.getpid())
+        assert await child.run(os.getenv, "CHILD_WAS_INITIALISED") == "yes"
+        assert alive(first)
     assert not alive(first)
-    assert await run_alone(os.getpid) not in (first, os.getpid())
-    assert await run_alone(os.getenv, "CHILD_WAS_INITIALISED", initializer=mark_start) == "yes"
 
 
 PARENT = """

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pickle
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -15,10 +16,11 @@ from tests.contract.polling import eventually
 from tests.deadly import DeadlyEngine, Looks, alive, own_children
 
 from imprimatur.errors import PermanentError, RateLimited, TransientError, UnreviewableInput
-from imprimatur.evidence import Creative
+from imprimatur.evidence import Creative, Evidence
 from imprimatur.job import WORKERS_LOST
+from reviewer.children import child_alone
 from reviewer.engines import Engine
-from reviewer.engines.apart import MOST_AT_ONCE, EngineApart
+from reviewer.engines.apart import MOST_AT_ONCE, MOST_BYTES, EngineApart, bound_memory
 from reviewer.engines.registry import open_engine
 from reviewer.settings import EngineName, EngineSettings, ReviewerSettings
 
@@ -40,16 +42,19 @@ def others() -> set[int]:
 
 @pytest.fixture
 async def apart(tmp_path: Path, others: set[int]) -> AsyncIterator[EngineApart]:
-    opened = EngineApart(partial(DeadlyEngine, tmp_path), identity=deadly.IDENTITY)
-    yield opened
-    await opened.close()
-    assert own_children() <= others, "each child ends with its call"
+    yield EngineApart(partial(DeadlyEngine, tmp_path), identity=deadly.IDENTITY)
+    assert own_children() <= others, "each child ends with its block"
+
+
+async def examine(apart: EngineApart, asked: Creative) -> Evidence:
+    async with apart.opened() as engine:
+        return await engine.examine(asked)
 
 
 async def test_each_creative_has_a_process_of_its_own_that_is_gone_afterwards(apart: EngineApart, looks: Looks) -> None:
-    protocol: Engine = apart
     for name in ("a", "b"):
-        assert (await protocol.examine(creative(deadly.APPROVE, name))).engine == protocol.identity
+        async with apart.opened() as engine:
+            assert (await engine.examine(creative(deadly.APPROVE, name))).engine == engine.identity
     pids = looks.at("a") + looks.at("b")
     assert len({*pids, os.getpid()}) == 3
     assert not any(map(alive, pids))
@@ -61,28 +66,28 @@ async def test_each_creative_has_a_process_of_its_own_that_is_gone_afterwards(ap
 )
 async def test_a_process_that_dies_of_a_creative_is_proof_against_it(apart: EngineApart, script: str, how: str) -> None:
     with pytest.raises(PermanentError, match=rf"^the engine's process died \(({how})\) while it examined") as caught:
-        await apart.examine(creative(script))
+        await examine(apart, creative(script))
     assert (caught.value.code, caught.value.stage) == (WORKERS_LOST, "engine")
 
 
 async def test_what_an_engine_declares_comes_through_as_it_is(apart: EngineApart) -> None:
     with pytest.raises(RateLimited) as limited:
-        await apart.examine(creative(deadly.LIMITED))
+        await examine(apart, creative(deadly.LIMITED))
     assert limited.value.retry_after_seconds == 0.05
     with pytest.raises(UnreviewableInput, match=r"^images\[0\]"):
-        await apart.examine(creative(deadly.UNREADABLE))
+        await examine(apart, creative(deadly.UNREADABLE))
 
 
 async def test_a_bug_of_the_engine_is_no_proof(apart: EngineApart) -> None:
     with pytest.raises(TransientError) as caught:
-        await apart.examine(creative(deadly.BREAK))
+        await examine(apart, creative(deadly.BREAK))
     assert caught.value.code == "engine_failed"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels have no such limit")
 async def test_a_creative_that_takes_all_memory_fails_its_examination_and_nothing_else(apart: EngineApart) -> None:
     with pytest.raises(TransientError) as caught:
-        await apart.examine(creative(deadly.HOARD))
+        await examine(apart, creative(deadly.HOARD))
     assert caught.value.code == "engine_failed"
 
 
@@ -99,12 +104,51 @@ def find_no_key() -> Engine:
 async def test_an_engine_that_does_not_open_is_no_proof(opener: Callable[[], Engine]) -> None:
     apart = EngineApart(opener, identity=deadly.IDENTITY)
     with pytest.raises(TransientError) as caught:
-        await apart.examine(creative(deadly.APPROVE))
+        await examine(apart, creative(deadly.APPROVE))
     assert caught.value.code == "engine_not_started"
 
 
+async def test_a_process_that_dies_before_it_has_the_creative_is_no_proof(apart: EngineApart, others: set[int]) -> None:
+    async with apart.opened() as engine:
+        [pid] = own_children() - others
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: not alive(pid), "dead")
+        with pytest.raises(TransientError) as caught:
+            await engine.examine(creative(deadly.APPROVE))
+    assert caught.value.code == "engine_not_started"
+
+
+class StartingEngine(DeadlyEngine):
+    """Leaves a mark when it has started."""
+
+    async def start(self) -> None:
+        self._looks.begin("start")
+
+
+async def test_an_engine_that_can_start_has_started_when_it_is_given(tmp_path: Path, looks: Looks) -> None:
+    apart = EngineApart(partial(StartingEngine, tmp_path), identity=deadly.IDENTITY)
+    async with apart.opened() as engine:
+        assert len(looks.at("start")) == 1
+        await engine.examine(creative(deadly.APPROVE))
+    assert looks.at("start") == looks.at("c1")
+
+
+def bound_below(most_bytes: int) -> tuple[int, int]:
+    """What limits a process has that was allowed less before."""
+    resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
+    bound_memory()
+    return resource.getrlimit(resource.RLIMIT_DATA)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels have no such limit")
+async def test_a_process_that_is_allowed_less_memory_is_allowed_no_more_than_that() -> None:
+    less = MOST_BYTES // 2
+    async with child_alone() as child:
+        assert await child.run(bound_below, less) == (less, less)
+
+
 async def test_a_cancelled_call_kills_its_process(apart: EngineApart, looks: Looks) -> None:
-    call = asyncio.create_task(apart.examine(creative(deadly.WAIT)))
+    call = asyncio.create_task(examine(apart, creative(deadly.WAIT)))
     await eventually(lambda: looks.at("c1"), "begun")
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -115,7 +159,7 @@ async def test_a_cancelled_call_kills_its_process(apart: EngineApart, looks: Loo
 async def test_a_call_cancelled_before_its_process_is_ready_leaves_none_and_no_error_in_the_log(
     apart: EngineApart, others: set[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = asyncio.create_task(apart.examine(creative(deadly.WAIT)))
+    call = asyncio.create_task(examine(apart, creative(deadly.WAIT)))
     await eventually(lambda: own_children() - others, "a process")
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -126,11 +170,28 @@ async def test_a_call_cancelled_before_its_process_is_ready_leaves_none_and_no_e
 
 async def test_only_so_many_processes_run_at_once(apart: EngineApart, others: set[int], looks: Looks) -> None:
     names = [f"c{number}" for number in range(MOST_AT_ONCE + 2)]
-    calls = [asyncio.create_task(apart.examine(creative(deadly.WAIT, name))) for name in names]
+    calls = [asyncio.create_task(examine(apart, creative(deadly.WAIT, name))) for name in names]
     await eventually(lambda: sum(len(looks.at(name)) for name in names) >= MOST_AT_ONCE, "begun", seconds=30.0)
     assert len(own_children() - others) == MOST_AT_ONCE
     looks.open_gate()
     assert len(await asyncio.gather(*calls)) == len(names)
+
+
+async def test_one_that_is_cancelled_while_it_waits_leaves_its_turn_to_the_next(
+    apart: EngineApart, others: set[int], looks: Looks
+) -> None:
+    names = [f"c{number}" for number in range(MOST_AT_ONCE)]
+    calls = [asyncio.create_task(examine(apart, creative(deadly.WAIT, name))) for name in names]
+    await eventually(lambda: all(looks.at(name) for name in names), "begun", seconds=30.0)
+    waiting, next_one = (asyncio.create_task(examine(apart, creative(deadly.APPROVE, name))) for name in ("w", "n"))
+    await asyncio.sleep(0)  # until both wait
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert len(own_children() - others) == MOST_AT_ONCE
+    looks.open_gate()
+    await asyncio.gather(*calls, next_one)
+    assert (looks.at("w"), len(looks.at("n"))) == ([], 1)
 
 
 async def test_the_builtin_engine_finds_the_same_apart() -> None:
@@ -139,7 +200,7 @@ async def test_the_builtin_engine_finds_the_same_apart() -> None:
     apart = EngineApart(partial(open_engine, settings.of_child()), identity=engine.identity)
     try:
         asked = creative("Fresh bread, every morning")
-        assert await apart.examine(asked) == await engine.examine(asked)
+        assert await examine(apart, asked) == await engine.examine(asked)
     finally:
         await engine.close()
 

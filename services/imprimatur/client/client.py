@@ -214,7 +214,8 @@ class Client:
     async def retry_many(self, job_filter: jobs_v1.JobFilter, *, dry_run: bool = False) -> jobs_v1.RetryJobsResponse:
         """Retry every failed or cancelled job of the filter that was not retried yet, in as many calls as it takes.
 
-        Returns all new jobs, beside those that they retry; with `dry_run` only how many would be `left` to do.
+        Returns the new jobs, beside those that they retry; with `dry_run` only how many would be `left` to do. Where
+        the answer to a call was lost it is repeated, and what it did is done, but not among those returned.
         """
         request = jobs_v1.RetryJobsRequest(filter=job_filter)
         return await retry_all(self._calls, self._jobs, request, dry_run=dry_run)
@@ -224,8 +225,8 @@ class Client:
     ) -> jobs_v1.ReviewJobsAgainResponse:
         """Send back to the engine what waits for a person because the engine failed, in as many calls as it takes.
 
-        Returns all ids that are queued again, and how many a person holds; with `dry_run` only how many would be
-        `left` to do. Ids that do not wait so are passed over.
+        Returns the ids that are queued again, and how many a person holds; with `dry_run` only how many would be
+        `left` to do. Ids that do not wait so are passed over. Lost answers are repeated as by `retry_many`.
         """
         request = jobs_v1.ReviewJobsAgainRequest(filter=job_filter, job_ids=job_ids)
         return await review_all_again(self._calls, self._jobs, request, dry_run=dry_run)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, case, insert, literal, null, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, case, exists, insert, literal, not_, null, select, tuple_, update
 
 from imprimatur.job import Attempt, AttemptOutcome, JobError
 from imprimatur.storage import clock
@@ -44,16 +44,36 @@ async def end(
     error: JobError | None,
     spent: Spent,
 ) -> AttemptOutcome | None:
-    """Write an attempt's end, and what it used. Returns how it ended: as it was ended before, if it was; None when
-    there is no such attempt."""
+    """Write an attempt's end, and what it used: what is booked already only grows. Returns how it ended: as it was
+    ended before, if it was; None when there is no such attempt."""
     mine = and_(attempts.c.job_id == job_id, attempts.c.claim_no == claim_no)
     is_open = attempts.c.outcome.is_(None)
     ending = {name: case((is_open, value), else_=attempts.c[name]) for name, value in _ending(outcome, error).items()}
     changed = await tx.connection.execute(
-        update(attempts).where(mine).values(**asdict(spent), **ending).returning(attempts.c.outcome)
+        update(attempts).where(mine).values(**_booked(spent), **ending).returning(attempts.c.outcome)
     )
     found = changed.scalar_one_or_none()
     return AttemptOutcome(found) if found else None
+
+
+def _booked(spent: Spent) -> dict[str, ColumnElement[Any]]:
+    columns = {name: (attempts.c[name], literal(value, attempts.c[name].type)) for name, value in asdict(spent).items()}
+    return {name: case((value > column, value), else_=column) for name, (column, value) in columns.items()}
+
+
+async def has_returned(tx: Transaction, job_id: uuid.UUID, claim_no: int) -> bool:
+    """Note that the worker of an attempt that was ended as lost is back. False: that was known, or the job's loss of
+    another worker was taken back before."""
+    of_the_job = attempts.alias()
+    before = exists().where(of_the_job.c.job_id == job_id, of_the_job.c.returned_at.is_not(None))
+    mine = and_(attempts.c.job_id == job_id, attempts.c.claim_no == claim_no)
+    changed = await tx.connection.execute(
+        update(attempts)
+        .where(mine, attempts.c.outcome == AttemptOutcome.LOST, not_(before))
+        .values(returned_at=clock.now())
+        .returning(attempts.c.claim_no)
+    )
+    return bool(changed.all())
 
 
 async def end_open(

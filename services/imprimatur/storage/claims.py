@@ -7,10 +7,10 @@ was cancelled or taken over meanwhile; the result is discarded, but what it cost
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, case, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, case, func, literal, select, tuple_, update
 
 from imprimatur.job import (
     LOSSES_OF_A_SUSPECT,
@@ -189,12 +189,12 @@ async def book(tx: Transaction, claim: Claim, conclusion: Conclusion, spent: Spe
     """Write the attempt's end and what it used, whatever became of the job.
 
     An attempt that was ended as lost had a worker that lives: it only was slow, or cut off. Its loss is no sign
-    that the job kills workers, and is not counted any more.
+    that the job kills workers, and is taken back; once for each job, which may be what stalls them.
     """
     outcome = await attempts.end(
         tx, claim.job_id, claim.claim_no, conclusion.outcome, error=conclusion.error, spent=spent
     )
-    if outcome is AttemptOutcome.LOST:
+    if outcome is AttemptOutcome.LOST and await attempts.has_returned(tx, claim.job_id, claim.claim_no):
         unfinished = jobs.c.state.in_((State.QUEUED, State.RUNNING))
         await tx.connection.execute(
             update(jobs).where(is_job(claim.job_id), unfinished, jobs.c.losses > 0).values(losses=jobs.c.losses - 1)
@@ -209,12 +209,21 @@ _PAUSE_AFTER_LOSS = case(
 _WORKER_LOST = JobError(code="worker_lost", message="the worker fell silent; the job runs again", retryable=True)
 
 
-async def lost_leases(tx: Transaction, *, limit: int) -> list[Row[Any]]:
+#: A sweep that begins later than this after the decision to sweep was itself held up on its way.
+_SWEEP_WITHIN_SECONDS = 1.0
+
+
+async def lost_leases(tx: Transaction, *, as_of: datetime, limit: int) -> list[Row[Any]]:
     """Queue again the running jobs whose lease ran out; counted apart from attempts. Those that have lost too
     many workers are `dispatch.LOST_TOO_OFTEN`.
 
     Call only after a whole lease of uninterrupted contact with the database: see `gateway.dispatcher`.
+
+    Args:
+        as_of: when that contact was last sure, by the database's clock. A statement that reaches the database much
+            later changes nothing: what kept it may have kept the renewals.
     """
+    in_time = clock.now() < clock.after(_SWEEP_WITHIN_SECONDS, literal(as_of, clock.Instant()))
     expired = (
         select(jobs.c.id)
         .where(
@@ -231,6 +240,7 @@ async def lost_leases(tx: Transaction, *, limit: int) -> list[Row[Any]]:
         Happening.LEASE_LOST,
         in_locked(jobs.c.id, expired),
         jobs.c.lease_until < clock.now(),
+        in_time,
         values={"losses": jobs.c.losses + 1, "run_at": clock.after(_PAUSE_AFTER_LOSS)},
         details={"reason": "its worker fell silent"},
     )

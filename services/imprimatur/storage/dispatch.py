@@ -5,6 +5,7 @@ Minimal order: due by `run_at`, by priority, oldest first.
 
 import uuid
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, case, exists, func, select, text, update
@@ -29,6 +30,7 @@ class Backlog:
     released: int  #: put up for claiming, not claimed
     due: bool  #: whether anything is due and not put up
     slots: int  #: of live workers
+    at: datetime  #: when it was looked at, by the database's clock
 
 
 async def become_dispatcher(tx: Transaction) -> bool:
@@ -50,10 +52,11 @@ async def backlog(reader: Reader, *, silent_seconds: float) -> Backlog:
                 queued.where(jobs.c.released_at.is_not(None)).scalar_subquery(),
                 due,
                 slots.scalar_subquery(),
+                clock.now(),
             )
         )
     ).one()
-    return Backlog(released=row[0], due=bool(row[1]), slots=row[2])
+    return Backlog(released=row[0], due=bool(row[1]), slots=row[2], at=row[3])
 
 
 async def idle_slots(reader: Reader, *, silent_seconds: float) -> int:
@@ -171,9 +174,9 @@ LOST_TOO_OFTEN = Hopeless(
 )
 
 
-async def tenants_with(tx: Transaction, hopeless: Hopeless, job_type: JobType, *, limit: int) -> list[uuid.UUID]:
+async def tenants_with(reader: Reader, hopeless: Hopeless, job_type: JobType, *, limit: int) -> list[uuid.UUID]:
     """The tenants of the `limit` oldest such jobs."""
-    found = await tx.connection.execute(
+    found = await reader.connection.execute(
         select(jobs.c.tenant_id).where(*hopeless.which, jobs.c.type == job_type).order_by(hopeless.by_age).limit(limit)
     )
     return sorted(set(found.scalars()))

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from imprimatur.identity import new_id
-from imprimatur.job import LOSSES_OF_A_SUSPECT, SUBMITTED, Happening, State
+from imprimatur.job import MOST_LOSSES, SUBMITTED, Happening, State, losses_kept
 from imprimatur.policy import Trigger
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
@@ -185,7 +185,7 @@ _AS_NEW: Mapping[str, Any] = {
     "run_at": clock.now(),
     "deadline_at": clock.after(jobs.c.deadline_seconds),
     "attempts": 0,
-    "losses": case((jobs.c.losses >= LOSSES_OF_A_SUSPECT, LOSSES_OF_A_SUSPECT), else_=0),  # a suspect goes on apart
+    "losses": case({losses: losses_kept(losses) for losses in range(MOST_LOSSES)}, value=jobs.c.losses),
     "decision": "",
     "policy_triggered": "",
     "result": null(),

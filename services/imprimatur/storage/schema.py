@@ -161,6 +161,7 @@ attempts = Table(
     Column("worker", Text, nullable=False),
     Column("started_at", Instant, nullable=False),
     Column("finished_at", Instant),
+    Column("returned_at", Instant),  # its worker, given up as lost, came back
     Column("outcome", Text),
     Column("error", Document),
     Column("error_code", Text),

@@ -1,6 +1,8 @@
 """Engines look at a creative and return evidence. They never decide, and never touch storage or broker."""
 
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, runtime_checkable
 
 from imprimatur.evidence import Creative, EngineIdentity, Evidence
 
@@ -24,3 +26,20 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Give back processes and connections."""
         ...
+
+
+@runtime_checkable
+class Starting(Protocol):
+    """An engine that can get everything ready before its first creative comes."""
+
+    async def start(self) -> None:
+        """Get ready.
+
+        Raises:
+            imprimatur.errors.AttemptError: it cannot start.
+        """
+        ...
+
+
+#: `async with open_engine() as engine: ...`: an engine for the block alone. Entering may take long.
+OpenEngine = Callable[[], AbstractAsyncContextManager[Engine]]

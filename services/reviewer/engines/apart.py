@@ -1,4 +1,4 @@
-"""The engine for suspects: each creative is examined in a child process of its own, which ends with it.
+"""The engine for suspects: opened for each creative in a child process of its own, which ends with it.
 
 A suspect is a job that lost two workers (`imprimatur.job.Claim.suspect`): it may be what kills them. Neither this
 process nor the engine's shared children come near it, so that whatever it does strikes nobody else. Most suspects are
@@ -8,17 +8,18 @@ innocent, lost together with the one that is not: they are examined here as anyw
 import asyncio
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
 
 from imprimatur.errors import PermanentError, TransientError
 from imprimatur.evidence import Creative, EngineIdentity, Evidence
 from imprimatur.job import WORKERS_LOST
-from reviewer.children import DIED, run_alone
-from reviewer.engines import Engine
+from reviewer.children import DIED, LoneChild, child_alone
+from reviewer.engines import Engine, Starting
 
-#: Children at once, each with an engine of its own: about 200 MB with the builtin one. Further calls
+#: Children at once, each with an engine of its own: about 200 MB with the builtin one. Further suspects
 #: wait: starting a child costs about a second of processor, and the other slots need theirs.
 MOST_AT_ONCE = 2
 
@@ -26,12 +27,13 @@ MOST_AT_ONCE = 2
 #: container, this reviewer and all that it holds included. Beyond it an examination fails as any other may.
 MOST_BYTES = 2 * 1024**3
 
-#: In a child: its engine.
+#: In a child: its engine, and what runs it.
 _engine: ContextVar[Engine] = ContextVar("engine")
+_runner: ContextVar[asyncio.Runner] = ContextVar("runner")
 
 
 class EngineApart:
-    """An `Engine` that opens another one anew for each creative.
+    """Opens an engine anew for each creative, in a child process.
 
     Args:
         opener: opens the engine in the child; it must pickle, and crosses over by the line between the processes,
@@ -40,28 +42,47 @@ class EngineApart:
     """
 
     def __init__(self, opener: Callable[[], Engine], *, identity: EngineIdentity) -> None:
-        self.identity = identity
+        self._identity = identity
         self._opener = opener
         self._turn = asyncio.Semaphore(MOST_AT_ONCE)
 
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Engine]:
+        """Inside the block: an engine for one creative, ready in a new child. The child ends with the block.
+
+        Entering waits for a turn, and for the child.
+
+        Raises:
+            imprimatur.errors.TransientError: the child or its engine does not start (`engine_not_started`).
+        """
+        async with self._turn, child_alone(initializer=partial(_open, self._opener)) as child:
+            yield _EngineInChild(child, self._identity)
+
+
+class _EngineInChild:
+    """An `Engine`, for one creative."""
+
+    def __init__(self, child: LoneChild, identity: EngineIdentity) -> None:
+        self.identity = identity
+        self._child = child
+
     async def examine(self, creative: Creative) -> Evidence:
-        """Have a new child examine the creative. Cancelling the call kills the child.
+        """Have the child examine the creative.
 
         Raises:
             imprimatur.errors.PermanentError: a process died of the examination (`workers_lost`). Nothing else ran in
                 it, so that is proof; a process that dies before it has the creative is none.
             imprimatur.errors.AttemptError: as the engine raised it.
         """
-        async with self._turn:
-            try:
-                return await run_alone(_examine, creative, initializer=partial(_open, self._opener))
-            except TransientError as error:
-                if error.code != DIED:
-                    raise
-                raise _proof(error) from error
+        try:
+            return await self._child.run(_examine, creative)
+        except TransientError as error:
+            if error.code != DIED:
+                raise
+            raise _proof(error) from error
 
     async def close(self) -> None:
-        """Nothing to give back: each child ends with its call."""
+        """Nothing to give back: the child closes its engine."""
 
 
 def _proof(error: TransientError) -> PermanentError:
@@ -77,12 +98,23 @@ def _proof(error: TransientError) -> PermanentError:
 
 def _open(opener: Callable[[], Engine]) -> None:
     if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
-    _engine.set(opener())
+        bound_memory()
+    engine, runner = opener(), asyncio.Runner()
+    if isinstance(engine, Starting):
+        runner.run(engine.start())
+    _engine.set(engine)
+    _runner.set(runner)
+
+
+def bound_memory() -> None:
+    """Allow this process, and each that it starts, MOST_BYTES, or what it is allowed already where that is less."""
+    _, allowed = resource.getrlimit(resource.RLIMIT_DATA)
+    most = MOST_BYTES if allowed == resource.RLIM_INFINITY else min(MOST_BYTES, allowed)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def _examine(creative: Creative) -> Evidence:
-    return asyncio.run(_examine_and_close(_engine.get(), creative))
+    return _runner.get().run(_examine_and_close(_engine.get(), creative))
 
 
 async def _examine_and_close(engine: Engine, creative: Creative) -> Evidence:

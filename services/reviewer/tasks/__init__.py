@@ -5,6 +5,7 @@ hold at that moment, such as the tenant's live policy.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +17,9 @@ from imprimatur.storage.database import Transaction
 
 #: report(percent, stage, message): shows how far the job is.
 Report = Callable[[int, str, str], Awaitable[None]]
+
+#: `with waiting(): ...`: inside the block the attempt's time-out does not run. For what the job is not to blame for.
+Waiting = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,7 @@ class NotEnough(Exception):  # not an error: the surroundings have changed
 class Task(Protocol):
     """One job type."""
 
-    async def run(self, claim: Claim, report: Report, *, in_full: bool) -> Work:
+    async def run(self, claim: Claim, report: Report, waiting: Waiting, *, in_full: bool) -> Work:
         """Do the work. With `in_full`, leave nothing out that the policy of the start allowed to leave out.
 
         Raises:

@@ -6,7 +6,7 @@ Review fails safe: an engine that fails, however often, leaves the creative with
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -17,14 +17,14 @@ from imprimatur import metrics
 from imprimatur.errors import AttemptError, TransientError
 from imprimatur.evidence import Evidence
 from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up, outcome_of
-from imprimatur.policy import Decision, EngineFailure, Mode, Verdict, decide, flaw_of
+from imprimatur.policy import Decision, EngineFailure, Mode, Verdict, decide, decide_failure, flaw_of
 from imprimatur.storage import clock, tenants
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.wire.creatives import ai_result, creative_of
-from reviewer.engines import Engine
-from reviewer.tasks import NotEnough, Report, Work
+from reviewer.engines import Engine, OpenEngine
+from reviewer.tasks import NotEnough, Report, Waiting, Work
 
 log = structlog.get_logger(__name__)
 
@@ -33,19 +33,18 @@ _SLOW_AFTER_SECONDS = 2.0
 
 
 class CreativeReview:
-    """Reviews creatives with one engine; suspects with the same engine `apart`, in processes of their own."""
+    """Reviews creatives with one engine; suspects with the same engine, opened for each in a process of its own."""
 
-    def __init__(self, database: Database, engine: Engine, apart: Engine) -> None:
+    def __init__(self, database: Database, engine: Engine, open_apart: OpenEngine) -> None:
         self._database = database
         self._engine = engine
-        self._apart = apart
+        self._open_apart = open_apart
 
-    async def run(self, claim: Claim, report: Report, *, in_full: bool) -> Work:
+    async def run(self, claim: Claim, report: Report, waiting: Waiting, *, in_full: bool) -> Work:
         """Have the engine examine the creative, unless the tenant approves everything without a review."""
         if not in_full and await self._approves_everything(claim):
             return Work(product=None)
-        engine = self._engine_for(claim)
-        async with _shown_when_slow(report):
+        async with self._engine_for(claim, waiting) as engine, _shown_when_slow(report):
             began = time.perf_counter()
             evidence = await engine.examine(creative_of(claim.input))
             metrics.engine_seconds.labels(engine.identity.name).observe(time.perf_counter() - began)
@@ -56,12 +55,17 @@ class CreativeReview:
             raise invalid.after_spending(**asdict(_spent(evidence)))
         return Work(product=evidence, spent=_spent(evidence))
 
-    def _engine_for(self, claim: Claim) -> Engine:
+    @asynccontextmanager
+    async def _engine_for(self, claim: Claim, waiting: Waiting) -> AsyncIterator[Engine]:
         if not claim.suspect:
-            return self._engine
+            yield self._engine
+            return
         metrics.attempts_apart.inc()
         log.warning("a job that lost workers is examined in a process of its own", losses=claim.losses)
-        return self._apart
+        async with AsyncExitStack() as stack:
+            with waiting():  # for other suspects, and for a process to start
+                engine = await stack.enter_async_context(self._open_apart())
+            yield engine
 
     async def _approves_everything(self, claim: Claim) -> bool:
         async with self._database.read() as reader:
@@ -91,9 +95,7 @@ class CreativeReview:
         if happening is Happening.REFERRED:
             version, policy = await tenants.live_policy(tx, claim.tenant_id, lock=True)
             declared = creative_of(claim.input).declared_categories
-            verdict = decide(policy, declared, EngineFailure(message=error.message))
-            if verdict.decision is Decision.APPROVED:
-                happening = Happening.COMPLETED
+            verdict = decide_failure(policy, declared, EngineFailure(message=error.message))
             shown = _shown(verdict, None, version, await clock.present(tx))
             details |= _details(verdict)
         return Conclusion(
