@@ -61,8 +61,7 @@ test: check servers ## Everything below 15 minutes, on real RabbitMQ and Postgre
 	@$(BIN)/pytest -m "not soak"
 
 soak: servers ## Strike everything again and again under load (an hour); writes docs/reliability.json
-	@$(BIN)/pytest -m soak --capture=no
-	@$(BIN)/python -m docs.reliability
+	@status=0; $(BIN)/pytest -m soak --capture=no || status=$$?; $(BIN)/python -m docs.reliability || status=$$?; exit $$status
 
 docs: setup ## Write what is generated: docs/settings.md, .env.example, the table of docs/reliability.md
 	@$(BIN)/python -m docs.settings

@@ -1,5 +1,5 @@
-"""Writes the table of docs/reliability.md from docs/reliability.json, which `make soak` leaves; with --check, only
-compares.
+"""Writes the table of docs/reliability.md, and when it was measured, from docs/reliability.json, which `make soak`
+leaves; with --check, only compares.
 """
 
 import json
@@ -28,20 +28,46 @@ DEFECTS = {
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, from the objects of the JSON."""
-    heads = ["fault", "struck", "jobs accepted", *DEFECTS.values(), "recovery p50 / p99 / max, s", "of"]
+    heads = [
+        "fault",
+        "struck",
+        "jobs accepted",
+        *DEFECTS.values(),
+        "lost unstruck",
+        "recovery p50 / p99 / max, s",
+        "of",
+    ]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in rows:
-        recovery = " / ".join(f"{row[f'recovery_{name}_s']:.1f}" for name in ("p50", "p99", "max"))
-        cells = [row["fault"], row["injected"], row["accepted"], *(row[name] for name in DEFECTS)]
+        recovery = " / ".join(_seconds(row[f"recovery_{name}_s"]) for name in ("p50", "p99", "max"))
+        cells = [row["fault"], row["struck"], row["accepted"], *(row[name] for name in DEFECTS), row["lost_unstruck"]]
         lines.append(f"| {' | '.join(map(str, [*cells, recovery, row['recovery']]))} |")
     return "\n".join(lines) + "\n"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def measured(rows: Sequence[Mapping[str, Any]]) -> str:
+    """At which commits, and when, the rows were measured: a paragraph of Markdown."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        groups.setdefault((row["commit"], row["measured_on"]), []).append(row["fault"])
+    if not groups:
+        return "No row is measured yet.\n"
+    if len(groups) == 1:
+        ((commit, day),) = groups
+        return f"All rows were measured at commit `{commit}` on {day} (UTC).\n"
+    lines = [f"- at commit `{commit}` on {day}: {'; '.join(faults)}" for (commit, day), faults in groups.items()]
+    return "\n".join(["The rows were measured (days are UTC)", "", *lines]) + "\n"
 
 
 def page(text: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The page with a new table in it."""
     before, _, rest = text.partition(_BEGIN)
     _, _, after = rest.partition(_END)
-    return f"{before}{_BEGIN}{table(rows)}{_END}{after}"
+    return f"{before}{_BEGIN}{table(rows)}\n{measured(rows)}{_END}{after}"
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ import itertools
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -30,7 +30,11 @@ _ENDING = {str(kind) for kind, step in TRANSITIONS.items() if step.target in TER
 
 @dataclass(kw_only=True)
 class Findings:
-    """What is wrong, by promise broken; one sentence each."""
+    """What is wrong, by promise broken; one sentence each.
+
+    Attributes:
+        lost_unstruck: attempts that were taken from a worker that nothing had struck.
+    """
 
     lost: list[str] = field(default_factory=list)
     applied_twice: list[str] = field(default_factory=list)
@@ -40,10 +44,12 @@ class Findings:
     webhooks_missing: list[str] = field(default_factory=list)
     innocents_charged: list[str] = field(default_factory=list)
     surprises: list[str] = field(default_factory=list)
+    lost_unstruck: list[str] = field(default_factory=list)
 
-    def all(self) -> list[str]:
-        """Every one of them."""
-        return [f"{kind}: {one}" for kind, found in vars(self).items() for one in found]
+    def defects(self, *, cut_off: bool = False) -> list[str]:
+        """Every one of them; where reviewers were `cut_off` from the database, all but what they lost by that."""
+        excused = {"lost_unstruck"} if cut_off else set()
+        return [f"{kind}: {one}" for kind, found in vars(self).items() if kind not in excused for one in found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +59,18 @@ class Record:
     jobs: dict[str, Any]
     events: dict[str, list[Any]]
     attempts: dict[str, list[Any]]
-    undelivered: int
+    deliveries: dict[str, list[Any]]
     outbox: int
+
+    @property
+    def undelivered(self) -> list[str]:
+        """Webhooks that are still to be posted, or were given up."""
+        return [
+            f"{job_id}: a webhook is {delivery['state']} after {delivery['attempts']} attempts"
+            for job_id, deliveries in self.deliveries.items()
+            for delivery in deliveries
+            if delivery["state"] != "delivered"
+        ]
 
     @property
     def unfinished(self) -> list[str]:
@@ -87,8 +103,8 @@ async def read(load: Load) -> Record:
         )
         ids = [job["id"] for job in jobs]
 
-        async def of(table: str, order: str) -> dict[str, list[Any]]:
-            query = f"SELECT * FROM {table} WHERE job_id = ANY($1) ORDER BY job_id, {order}"
+        async def of(tables: str, order: str) -> dict[str, list[Any]]:
+            query = f"SELECT * FROM {tables} WHERE job_id = ANY($1) ORDER BY job_id, {order}"
             found = defaultdict(list)
             for row in await connection.fetch(query, ids):
                 found[str(row["job_id"])].append(row)
@@ -98,7 +114,7 @@ async def read(load: Load) -> Record:
             jobs={str(job["id"]): job for job in jobs},
             events=await of("job_events", "version"),
             attempts=await of("attempts", "claim_no"),
-            undelivered=await connection.fetchval("SELECT count(*) FROM webhook_deliveries WHERE state = 'pending'"),
+            deliveries=await of("webhook_messages m JOIN webhook_deliveries d ON d.message_id = m.id", "m.version"),
             outbox=await connection.fetchval("SELECT count(*) FROM outbox"),
         )
     finally:
@@ -121,13 +137,26 @@ def judge(load: Load, record: Record) -> Findings:
         _judge_history(job, history, attempts, found)
     found.webhooks_missing += _untold(load, record)
     found.surprises += _false_webhooks(load, record)
-    if record.outbox or record.undelivered:
-        found.surprises.append(f"{record.outbox} outbox rows and {record.undelivered} deliveries are left")
+    found.surprises += [f"a webhook could not be verified: {post.headers}" for post in load.world.refused]
+    load.world.refused.clear()
+    found.surprises += record.undelivered
+    if record.outbox:
+        found.surprises.append(f"{record.outbox} outbox rows are left")
+    found.lost_unstruck += _lost_unstruck(record, load.world.struck_workers)
     for seat in load.world.seats:
         if seat.deaths_unmeant > 0:
             found.surprises.append(f"{seat.name} died {seat.deaths_unmeant} times without being struck")
             seat.deaths_meant = seat.starts - 1
     return found
+
+
+def _lost_unstruck(record: Record, struck_workers: Container[str]) -> list[str]:
+    return [
+        f"{job_id}: attempt {attempt['claim_no']} was taken from {attempt['worker']}, which nothing had struck"
+        for job_id, attempts in record.attempts.items()
+        for attempt in attempts
+        if attempt["outcome"] == "lost" and attempt["worker"] not in struck_workers
+    ]
 
 
 def _judge_what_was_told(told: Told, record: Record, found: Findings) -> None:
@@ -175,9 +204,9 @@ def _outcomes(record: Record) -> Counter[tuple[str, str]]:
 
 
 def _received(load: Load, record: Record) -> dict[tuple[str, str], dict[str, set[bytes]]]:
-    """What the receiver took, verified, of these jobs: (job id, event type) → webhook-id → bodies."""
+    """What the receiver verified and took of these jobs: (job id, event type) → webhook-id → bodies."""
     received: dict[tuple[str, str], dict[str, set[bytes]]] = defaultdict(lambda: defaultdict(set))
-    for post in load.world.receiver.posts:
+    for post in load.world.taken:
         body = json.loads(post.body)
         if body["data"]["job_id"] in record.jobs:
             received[body["data"]["job_id"], body["type"]][post.id].add(post.body)

@@ -1,52 +1,22 @@
 """One campaign: a load of jobs, a fault that strikes again and again meanwhile, calm, and the audit; one row."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from tests.contract.polling import eventually
 from tests.faults import audit
 from tests.faults.audit import Findings, Record
-from tests.faults.faults import Fault, Recovery, Struck
+from tests.faults.faults import FAULTS, Fault, Recovery
 from tests.faults.load import Load
+from tests.faults.rows import Row
+from tests.faults.strikes.struck import Struck
 from tests.faults.world import World
 
 _JOBS_PER_SECOND = 8.0
 _WARM_JOBS = 5
 _WARM_SECONDS = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What one campaign came to. Counts of findings are to be 0; times are in seconds."""
-
-    fault: str
-    recovery: Recovery
-    injected: int
-    accepted: int
-    unanswered: int  #: submits without an answer; each made one job or none
-    lost: int
-    applied_twice: int
-    wrong_ends: int
-    regressions: int
-    ends_missed: int
-    webhooks_missing: int
-    innocents_charged: int
-    surprises: int
-    recovery_seconds: tuple[float, ...]
-
-    @classmethod
-    def of(cls, fault: Fault, injected: int, load: Load, findings: Findings, seconds: Sequence[float]) -> "Row":
-        """From what was found."""
-        return cls(
-            fault=fault.name,
-            recovery=fault.recovery,
-            injected=injected,
-            accepted=len(load.told),
-            unanswered=load.unanswered,
-            recovery_seconds=tuple(round(one, 3) for one in sorted(seconds)),
-            **{name: len(found) for name, found in asdict(findings).items()},
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +27,7 @@ class Attack:
     record: Record
     findings: Findings
     probes: list[float]  #: seconds, after each strike
-    struck: list[Struck]
+    struck: list[Struck]  #: what really hit something
 
 
 async def campaign(world: World, fault: Fault, *, injections: int) -> tuple[Row, Findings]:
@@ -67,11 +37,12 @@ async def campaign(world: World, fault: Fault, *, injections: int) -> tuple[Row,
         seconds = attack.probes
     else:
         seconds = audit.restarts(attack.record, ((hit.at, hit.worker) for hit in attack.struck))
-    return Row.of(fault, injections, attack.load, attack.findings, seconds), attack.findings
+    return Row.of(fault, len(attack.struck), attack.load, attack.findings, seconds), attack.findings
 
 
 async def attacked(world: World, strikes: Iterable[Fault]) -> Attack:
     """Strike in this order under load, wait for calm, and judge."""
+    world.forget_the_living()
     load = Load(world=world, rng=world.rng)
     probes: list[float] = []
     struck: list[Struck] = []
@@ -86,6 +57,13 @@ async def attacked(world: World, strikes: Iterable[Fault]) -> Attack:
                 await world.until_ready()
         record = await audit.calm(load)
         return Attack(load=load, record=record, findings=audit.judge(load, record), probes=probes, struck=struck)
+
+
+def storm(rng: random.Random) -> list[Fault]:
+    """The fast faults, once each in random order."""
+    fast = [fault for fault in FAULTS if fault.fast]
+    rng.shuffle(fast)
+    return fast
 
 
 async def _warm(load: Load) -> None:

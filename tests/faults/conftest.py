@@ -1,18 +1,20 @@
 """Worlds for the fault suite, one of each surface at a time, and the report of what struck them."""
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
-from docs.reliability import FIGURES
 from tests.faults import report
-from tests.faults.campaign import Row
+from tests.faults.rows import Row
 from tests.faults.world import Surface, World, a_world
 
 #: How often each fault strikes in a soak.
 INJECTIONS = int(os.environ.get("SOAK_INJECTIONS", "20"))
+#: What a storm draws from; set STORM_SEED to the number that a failure printed to draw the same again.
+STORM_SEED = int(os.environ.get("STORM_SEED") or secrets.randbits(32))
 
 Worlds = Callable[[Surface], Awaitable[World]]
 _rows: list[Row] = []
@@ -39,13 +41,6 @@ async def worlds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Worl
 def rows() -> list[Row]:
     """What was found, row by row."""
     return _rows
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _report() -> Iterator[None]:
-    yield
-    if _rows:
-        report.keep(_rows, FIGURES)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

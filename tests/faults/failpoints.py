@@ -22,6 +22,7 @@ from tests.faults.engine import FOLDER_VARIABLE, open_engine
 
 from imprimatur.broker import EVENTS
 from imprimatur.errors import Unavailable
+from imprimatur.job import SUBMITTED
 from imprimatur.outbox import Outbox
 from imprimatur.process import run_service
 from imprimatur.storage import claims, deliveries
@@ -88,11 +89,17 @@ def install() -> None:
     _wrap_records()
 
 
+def asks_for_a_submitted_job(rows: Sequence[OutboxRow]) -> bool:
+    """Whether one commit both submitted and asks for a review; a dispatcher's release only asks."""
+    submits = any(row.exchange == EVENTS and row.routing_key == f"state.{SUBMITTED}" for row in rows)
+    return submits and any(row.exchange != EVENTS for row in rows)
+
+
 def _wrap_submits() -> None:
     offer = Outbox._offer
 
     def offered(self: Outbox, rows: Sequence[OutboxRow]) -> None:
-        if any(row.exchange != EVENTS for row in rows):
+        if asks_for_a_submitted_job(rows):
             _kill_at(Point.SUBMIT_COMMITTED)
         offer(self, rows)
 

@@ -7,8 +7,8 @@ import itertools
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -48,6 +48,7 @@ class Told:
 
     script: Script
     job_id: str
+    by_client: bool = False  #: watched through the public client, else by raw streams
     seen: int = 0  #: the newest version
     end: Job | None = None  #: as a stream showed it
     cancelled: bool = False  #: the caller was told so
@@ -66,6 +67,7 @@ class Load:
     unanswered: int = 0  #: submits whose answer never came
     regressions: list[str] = field(default_factory=list)
     surprises: list[str] = field(default_factory=list)
+    _stubs: "list[JobServiceAsyncStub]" = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @asynccontextmanager
@@ -107,8 +109,8 @@ class Load:
             self.unanswered += 1
             self._note("a submit", error)
             return None
-        told = self.told[job.id] = Told(script=script, job_id=job.id)
-        self._start(self._watch(told))
+        told = self.told[job.id] = Told(script=script, job_id=job.id, by_client=len(self.told) % 2 == 0)
+        self._start(self._watch_by_client(told) if told.by_client else self._watch(told))
         if script.kind is Kind.CANCEL:
             self._start(self._cancel(told))
         return told
@@ -121,7 +123,7 @@ class Load:
             client = Client(f"ipv4:{','.join(targets)}", api_key=self.world.api_key, deadline_seconds=15.0)
             self._client = await stack.enter_async_context(client)
             channels = [await stack.enter_async_context(open_channel(target)) for target in targets]
-            self._stubs = itertools.cycle([JobServiceStub(channel) for channel in channels])
+            self._stubs = [JobServiceStub(channel) for channel in channels]
             try:
                 yield self
             finally:
@@ -151,8 +153,9 @@ class Load:
 
     async def _watch(self, told: Told) -> None:
         """Follow a job over whichever gateway comes next, up to its terminal state."""
+        stubs = self._in_turn()
         while told.end is None:
-            stub: JobServiceAsyncStub = next(self._stubs)
+            stub = next(stubs)
             request = WatchJobRequest(job_id=told.job_id, after_version=told.seen)
             try:
                 async for response in stub.WatchJob(
@@ -166,8 +169,25 @@ class Load:
                 self._note(f"a watch of {told.job_id}", ClientError.of(error))
                 await asyncio.sleep(_PAUSE_SECONDS)
 
+    def _in_turn(self) -> "Iterator[JobServiceAsyncStub]":
+        """Every gateway in turn for one watcher, from any of them on."""
+        first = self.rng.randrange(len(self._stubs))
+        return itertools.cycle(self._stubs[first:] + self._stubs[:first])
+
+    async def _watch_by_client(self, told: Told) -> None:
+        """Follow a job as users do; the client itself must outlive whatever strikes."""
+        try:
+            async with aclosing(self._client.watch(told.job_id)) as versions:
+                async for job in versions:
+                    self._see(told, job)
+        except ClientError as error:
+            self.surprises.append(f"the client gave up its watch of {told.job_id}: {error!r}")
+            return
+        if told.end is None:
+            self.regressions.append(f"{told.job_id}: the client's watch ended well before the job did")
+
     def _see(self, told: Told, job: Job) -> None:
-        again = job.version == told.seen and is_terminal(job)
+        again = not told.by_client and job.version == told.seen and is_terminal(job)  # a resumed stream shows it again
         if told.end is not None or not (job.version > told.seen or again):
             self.regressions.append(f"{told.job_id}: version {job.version} after {told.seen}")
         told.seen = job.version

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from standardwebhooks.webhooks import Webhook
 from tests.faults import audit
 from tests.faults.audit import Findings, Record
 from tests.faults.load import Load, Told
 from tests.faults.scripts import Kind, Script
-from tests.faults.world import World
+from tests.faults.world import World, verifying
 from tests.service.receiver import Post, Receiver
 
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
@@ -22,13 +23,15 @@ from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
 _EARLY = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+def a_world_without_servers() -> World:
+    return World(folder=Path(), postgres=cast(Any, None), rabbits=[], receiver=Receiver(), api_key="")
+
+
 class Case:
     """One job that ended as it should, everywhere; a test breaks one thing of it."""
 
     def __init__(self) -> None:
-        self.receiver = Receiver()
-        world = World(folder=Path(), postgres=cast(Any, None), rabbits=[], receiver=self.receiver, api_key="", seats=[])
-        self.load = Load(world=world, rng=random.Random(1))
+        self.load = Load(world=a_world_without_servers(), rng=random.Random(1))
         self.job_id = str(uuid.uuid4())
         script = Script(kind=Kind.APPROVE, seconds=1.0)
         self.load.asked["request"] = script
@@ -47,12 +50,13 @@ class Case:
         self.events = [_event(1, "submitted", "queued"), _event(2, "started", "running")]
         self.events.append(_event(3, "succeeded", "succeeded"))
         self.attempts: list[dict[str, Any]] = [{"claim_no": 1, "outcome": "succeeded", "worker": "one"}]
+        self.deliveries: list[dict[str, Any]] = [{"state": "delivered", "attempts": 1}]
         self.post("m-1", "job.succeeded")
 
     def post(self, webhook_id: str, kind: str, **more: str) -> None:
-        """The receiver took a webhook."""
+        """The receiver verified and took a webhook."""
         body = json.dumps({"type": kind, "data": {"job_id": self.job_id}, **more}).encode()
-        self.receiver.posts.append(Post(path="/hook", headers={"webhook-id": webhook_id}, body=body))
+        self.load.world.taken.append(Post(path="/hook", headers={"webhook-id": webhook_id}, body=body))
 
     def judged(self, *, outbox: int = 0) -> Findings:
         """What the audit finds."""
@@ -65,7 +69,7 @@ class Case:
             jobs=jobs,
             events=defaultdict(list, {self.job_id: self.events} if jobs else {}),
             attempts=defaultdict(list, {self.job_id: self.attempts} if jobs else {}),
-            undelivered=0,
+            deliveries={self.job_id: self.deliveries},
             outbox=outbox,
         )
 
@@ -79,7 +83,7 @@ def _broken(findings: Findings) -> set[str]:
 
 
 def test_a_job_as_it_should_be_is_not_found_at_fault() -> None:
-    assert Case().judged().all() == []
+    assert Case().judged().defects() == []
 
 
 def test_an_accepted_job_that_is_not_there_is_lost() -> None:
@@ -161,7 +165,7 @@ def test_a_stream_that_goes_backwards_is_found() -> None:
 
 def test_a_webhook_that_never_came_is_missing() -> None:
     case = Case()
-    case.receiver.posts.clear()
+    case.load.world.taken.clear()
     assert _broken(case.judged()) == {"webhooks_missing"}
 
 
@@ -175,7 +179,7 @@ def test_a_webhook_under_two_ids_or_with_two_bodies_is_found(webhook_id: str, mo
 def test_a_webhook_repeated_as_it_was_is_in_order() -> None:
     case = Case()
     case.post("m-1", "job.succeeded")
-    assert case.judged().all() == []
+    assert case.judged().defects() == []
 
 
 def test_a_webhook_of_what_never_happened_is_found() -> None:
@@ -214,3 +218,49 @@ def test_recovery_is_timed_from_the_strike_that_hit_the_attempt() -> None:
     record = case.record({case.job_id: case.job})
     strikes = [(second(2), "one"), (second(7), "one"), (second(8), "another")]
     assert audit.restarts(record, strikes) == [4.0]
+
+
+async def test_a_webhook_that_was_not_verified_is_not_taken_and_found() -> None:
+    case = Case()
+    world = case.load.world
+    (post,) = world.taken
+    world.taken.clear()
+    world.receiver.posts.append(post)
+    answer = await verifying("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", world)(post)
+    assert answer.status == 401
+    assert _broken(case.judged()) == {"webhooks_missing", "surprises"}
+
+
+async def test_a_webhook_that_is_signed_as_it_should_be_is_taken() -> None:
+    secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+    at, body = datetime.now(UTC), "{}"
+    headers = {
+        "webhook-id": "m-1",
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": Webhook(secret).sign("m-1", at, body),
+    }
+    post = Post(path="/hook", headers=headers, body=body.encode())
+    world = a_world_without_servers()
+    answer = await verifying(secret, world)(post)
+    assert (answer.status, world.taken, world.refused) == (204, [post], [])
+
+
+@pytest.mark.parametrize("state", ["pending", "abandoned"])
+def test_a_delivery_in_any_state_but_delivered_is_found(state: str) -> None:
+    case = Case()
+    case.deliveries[0]["state"] = state
+    assert _broken(case.judged()) == {"surprises"}
+
+
+def test_an_attempt_that_a_worker_lost_unstruck_is_a_defect_unless_it_was_cut_off() -> None:
+    case = Case()
+    case.events.insert(1, _event(2, "started", "running"))
+    case.attempts.insert(0, {"claim_no": 1, "outcome": "lost", "worker": "host:7"})
+    case.attempts[1]["claim_no"] = 2
+    findings = case.judged()
+    assert _broken(findings) == {"lost_unstruck"}
+    assert len(findings.defects()) == 1
+    assert findings.defects(cut_off=True) == []
+
+    case.load.world.struck_workers.add("host:7")
+    assert case.judged().defects() == []

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -19,6 +20,7 @@ from deploy.local.ports import free_port
 from deploy.local.postgres import PrivatePostgres
 from deploy.local.rabbitmq import PrivateRabbitMQ
 from deploy.local.rabbitmq_cluster import PrivateRabbitMQCluster
+from standardwebhooks.webhooks import WebhookVerificationError
 from tests import makers
 from tests.e2e.processes import IMPRIMATUR, Child, is_ready
 from tests.faults.engine import FOLDER_VARIABLE
@@ -49,7 +51,12 @@ class Surface:
 
 
 class Seat:
-    """One service's place: its ports stay, its process may change."""
+    """One service's place: its ports stay, its process may change.
+
+    Attributes:
+        workers: every process that it has had, as the attempt log names them.
+        deaths_meant: how many of them a strike was to end.
+    """
 
     def __init__(self, service: str, number: int, environ: Mapping[str, str], folder: Path) -> None:
         self.service = service
@@ -62,13 +69,27 @@ class Seat:
             "IMPRIMATUR_GRPC_PORT": str(self.grpc_port),
         }
         self._log = folder / f"{self.name}.log"
-        self.starts = 0
+        self.workers: list[str] = []
         self.deaths_meant = 0
         self.process = self._start()
 
     def _start(self) -> Child:
-        self.starts += 1
-        return Child([sys.executable, "-m", "tests.faults.failpoints", self.service], self._log, self._environ)
+        child = Child(self._command(), self._log, self._environ)
+        self.workers.append(f"{socket.gethostname()}:{child.pid}")
+        return child
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-m", "tests.faults.failpoints", self.service]
+
+    @property
+    def starts(self) -> int:
+        """How many processes it has had."""
+        return len(self.workers)
+
+    @property
+    def worker(self) -> str:
+        """Its present process as the attempt log names it."""
+        return self.workers[-1]
 
     def supervise(self) -> None:
         """Start it again if it has died."""
@@ -87,7 +108,13 @@ class Seat:
 
 @dataclass(kw_only=True)
 class World:
-    """What runs. `targets` are the gateways as clients reach them."""
+    """What runs. `targets` are the gateways as clients reach them.
+
+    Attributes:
+        taken: webhooks that were verified and answered 2xx.
+        refused: those that could not be verified.
+        struck_workers: processes that a strike killed, stopped or ended, as the attempt log names them.
+    """
 
     folder: Path
     postgres: PrivatePostgres
@@ -98,6 +125,9 @@ class World:
     targets: list[str] = field(default_factory=list)
     proxies: dict[str, Proxy] = field(default_factory=dict)
     rng: random.Random = field(default_factory=random.Random)
+    taken: list[Post] = field(default_factory=list)
+    refused: list[Post] = field(default_factory=list)
+    struck_workers: set[str] = field(default_factory=set)
 
     @property
     def dsn(self) -> str:
@@ -116,6 +146,15 @@ class World:
     def any_of(self, service: str) -> Seat:
         """One of them by chance."""
         return self.rng.choice(self.of(service))
+
+    def mark(self, seat: Seat, *, dies: bool) -> None:
+        """Its present process is struck now; what it loses, and its death if it `dies`, is meant."""
+        seat.deaths_meant += dies
+        self.struck_workers.add(seat.worker)
+
+    def forget_the_living(self) -> None:
+        """Whoever was struck and lives may lose nothing from now on."""
+        self.struck_workers.difference_update(seat.worker for seat in self.seats)
 
     async def until_ready(self) -> None:
         """Wait until every service is ready."""
@@ -138,7 +177,6 @@ async def a_world(folder: Path, surface: Surface) -> AsyncIterator[World]:
         database_url = await asyncio.to_thread(postgres.create_database, "imprimatur")
         environ = _environ(folder, database_url)
         api_key, secret = await asyncio.to_thread(_tenant, environ)
-        receiver.answer = _verifying(secret)
         world = World(
             folder=folder,
             postgres=postgres,
@@ -146,9 +184,10 @@ async def a_world(folder: Path, surface: Surface) -> AsyncIterator[World]:
             receiver=receiver,
             api_key=api_key,
         )
+        receiver.answer = verifying(secret, world)
         await _fill(world, environ, surface, stack)
         await world.until_ready()
-        supervisor = asyncio.create_task(_supervise(world))
+        supervisor = asyncio.create_task(supervise(world))
         try:
             yield world
         finally:
@@ -192,16 +231,24 @@ def _spread(rabbits: list[PrivateRabbitMQ], number: int) -> PrivateRabbitMQ:
     return rabbits[number % len(rabbits)]
 
 
-async def _supervise(world: World) -> None:
+async def supervise(world: World) -> None:
+    """Start again what died, until cancelled."""
     while True:
         for seat in world.seats:
             seat.supervise()
         await asyncio.sleep(_SUPERVISE_SECONDS)
 
 
-def _verifying(secret: str) -> Answer:
+def verifying(secret: str, world: World) -> Answer:
+    """Takes what is signed with `secret`, and nothing else."""
+
     async def answer(post: Post) -> web.StreamResponse:
-        post.verified(secret)  # else it raises, and the post is answered with 500 again and again
+        try:
+            post.verified(secret)
+        except WebhookVerificationError:
+            world.refused.append(post)
+            return web.Response(status=401)
+        world.taken.append(post)
         return web.Response(status=204)
 
     return answer
