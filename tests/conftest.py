@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,13 @@ _EMPTY = ";".join(
 # How long one example takes depends on what else the machine does.
 settings.register_profile("imprimatur", deadline=None)
 settings.load_profile("imprimatur")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """A shell that starts the tests in the background has SIGINT ignored, and so would their processes."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

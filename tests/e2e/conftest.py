@@ -1,6 +1,5 @@
 """Processes for end-to-end tests, ended after the test whatever became of it."""
 
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,13 +9,6 @@ from tests.e2e.processes import Child, Embedded, Receiver, Trio
 
 Serve = Callable[..., Embedded]
 Receive = Callable[[str], Receiver]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _interruptible() -> None:
-    """A shell that starts the tests in the background has SIGINT ignored, and so would their processes."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
