@@ -43,6 +43,7 @@ async def campaign(world: World, fault: Fault, *, injections: int) -> tuple[Row,
 async def attacked(world: World, strikes: Iterable[Fault]) -> Attack:
     """Strike in this order under load, wait for calm, and judge."""
     world.forget_the_living()
+    world.sound = False
     load = Load(world=world, rng=world.rng)
     probes: list[float] = []
     struck: list[Struck] = []
@@ -56,6 +57,7 @@ async def attacked(world: World, strikes: Iterable[Fault]) -> Attack:
                 probes.append(await load.probe())
                 await world.until_ready()
         record = await audit.calm(load)
+        world.sound = True
         return Attack(load=load, record=record, findings=audit.judge(load, record), probes=probes, struck=struck)
 
 

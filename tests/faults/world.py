@@ -124,6 +124,7 @@ class World:
     seats: list[Seat] = field(default_factory=list)
     targets: list[str] = field(default_factory=list)
     proxies: dict[str, Proxy] = field(default_factory=dict)
+    sound: bool = True  #: not while it is under attack, and so not after an attack that broke off
     rng: random.Random = field(default_factory=random.Random)
     taken: list[Post] = field(default_factory=list)
     refused: list[Post] = field(default_factory=list)
