@@ -146,6 +146,9 @@ class Attempts:
         pause, repeated = 0.1, False
         while True:
             try:
+                if repeated:
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, 2.0)
                 async with self._database.begin() as tx:
                     conclusion = conclude if isinstance(conclude, Conclusion) else await conclude(tx)
                     job = await claims.conclude(tx, claim, conclusion, spent)
@@ -154,14 +157,12 @@ class Attempts:
                     log.error("the end of an attempt could not be written; its lease will run out")  # noqa: TRY400
                     return None
                 repeated = True
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, 2.0)
                 continue
             except asyncio.CancelledError:
                 if not self._stopping:
                     raise
                 _uncancel()  # the process stops; what was worked out, and paid for, is written all the same
-                repeated = True
+                began, repeated = time.monotonic(), True
                 continue
             if job is None:
                 if not repeated:  # after an unknown commit the fence may be our own

@@ -2,6 +2,8 @@
 
 import asyncio
 import uuid
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -13,10 +15,11 @@ from tests.service.systems import Caller, System, on_sqlite, running_system
 from tests.service.test_reviewing import kinds, outcomes, put_mode
 
 from imprimatur.broker import EVENTS, Message, Queue
+from imprimatur.errors import Unavailable
 from imprimatur.identity import new_id
 from imprimatur.job import State
 from imprimatur.policy import Mode, Policy
-from imprimatur.storage import tenants
+from imprimatur.storage import claims, tenants
 from imprimatur.storage.database import Database
 from imprimatur.v1 import job_pb2 as pb
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
@@ -137,6 +140,32 @@ async def test_a_stopping_worker_hands_its_jobs_back_and_no_attempt_is_spent(sys
         done = await me.until(job, SUCCEEDED)
     assert (done.attempts, outcomes(done)) == (1, ["HANDED_BACK", "SUCCEEDED"])
     assert await kinds(me, job) == ["submitted", "started", "handed_back", "started", "succeeded"]
+
+
+@on_sqlite
+async def test_a_stopping_worker_still_writes_the_result_that_it_could_not_write_before(
+    system: System, me: Caller, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, tries = claims.conclude, 0
+
+    async def away_at_first(*args: Any, **options: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries <= 3:
+            raise Unavailable("the database is out of reach")
+        return await written(*args, **options)
+
+    monkeypatch.setattr(claims, "conclude", away_at_first)
+    async with system.reviewer(engine, drain_seconds=0.0):
+        job = await me.submit(engines.APPROVE)
+        await makers.until(lambda: _tried(lambda: tries))
+    done = await me.get(job)
+    assert (done.state, outcomes(done), engine.seen) == (SUCCEEDED, ["SUCCEEDED"], ["cr-1"])
+    assert done.attempt_history[0].cost_micros == 7
+
+
+async def _tried(tries: Callable[[], int]) -> bool:
+    return tries() > 0
 
 
 async def test_a_stopping_worker_finishes_what_it_can(system: System, me: Caller, engine: ScriptedEngine) -> None:
