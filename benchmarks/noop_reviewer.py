@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 from imprimatur.evidence import Creative, EngineIdentity, Evidence, Recommendation
 from imprimatur.process import run_service, surroundings
-from imprimatur.runtime import http_port, until_signalled
+from imprimatur.runtime import StopSignal, http_port
 from imprimatur.storage.database import Database
 from reviewer.service import reviewer
 from reviewer.settings import ReviewerSettings
@@ -32,7 +32,7 @@ class NoopEngine:
         """Nothing to give back."""
 
 
-async def run(settings: ReviewerSettings) -> None:
+async def run(settings: ReviewerSettings, stop: StopSignal) -> None:
     """As `reviewer.__main__.run`, with that engine."""
     lease_database = Database(settings.database_url, pool_size=1, command_timeout_seconds=1.0)
     try:
@@ -55,7 +55,7 @@ async def run(settings: ReviewerSettings) -> None:
                 around.observe,
             ),
         ):
-            await until_signalled()
+            await stop.wait()
     finally:
         await lease_database.close()
 

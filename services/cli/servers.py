@@ -34,11 +34,9 @@ def serve(
     """
     from functools import partial
 
-    import uvloop
-
     from cli.embedded import serving
     from imprimatur.process import read_settings
-    from imprimatur.runtime import configure_logging, until_signalled
+    from imprimatur.runtime import StopSignal, configure_logging, run_until_signalled
     from reviewer.engines.apart import EngineApart
     from reviewer.engines.registry import open_engine
     from reviewer.settings import EngineSettings
@@ -46,16 +44,16 @@ def serve(
     configure_logging(level=log_level)
     settings = read_settings(EngineSettings)
 
-    async def run() -> None:
+    async def run(stop: StopSignal) -> None:
         engine = open_engine(settings)
         apart = EngineApart(partial(open_engine, settings.of_child()), identity=engine.identity)
         async with serving(
             data, engine, apart.opened, host=host, port=port, metrics_port=metrics_port, slots=slots
         ) as access:
             _announce(access, data, json=json)
-            await until_signalled()
+            await stop.wait()
 
-    uvloop.run(run())
+    run_until_signalled(run)
 
 
 @app.command(rich_help_panel=_PANEL)

@@ -4,10 +4,10 @@ from gateway.server import Listener
 from gateway.service import gateway
 from gateway.settings import GatewaySettings
 from imprimatur.process import run_service, surroundings
-from imprimatur.runtime import http_port, until_signalled
+from imprimatur.runtime import StopSignal, http_port
 
 
-async def run(settings: GatewaySettings) -> None:
+async def run(settings: GatewaySettings, stop: StopSignal) -> None:
     """Run a gateway as these settings say, until SIGTERM or SIGINT."""
     vault = settings.open_vault()
     listener = Listener(
@@ -35,7 +35,7 @@ async def run(settings: GatewaySettings) -> None:
             settings.http_host, settings.gateway_http_port, {"database": around.database_answers}, around.observe
         ),
     ):
-        await until_signalled()
+        await stop.wait()
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import structlog
-import uvloop
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
@@ -19,7 +19,7 @@ from imprimatur.broker import Broker
 from imprimatur.broker.rabbitmq import RabbitMQBroker
 from imprimatur.errors import ConfigurationError, Unavailable
 from imprimatur.outbox import Outbox
-from imprimatur.runtime import Check, configure_logging
+from imprimatur.runtime import Check, StopSignal, configure_logging, run_until_signalled
 from imprimatur.settings import SharedSettings, explain
 from imprimatur.storage import migrations
 from imprimatur.storage.database import Database
@@ -88,10 +88,12 @@ def process_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def run_service(settings_class: type[_Settings], run: Callable[[_Settings], Coroutine[None, None, None]]) -> None:
+def run_service(
+    settings_class: type[_Settings], run: Callable[[_Settings, StopSignal], Coroutine[None, None, None]]
+) -> None:
     """Read the settings from the environment and run; a wrong one is one clear line and exit code 1."""
     try:
-        uvloop.run(run(read_settings(settings_class)))
+        run_until_signalled(partial(run, read_settings(settings_class)))
     except ConfigurationError as fault:
         sys.stderr.write(f"error: {fault}\n")
         raise SystemExit(1) from None

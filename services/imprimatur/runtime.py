@@ -9,10 +9,11 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
+import uvloop
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -55,13 +56,45 @@ def configure_logging(*, level: str = "info", json: bool | None = None) -> None:
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
-async def until_signalled() -> None:
-    """Return on SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+class StopSignal:
+    """SIGTERM or SIGINT, heeded from the first moment on: a start under way is given up, and unwinds in order."""
+
+    def __init__(self) -> None:
+        self._starting = asyncio.current_task()
+        self._received = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._receive)
+
+    @property
+    def received(self) -> bool:
+        """Whether it has come."""
+        return self._received.is_set()
+
+    async def wait(self) -> None:
+        """Return once it comes; from here on everything has started and is left in the usual way."""
+        self._starting = None
+        await self._received.wait()
+
+    def _receive(self) -> None:
+        self._received.set()
+        if self._starting is not None:
+            self._starting.cancel()
+            self._starting = None
+
+
+def run_until_signalled(service: Callable[[StopSignal], Coroutine[None, None, None]]) -> None:
+    """Run `service`, which starts what it has, waits for the signal, and stops what it started."""
+
+    async def run() -> None:
+        stop = StopSignal()
+        try:
+            await service(stop)
+        except asyncio.CancelledError:
+            if not stop.received:
+                raise
+
+    uvloop.run(run())
 
 
 class Loop:

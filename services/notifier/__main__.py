@@ -1,7 +1,7 @@
 """`python -m notifier`: settings from the environment, everything put together, until SIGTERM."""
 
 from imprimatur.process import run_service, surroundings
-from imprimatur.runtime import http_port, until_signalled
+from imprimatur.runtime import StopSignal, http_port
 from imprimatur.webhooks import require_vault_opens
 from notifier.announcer import Sweep
 from notifier.deliverer import Pace
@@ -10,7 +10,7 @@ from notifier.service import notifier
 from notifier.settings import NotifierSettings
 
 
-async def run(settings: NotifierSettings) -> None:
+async def run(settings: NotifierSettings, stop: StopSignal) -> None:
     """Run a notifier as these settings say, until SIGTERM or SIGINT."""
     vault = settings.open_vault()
     limits = Limits(
@@ -47,7 +47,7 @@ async def run(settings: NotifierSettings) -> None:
 
             checks = {**around.checks(), "consumer": running.consuming}
             async with http_port(settings.http_host, settings.notifier_http_port, checks, observe):
-                await until_signalled()
+                await stop.wait()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from functools import partial
 
 from imprimatur.process import run_service, surroundings
-from imprimatur.runtime import http_port, until_signalled
+from imprimatur.runtime import StopSignal, http_port
 from imprimatur.storage.database import Database
 from reviewer.engines.apart import EngineApart
 from reviewer.engines.registry import open_engine
@@ -11,7 +11,7 @@ from reviewer.service import reviewer
 from reviewer.settings import ReviewerSettings
 
 
-async def run(settings: ReviewerSettings) -> None:
+async def run(settings: ReviewerSettings, stop: StopSignal) -> None:
     """Run a reviewer as these settings say, until SIGTERM or SIGINT."""
     engine = open_engine(settings)
     apart = EngineApart(partial(open_engine, settings.of_child()), identity=engine.identity)
@@ -36,7 +36,7 @@ async def run(settings: ReviewerSettings) -> None:
                 around.observe,
             ),
         ):
-            await until_signalled()
+            await stop.wait()
     finally:
         await lease_database.close()
 

@@ -1,8 +1,9 @@
 """The migrations make exactly the tables that the code believes in, on both databases."""
 
 import asyncio
+import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,23 @@ async def test_several_processes_may_migrate_at_once_and_again(empty_url: str) -
         for database in databases:
             with suppress(OSError):
                 await database.close()
+
+
+async def test_a_new_file_that_another_is_just_writing_to_is_waited_for(tmp_path: Path) -> None:
+    """SQLite refuses the change to a write-ahead log at once then, whatever the busy time-out."""
+    path = tmp_path / "new.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        database = Database(f"sqlite:///{path}")
+        try:
+            upgrade = asyncio.create_task(migrations.upgrade(database))
+            await asyncio.sleep(0.3)
+            assert not upgrade.done()
+            other.execute("COMMIT")
+            await upgrade
+            await migrations.require_current(database)
+        finally:
+            await database.close()
 
 
 def _differences(connection: Connection) -> list[object]:

@@ -3,7 +3,6 @@
 The engine runs in the reviewer's own process, and so takes it along; wired as `reviewer.__main__` wires it.
 """
 
-import asyncio
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from tests import deadly
 from tests.deadly import DeadlyEngine
 
 from imprimatur.broker.rabbitmq import RabbitMQBroker
-from imprimatur.runtime import until_signalled
+from imprimatur.runtime import StopSignal, run_until_signalled
 from imprimatur.storage.database import Database
 from reviewer.engines.apart import EngineApart
 from reviewer.service import reviewer
@@ -21,7 +20,7 @@ SLOTS = 16
 LEASE_SECONDS = 3.0
 
 
-async def run(database_url: str, broker_url: str, folder: Path) -> None:
+async def run(database_url: str, broker_url: str, folder: Path, stop: StopSignal) -> None:
     """Until SIGTERM, or until a creative strikes."""
     database, lease_database = Database(database_url), Database(database_url, pool_size=1)
     broker = RabbitMQBroker(broker_url, name="doomed")
@@ -38,7 +37,7 @@ async def run(database_url: str, broker_url: str, folder: Path) -> None:
             lease_seconds=LEASE_SECONDS,
             drain_seconds=0.0,
         ):
-            await until_signalled()
+            await stop.wait()
     finally:
         await broker.close()
         await lease_database.close()
@@ -46,4 +45,4 @@ async def run(database_url: str, broker_url: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(run(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
+    run_until_signalled(partial(run, sys.argv[1], sys.argv[2], Path(sys.argv[3])))

@@ -31,6 +31,9 @@ _PASSING_SQLSTATES = ("08", "53", "57", "40001", "40P01", "55P03", "25006", "25P
 #: answered, so it must fit between our time limit and the client's.
 _FAREWELL_SECONDS = 0.1
 
+#: More than this in a row is not a race for a new file any more.
+_MOST_REFUSALS = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutboxRow:
@@ -223,6 +226,20 @@ class _SQLiteConnection(sqlite3.Connection):
         super().close()
 
 
+def _write_ahead(cursor: Any) -> None:
+    """Keep a write-ahead log. Of several who make this change to a new file at once, all but one are refused without
+    their time-out; a write lock, though, they can wait for, and after it the change is made."""
+    for _ in range(_MOST_REFUSALS):
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            cursor.execute("BEGIN IMMEDIATE")
+            cursor.execute("ROLLBACK")
+        else:
+            return
+    raise sqlite3.OperationalError("others keep the database from being changed to a write-ahead log")
+
+
 def _sqlite(url: str, *, writes: bool) -> AsyncEngine:
     """One writer, several readers: SQLite allows no more, and so nobody ever waits for a lock inside it."""
     path = make_url(url).database
@@ -243,7 +260,7 @@ def _sqlite(url: str, *, writes: bool) -> AsyncEngine:
         connection.isolation_level = None  # the driver must not begin transactions by itself
         cursor = connection.cursor()
         cursor.execute("PRAGMA busy_timeout = 5000")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(cursor)
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
         if not writes:
