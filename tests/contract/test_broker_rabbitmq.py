@@ -11,7 +11,7 @@ from tests.contract.conftest import ConnectRabbitMQ
 from tests.contract.polling import eventually
 
 from imprimatur.broker import EVENTS, Delivery, Message, Queue
-from imprimatur.broker.rabbitmq import RabbitMQBroker
+from imprimatur.broker.rabbitmq import SECOND_LOOK_SECONDS, RabbitMQBroker
 from imprimatur.errors import BrokerError, Unroutable
 
 #: A queue declared later than this before a SIGKILL is lost with its node (measured: 0.5 s).
@@ -20,11 +20,12 @@ SETTLED_SECONDS = 1.0
 #: Waits and checks short enough for a test.
 IMPATIENT = {"confirm_timeout_seconds": 1.0, "call_timeout_seconds": 1.0, "check_seconds": 0.5}
 
-#: Removes every consumer of a quorum queue inside the broker, and tells nobody.
+#: Removes every consumer of a quorum queue inside the broker, and tells nobody. `Prefetch` set to a number spares
+#: those with another.
 FORGET_CONSUMERS = """
 {ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"review.low">>)),
 [{ok, _, _} = ra:process_command(amqqueue:get_pid(Q), rabbit_fifo:make_checkout({Tag, Pid}, cancel, #{}))
- || {Pid, Tag, _, _, _, _, _, _} <- rabbit_amqqueue:consumers(Q)].
+ || {Pid, Tag, _, Prefetch, _, _, _, _} <- rabbit_amqqueue:consumers(Q)].
 """
 
 
@@ -255,6 +256,31 @@ class TestLosingAQueue:
         await broker.publish(review(1, Queue.REVIEW_LOW))
         await eventually(lambda: inbox)
         await eventually(lambda: consumer.active)
+
+    async def test_a_forgotten_consumer_is_found_beside_one_of_another_process(
+        self, node: PrivateRabbitMQ, connect: ConnectRabbitMQ
+    ) -> None:
+        inbox: list[Delivery] = []
+        kept: list[Delivery] = []
+        broker, other = await connect(check_seconds=0.5), await connect()
+        consumer = await broker.consume(Queue.REVIEW_LOW, inbox.append, prefetch=5)
+        busy = await other.consume(Queue.REVIEW_LOW, kept.append, prefetch=1)
+        await eventually(lambda: consumer.active and busy.active)
+        await asyncio.to_thread(node.ctl, "eval", FORGET_CONSUMERS.replace("Prefetch", "5"))
+        for number in range(2):
+            await broker.publish(review(number, Queue.REVIEW_LOW))
+        await eventually(lambda: kept and inbox)
+        await eventually(lambda: consumer.active)
+
+    async def test_a_consumer_that_has_enough_in_hand_is_left_alone(self, connect: ConnectRabbitMQ) -> None:
+        inbox: list[Delivery] = []
+        broker = await connect(check_seconds=0.1)
+        await broker.consume(Queue.REVIEW_LOW, inbox.append, prefetch=1)
+        for number in range(2):
+            await broker.publish(review(number, Queue.REVIEW_LOW))
+        await eventually(lambda: inbox)
+        await asyncio.sleep(2 * SECOND_LOOK_SECONDS)  # nothing to wait for: that nothing happens is the point
+        assert [delivery.redelivered for delivery in inbox] == [False]
 
     async def test_a_queue_with_other_arguments_spares_the_others_and_is_not_ready(
         self, node: PrivateRabbitMQ, connect: ConnectRabbitMQ

@@ -88,10 +88,13 @@ class RabbitMQBroker:
     async def consume(self, queue: Queue, on_delivery: Callable[[Delivery], None], *, prefetch: int) -> Subscription:
         """As `Broker.consume`. Returns at once; `active` says when the broker has confirmed it."""
 
-        def hand_over(raw: DeliveredMessage) -> None:
-            on_delivery(RabbitMQDelivery(raw, queue, self._limits.call))
+        in_hand: set[RabbitMQDelivery] = set()
 
-        return self._subscribe(from_queue(queue, prefetch), hand_over, label=queue.value, queue=queue)
+        def hand_over(raw: DeliveredMessage) -> None:
+            on_delivery(RabbitMQDelivery(raw, queue, self._limits.call, in_hand))
+
+        attach = from_queue(queue, prefetch)
+        return self._subscribe(attach, hand_over, label=queue.value, queue=queue, in_hand=in_hand)
 
     async def listen(
         self, keys: tuple[str, ...], on_message: Callable[[Message], None], on_gap: Callable[[], None]
@@ -124,6 +127,7 @@ class RabbitMQBroker:
         *,
         label: str,
         queue: Queue | None = None,
+        in_hand: set[RabbitMQDelivery] | None = None,
         on_active: Callable[[], None] = lambda: None,
     ) -> Subscription:
         subscription = RabbitMQSubscription(
@@ -131,6 +135,7 @@ class RabbitMQBroker:
             hand_over,
             label=label,
             queue=queue,
+            in_hand=set() if in_hand is None else in_hand,
             session=self._session,
             topology=self._topology,
             limits=self._limits,
@@ -143,19 +148,26 @@ class RabbitMQBroker:
         await link.declare(self._topology)
 
     async def _check_consumers(self, link: Link) -> None:
-        """Reconnect when the broker has fewer consumers than we believe to have: a cancellation got lost."""
-        for queue in Queue:
-            if await self._is_short(link, queue):
-                await asyncio.sleep(SECOND_LOOK_SECONDS)
-                if await self._is_short(link, queue):
-                    raise BrokerError(f"The broker shows no consumer of ours on {queue.value!r}")
+        """Reconnect when the broker does not know a consumer that we believe to have: a cancellation got lost.
 
-    async def _is_short(self, link: Link, queue: Queue) -> bool:
+        It shows too few of them; or, where those of other processes hide that, messages lie ready and a free
+        consumer of ours gets none.
+        """
+        for queue in Queue:
+            before = await self._forgotten(link, queue)
+            if before:
+                await asyncio.sleep(SECOND_LOOK_SECONDS)
+                after = await self._forgotten(link, queue)
+                if any(after.get(consumer) == received for consumer, received in before.items()):
+                    raise BrokerError(f"The broker has forgotten a consumer of ours on {queue.value!r}")
+
+    async def _forgotten(self, link: Link, queue: Queue) -> dict[RabbitMQSubscription, int]:
+        """Consumers that the broker may not know any more, and how many messages each has received so far."""
         active = [s for s in self._subscriptions if s.queue is queue and s.active]
         if not active:
-            return False
-        _, consumers = await self._look_at(link, queue)
-        return consumers < sum(s.active for s in active)
+            return {}
+        ready, consumers = await self._look_at(link, queue)
+        return {s: s.received for s in active if s.active and (consumers < len(active) or (ready and s.free))}
 
     async def _look_at(self, link: Link, queue: Queue) -> tuple[int, int]:
         return await bounded(_counts(link.connection, queue), self._limits.call, f"asking for {queue}")

@@ -40,14 +40,16 @@ class RabbitMQDelivery:
     Settling returns when the frame is queued; closing the subscription sends what is queued first.
     """
 
-    __slots__ = ("_channel", "_queue", "_raw", "_seconds", "message")
+    __slots__ = ("_channel", "_in_hand", "_queue", "_raw", "_seconds", "message")
 
-    def __init__(self, raw: DeliveredMessage, queue: Queue, seconds: float) -> None:
+    def __init__(self, raw: DeliveredMessage, queue: Queue, seconds: float, in_hand: "set[RabbitMQDelivery]") -> None:
         self._raw = raw
         self._queue = queue
         self._channel: ProtocolChannel = raw.channel
         self._seconds = seconds
+        self._in_hand = in_hand
         self.message = incoming(raw)
+        in_hand.add(self)
 
     @property
     def redelivered(self) -> bool:
@@ -71,6 +73,7 @@ class RabbitMQDelivery:
         return self._raw.delivery_tag or 0
 
     async def _settle(self, call: Awaitable[None]) -> None:
+        self._in_hand.discard(self)
         try:
             with Faults("settling"):
                 async with asyncio.timeout(self._seconds):
@@ -132,6 +135,7 @@ class RabbitMQSubscription:
         *,
         label: str,
         queue: Queue | None,
+        in_hand: set[RabbitMQDelivery],
         session: Session,
         topology: Topology,
         limits: Limits,
@@ -140,6 +144,8 @@ class RabbitMQSubscription:
         self.queue = queue
         self.active = False
         self.closed = False
+        self.received = 0
+        self._in_hand = in_hand
         self._attach = attach
         self._hand_over = hand_over
         self._label = label
@@ -148,6 +154,11 @@ class RabbitMQSubscription:
         self._limits = limits
         self._on_active = on_active
         self._task = asyncio.create_task(self._run(), name=f"subscription {label}")
+
+    @property
+    def free(self) -> bool:
+        """Whether the broker has no reason to keep the next message from it: it holds none unsettled."""
+        return self.active and not self._in_hand
 
     async def close(self) -> None:
         """Stop consuming, within CLOSE_SECONDS and a little. Unsettled deliveries go back to the queue."""
@@ -175,6 +186,7 @@ class RabbitMQSubscription:
         """Consume until the channel or the consumer is gone."""
         ended = asyncio.Event()
         channel = link.connection.channel(publisher_confirms=False)
+        self._in_hand.clear()
         try:
             await bounded(self._begin(channel, ended), self._limits.call, "starting a consumer")
             self.active = not ended.is_set()
@@ -200,6 +212,7 @@ class RabbitMQSubscription:
     async def _receive(self, raw: DeliveredMessage) -> None:
         if self.closed:
             return  # it goes back when the channel closes
+        self.received += 1
         try:
             self._hand_over(raw)
         except Exception:
