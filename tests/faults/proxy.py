@@ -11,13 +11,13 @@ import socket
 import struct
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import Enum, auto
 
 from deploy.local.ports import free_port
 
 #: Closing such a socket sends RST at once, and nothing that is still unsent.
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 #: A sender is made to wait when so much of its bytes is not taken by the other side.
 _MOST_UNSENT_BYTES = 1 << 20
 _BACKLOG = 512
@@ -199,7 +199,7 @@ class _Link:
 
     def _reset_ends(self) -> None:
         if not self._opened:
-            self._accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self.client.reset()
         self.server.reset()
 
@@ -307,7 +307,8 @@ class _End(asyncio.Protocol):
         if what is _Signal.END:
             self._ended = True
             if sink is not None:
-                sink.write_eof()
+                with suppress(OSError):  # reset by its peer, which the loop has not read yet
+                    sink.write_eof()
             if self._other._ended:
                 self._close()
                 self._other._close()
@@ -339,7 +340,7 @@ class _End(asyncio.Protocol):
         self._stop_timer()
         if self._transport is not None and not self._closed.is_set():
             plain: socket.socket = self._transport.get_extra_info("socket")
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             self._transport.abort()
 
     def _stop_timer(self) -> None:

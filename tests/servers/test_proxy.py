@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -12,7 +13,7 @@ import pytest
 from deploy.local.ports import free_port
 from deploy.local.postgres import PrivatePostgres
 from tests.contract.polling import eventually
-from tests.faults.proxy import Direction, Proxy, proxying
+from tests.faults.proxy import RESET_ON_CLOSE, Direction, Proxy, proxying
 
 SECONDS = 20.0
 HOUR = 3600.0
@@ -387,6 +388,22 @@ async def test_another_process_may_use_it() -> None:
         client = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         answer, _ = await client.communicate()
         assert answer.strip() == b"b're: from afar\\n'"
+
+
+async def test_an_end_that_comes_late_to_a_client_that_has_reset_does_no_harm() -> None:
+    async with serving(_leave) as port, proxying("127.0.0.1", port) as proxy:
+        proxy.delay(HOUR)
+        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+            await eventually(
+                lambda: any(link.server._delayed for link in proxy._links), "the server's end is on its way"
+            )
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        proxy.pass_on()  # before the loop can read the reset
+        await all_gone(proxy)
+
+
+async def _leave(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
 
 
 # --- with PostgreSQL -------------------------------------------------------------------------------------------

@@ -2,13 +2,17 @@
 
 import asyncio
 
+from aio_pika.abc import AbstractQueue
 from deploy.local.rabbitmq import PrivateRabbitMQ
-from tests.faults.load import Load
+from tests.faults.load import Load, Told
 from tests.faults.scripts import Kind, Script
 from tests.faults.strikes.struck import REVIEW_QUEUES, Struck, channel, now
 from tests.faults.world import REVIEWER_SLOTS, World
 
 from imprimatur.broker import Queue
+
+#: Messages wait for moments only: not each burst leaves one lying.
+_MOST_BURSTS = 10
 
 
 async def broker_restarted(world: World, _load: Load) -> Struck:
@@ -53,14 +57,26 @@ async def broker_alarmed(world: World, _load: Load) -> Struck:
 
 
 async def queues_purged(world: World, load: Load) -> Struck | None:
-    """What waits in the review queues and for the notifier is gone; a burst makes sure that something waits."""
+    """What waits in the review queues and for the notifier is gone; bursts make sure that something waits."""
     burst = [Script(kind=Kind.APPROVE, seconds=0.3)] * (3 * REVIEWER_SLOTS)
-    await asyncio.gather(*(load.submit(script) for script in burst))
-    purged = 0
     async with channel(world) as broker:
-        for name in (*REVIEW_QUEUES, Queue.NOTIFIER_EVENTS):
-            purged += (await (await broker.get_queue(name)).purge()).message_count or 0
-    return now() if purged else None
+        queues = [await broker.get_queue(name) for name in (*REVIEW_QUEUES, Queue.NOTIFIER_EVENTS)]
+        for _ in range(_MOST_BURSTS):
+            submitting = asyncio.gather(*(load.submit(script) for script in burst))
+            try:
+                if await _purged(queues, submitting):
+                    return now()
+            finally:
+                await submitting
+    return None
+
+
+async def _purged(queues: list[AbstractQueue], submitting: asyncio.Future[list[Told | None]]) -> bool:
+    """Purge until it hits something, at most as long as jobs are being submitted."""
+    while not submitting.done():
+        if any([(await queue.purge()).message_count for queue in queues]):
+            return True
+    return False
 
 
 async def outcomes_queue_deleted(world: World, _load: Load) -> Struck:
