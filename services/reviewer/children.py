@@ -6,6 +6,7 @@ is tried, is decided elsewhere.
 """
 
 import asyncio
+import contextlib
 import os
 import pickle
 import signal
@@ -75,8 +76,8 @@ class ChildPool:
         request = pickle.dumps((function, args), pickle.HIGHEST_PROTOCOL)
         async with self._turn:
             place = self._free.pop()
-            child = self._fill(place)
             try:
+                child = self._fill(place)
                 await child.ready()
                 async with asyncio.timeout(timeout_seconds):
                     answer = await child.ask(request)
@@ -84,10 +85,7 @@ class ChildPool:
                 raise TimedOut(f"the engine took longer than {timeout_seconds:g} s", stage=STAGE) from None
             finally:
                 self._free.append(place)
-                if child.spent:
-                    self._vacate(place)
-                    if child.started and not self._closed:
-                        self._fill(place)
+                self._replace_spent(place)
         result: Result = _opened(answer)
         return result
 
@@ -100,12 +98,26 @@ class ChildPool:
             await asyncio.gather(*self._endings)
 
     def _fill(self, place: "_Place") -> "_Child":
-        """The place's child, which may still be starting."""
+        """The place's child, which may still be starting.
+
+        Raises:
+            TransientError: no process could be made (`engine_not_started`), or the pool is closed.
+        """
         if self._closed:
             raise _shutting_down()
         if place.child is None:
             place.child = _Child(self._initializer)
         return place.child
+
+    def _replace_spent(self, place: "_Place") -> None:
+        """Put another in the place of a child that is of no more use; one that never got ready is not replaced yet."""
+        child = place.child
+        if child is None or not child.spent:
+            return
+        self._vacate(place)
+        if child.started:
+            with contextlib.suppress(TransientError):  # the next call tries again
+                self._fill(place)
 
     def _vacate(self, place: "_Place") -> None:
         child, place.child = place.child, None
@@ -163,9 +175,7 @@ class _Child:
     """One child process and the line to it."""
 
     def __init__(self, initializer: Callable[[], object] | None) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = _spawned(theirs.fileno())
+        self._process, ours = _spawned()
         self.started = False
         self.spent = False  #: it died, or a call was interrupted: of no more use
         self._wanted = True
@@ -231,13 +241,27 @@ class _Child:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _spawned(line: int) -> "subprocess.Popen[bytes]":
+def _spawned() -> "tuple[subprocess.Popen[bytes], socket.socket]":
+    """A new process, and our end of the line to it.
+
+    Raises:
+        TransientError: the system gives none: no process, memory or file is left (`engine_not_started`).
+    """
     environment = os.environ | dict.fromkeys(_THREADS, "1")
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TOKENIZERS_PARALLELISM": "false"}
-    program = f"from reviewer.child import serve; serve({line}, {os.getpid()})"
-    return subprocess.Popen(
-        (sys.executable, "-P", "-c", program), stdin=subprocess.DEVNULL, pass_fds=(line,), env=environment
-    )
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise _not_started(str(error)) from error
+    with theirs:
+        program = f"from reviewer.child import serve; serve({theirs.fileno()}, {os.getpid()})"
+        command = (sys.executable, "-P", "-c", program)
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environment)
+        except OSError as error:
+            ours.close()
+            raise _not_started(str(error)) from error
+    return process, ours
 
 
 def _opened(answer: Answer) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 import time
@@ -196,6 +197,19 @@ async def test_a_child_that_cannot_start_is_a_transient_error_each_time() -> Non
             assert caught.value.code == "engine_not_started"
     finally:
         await pool.close()
+
+
+async def test_when_the_system_gives_no_process_only_the_calls_of_that_moment_fail(pool: ChildPool) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        for _ in range(3):
+            with pytest.raises(TransientError) as raised:
+                await pool.run(os.getpid)
+            assert raised.value.code == "engine_not_started"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(set(await asyncio.gather(pool.run(os.getpid), pool.run(os.getpid)))) == 2
 
 
 async def test_children_leave_interrupts_to_their_parent(pool: ChildPool) -> None:

@@ -75,7 +75,7 @@ def test_the_text_form_takes_several_keys_commas_and_comments() -> None:
     assert both.open(Vault.from_text(second).seal(b"x", purpose="a"), purpose="a") == b"x"
 
 
-@pytest.mark.parametrize("text", ["", "# only a comment", "short", "not base64 at all!", new_key()[:-4]])
+@pytest.mark.parametrize("text", ["", "# only a comment", "short", "not base64 at all!", "QUJD" * 10])
 def test_a_text_without_a_proper_key_is_refused_by_name_and_not_quoted(text: str) -> None:
     with pytest.raises(ConfigurationError, match="IMPRIMATUR_VAULT_KEY") as raised:
         Vault.from_text(text, source="IMPRIMATUR_VAULT_KEY")
