@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import structlog
@@ -18,6 +19,7 @@ import structlog
 from cli.operation import database_url_in
 from gateway.server import Listener
 from gateway.service import gateway
+from imprimatur import metrics as prometheus
 from imprimatur import webhooks
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.errors import ConfigurationError
@@ -72,6 +74,7 @@ async def serving(
         outbox = Outbox(database, broker)
         guard = Guard(allow_private=True, allow_http=True)
         around = Surroundings(database=database, broker=broker)
+        prometheus.build_info.labels("serve", version("imprimatur")).set(1)
         try:
             await migrations.upgrade(database)
             await webhooks.require_vault_opens(database, vault)

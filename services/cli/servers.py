@@ -35,21 +35,23 @@ def serve(
     from functools import partial
 
     from cli.embedded import serving
-    from imprimatur.process import read_settings
+    from imprimatur.process import read_settings, traced
     from imprimatur.runtime import StopSignal, configure_logging, run_until_signalled
+    from imprimatur.settings import TracingSettings
     from reviewer.engines.apart import EngineApart
     from reviewer.engines.registry import open_engine
     from reviewer.settings import EngineSettings
 
     configure_logging(level=log_level)
-    settings = read_settings(EngineSettings)
+    settings, where = read_settings(EngineSettings), read_settings(TracingSettings)
 
     async def run(stop: StopSignal) -> None:
         engine = open_engine(settings)
         apart = EngineApart(partial(open_engine, settings.of_child()), identity=engine.identity)
-        async with serving(
-            data, engine, apart.opened, host=host, port=port, metrics_port=metrics_port, slots=slots
-        ) as access:
+        async with (
+            traced(where, name="serve"),
+            serving(data, engine, apart.opened, host=host, port=port, metrics_port=metrics_port, slots=slots) as access,
+        ):
             _announce(access, data, json=json)
             await stop.wait()
 

@@ -1,11 +1,13 @@
-"""The edge of every call: who calls, how long it may take, how it ended, and what went wrong.
+"""The edge of every call: who calls, how long it may take, how it ended, in which trace, and what went wrong.
 
 Handlers raise; nothing but this interceptor answers with a status other than OK.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -15,15 +17,19 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from gateway import errors
-from gateway.access import Doorkeeper, serve_as
+from gateway.access import Doorkeeper, caller, serve_as
 from gateway.deadlines import allowed_seconds
-from imprimatur import metrics
+from imprimatur import metrics, tracing
 from imprimatur.errors import InvalidRequest
+from imprimatur.tracing import TRACEPARENT_HEADER, TRACESTATE_HEADER, Kind, Span, SpanContext
 
 log = structlog.get_logger(__name__)
 
-#: Served without a key: they tell nothing about anybody's jobs.
+#: Served without a key, and not traced: they tell nothing about anybody's jobs.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+
+#: The codes that are this server's failure, and not its caller's or nobody's.
+_OUR_FAILURES = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # subscriptable in the stubs alone
 _Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
@@ -61,23 +67,29 @@ class _Call:
         self._doorkeeper = doorkeeper
         self._method = method
         self._rpc = method.rpartition("/")[2]
+        self._name = method.removeprefix("/")
+        self._attributes = {"rpc.system.name": "grpc", "rpc.method": self._name}
 
     def unary(self, handle: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             began = time.perf_counter()
             code = "CANCELLED"  # unless it ends in another way
-            try:
-                async with asyncio.timeout(allowed_seconds(context)):
-                    await self._admit(context)
-                    response = await handle(_parsed(request), context)
-                code = "OK"
-            except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
-                status = self._status(fault)
-                code = errors.code_of(status).name
-                await context.abort(errors.code_of(status), status.message, errors.trailer_of(status))
-            finally:
-                self._count(code)
-                metrics.rpc_seconds.labels(self._rpc, code).observe(time.perf_counter() - began)
+            headers = _headers(context)
+            with self._span(headers) as span:
+                try:
+                    async with asyncio.timeout(allowed_seconds(context)):
+                        await self._admit(headers)
+                        response = await handle(_begun(span, request), context)
+                    code = "OK"
+                    if span.recording:
+                        _name_job(span, getattr(getattr(response, "job", None), "id", ""))
+                except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
+                    status = self._status(fault)
+                    code = errors.code_of(status).name
+                    await context.abort(errors.code_of(status), status.message, errors.trailer_of(status))
+                finally:
+                    self._end(span, code)
+                    metrics.rpc_seconds.labels(self._rpc, code).observe(time.perf_counter() - began)
             return response
 
         return answer
@@ -85,12 +97,13 @@ class _Call:
     def streaming(self, handle: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             code = "CANCELLED"  # unless it ends in another way
-            with metrics.open_streams.labels(self._rpc).track_inprogress():
+            headers = _headers(context)
+            with metrics.open_streams.labels(self._rpc).track_inprogress(), self._span(headers) as span:
                 try:
                     async with asyncio.timeout(allowed_seconds(context)):
-                        await self._admit(context)
-                    async for response in handle(_parsed(request), context):
-                        await self._admit(context)  # the key may have been revoked meanwhile
+                        await self._admit(headers)
+                    async for response in handle(_begun(span, request), context):
+                        await self._admit(headers)  # the key may have been revoked meanwhile
                         yield response
                     code = "OK"
                 except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
@@ -98,20 +111,33 @@ class _Call:
                     code = errors.code_of(status).name
                     await context.abort(errors.code_of(status), status.message, errors.trailer_of(status))
                 finally:
-                    self._count(code)
+                    self._end(span, code)
 
         return stream
 
-    async def _admit(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        authorization = dict(context.invocation_metadata() or ()).get("authorization")
-        text = authorization.decode("latin-1") if isinstance(authorization, bytes) else authorization
-        serve_as(await self._doorkeeper.admit(text, self._method))
+    async def _admit(self, headers: Mapping[str, str]) -> None:
+        serve_as(await self._doorkeeper.admit(headers.get("authorization"), self._method))
+
+    def _span(self, headers: Mapping[str, str]) -> Span:
+        parent = SpanContext.read(headers.get(TRACEPARENT_HEADER), headers.get(TRACESTATE_HEADER, ""))
+        return tracing.continued(self._name, parent, self._attributes, kind=Kind.SERVER)
 
     def _status(self, fault: Exception) -> status_pb2.Status:
         return errors.status_of(errors.known(fault, rpc=self._rpc))
 
-    def _count(self, code: str) -> None:
+    def _end(self, span: Span, code: str) -> None:
         metrics.rpc_requests.labels(self._rpc, code).inc()
+        span.set({"rpc.response.status_code": code})
+        if code in _OUR_FAILURES:
+            span.fail(code)
+
+
+def _headers(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
+    """The metadata of a call; of a header that comes twice, the last."""
+    return {
+        key: value.decode("latin-1") if isinstance(value, bytes) else value
+        for key, value in context.invocation_metadata() or ()
+    }
 
 
 def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
@@ -128,7 +154,21 @@ def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any
     return parse
 
 
-def _parsed(request: Any) -> Any:
+def _begun(span: Span, request: Any) -> Any:
+    """The parsed request of a caller who was let in; span and log lines now say whose it is, and about which job."""
     if isinstance(request, DecodeError):
         raise InvalidRequest("request", "is not a protobuf message of this method, or holds text that is not UTF-8")
+    if span.recording:
+        span.set({"imprimatur.tenant.id": str(caller().tenant_id)})
+    _name_job(span, getattr(request, "job_id", ""))
     return request
+
+
+def _name_job(span: Span, text: str) -> None:
+    """Say which job a call is about; what is no id is the handler's to refuse."""
+    if not text:
+        return
+    with contextlib.suppress(ValueError):
+        job_id = str(uuid.UUID(text))
+        structlog.contextvars.bind_contextvars(job_id=job_id)  # for as long as the call: its context is its own
+        span.set({"imprimatur.job.id": job_id})

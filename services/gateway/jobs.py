@@ -105,7 +105,7 @@ class Jobs(JobServiceServicer):
         for one in submitted:
             if one.created:
                 metrics.jobs_submitted.labels(one.job.type, one.job.priority.name.lower()).inc()
-        metrics.jobs_released.labels("at_once").inc(fast)
+        metrics.jobs_released.labels("at_once").inc(sum(one.released for one in submitted))
         return submitted
 
     # --- find --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.access import Caller
 from gateway.validation import filter_of, id_of, instant_of, limit_within
-from imprimatur import metrics
+from imprimatur import metrics, tracing
 from imprimatur.errors import InvalidRequest
 from imprimatur.identity import new_id
 from imprimatur.job import JobType, NewJob, Priority, State
@@ -16,6 +16,7 @@ from imprimatur.storage import clock, repeats
 from imprimatur.storage.database import Database, Reader
 from imprimatur.storage.jobs import Filter
 from imprimatur.storage.repeats import SENT_BACK, Scope
+from imprimatur.tracing import SpanContext
 from imprimatur.v1 import job_service_pb2 as pb
 from imprimatur.wire.creatives import timestamp
 
@@ -27,7 +28,8 @@ _WAITING = frozenset({State.AWAITING_REVIEW})
 
 
 def retry_of(old: Any, request_id: str) -> NewJob:
-    """A new job with the old one's content."""
+    """A new job with the old one's content, in the trace of the call that asks for it."""
+    tracing.current().link(SpanContext.read(old.traceparent))
     return NewJob(
         id=new_id(),
         tenant_id=old.tenant_id,
@@ -47,6 +49,7 @@ def retry_of(old: Any, request_id: str) -> NewJob:
         deadline_seconds=old.deadline_seconds,
         estimated_seconds=old.estimated_seconds,
         retry_of=old.id,
+        traceparent=tracing.traceparent(),
     )
 
 
@@ -60,7 +63,7 @@ async def retry_jobs(database: Database, who: Caller, request: pb.RetryJobsReque
     asked_as_of = instant_of(request.as_of, "as_of")
     async with database.begin() as tx:
         scope = await _scope(tx, who, wanted, asked_as_of, None)
-        made = [] if request.dry_run else await repeats.retry(tx, scope, limit=limit)
+        made = [] if request.dry_run else await repeats.retry(tx, scope, limit=limit, traceparent=tracing.traceparent())
         left = await repeats.count_retryable(tx, scope)
     for row in made:
         metrics.jobs_submitted.labels(row.type, Priority(row.priority).name.lower()).inc()

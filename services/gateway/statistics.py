@@ -8,11 +8,12 @@ import uuid
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
+from itertools import product
 
 from imprimatur import metrics
 from imprimatur.broker import Broker
 from imprimatur.errors import Unavailable
-from imprimatur.job import JobType, NewJob, State
+from imprimatur.job import JobType, NewJob, Priority, State
 from imprimatur.runtime import Loop
 from imprimatur.storage import statistics as stored
 from imprimatur.storage import workers
@@ -26,6 +27,7 @@ from imprimatur.wire.jobs import duration, priority_to_wire, type_to_wire
 _SILENT_SECONDS = 5.0
 _ESTIMATE_SECONDS = 30.0
 _MOST_ESTIMATES = 10_000
+_UNFINISHED = (State.QUEUED, State.RUNNING, State.AWAITING_REVIEW)
 
 
 class Estimates:
@@ -70,11 +72,11 @@ class Gauges:
     async def _set(self) -> None:
         async with self._database.read() as reader:
             now = await stored.unfinished(reader)
-        metrics.jobs_by_state.clear()
-        for (state, job_type, priority), number in now.counts.items():
+        for state, job_type, priority in product(_UNFINISHED, JobType, Priority):
+            number = now.counts.get((state, job_type, priority), 0)
             metrics.jobs_by_state.labels(state, job_type, priority.name.lower()).set(number)
-        metrics.oldest_due_seconds.clear()
-        for priority, seconds in now.oldest_due_seconds.items():
+        for priority in Priority:  # nothing due is zero, not a series that goes away
+            seconds = now.oldest_due_seconds.get(priority, 0.0)
             metrics.oldest_due_seconds.labels(priority.name.lower()).set(seconds)
         metrics.awaiting_oldest_seconds.set(now.oldest_awaiting_seconds or 0.0)
 

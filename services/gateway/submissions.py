@@ -20,6 +20,7 @@ from gateway.validation import (
     text_within,
     without_nul,
 )
+from imprimatur import tracing
 from imprimatur.errors import InvalidRequest, PermissionDenied, Unimplemented
 from imprimatur.evidence import Category
 from imprimatur.guard import Guard
@@ -67,6 +68,7 @@ def new_job(request: job_service_pb2.SubmitJobRequest, caller: Caller, guard: Gu
         timeout_seconds=seconds_within(request.timeout, "timeout", 1, 3600, defaults.timeout_seconds),
         run_at=_run_at(request.run_at, now),
         deadline_seconds=seconds_within(request.deadline, "deadline", 1, 30 * 86400, defaults.deadline_seconds),
+        traceparent=tracing.traceparent(),
     )
 
 

@@ -230,6 +230,7 @@ class NewJob:
     deadline_seconds: float
     estimated_seconds: float | None = None
     retry_of: uuid.UUID | None = None
+    traceparent: str | None = None  #: the span in which it is accepted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -299,6 +300,7 @@ class Claim:
     first_wait_seconds: float | None = None  #: from when it was due until it was claimed; None but for the first claim
     first_due_at: datetime | None = None  #: when its present review could begin, its retries not counted
     losses: int = 0  #: workers that fell silent on it before
+    traceparent: str | None = None  #: the span that accepted it
 
     @property
     def suspect(self) -> bool:

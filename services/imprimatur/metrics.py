@@ -2,9 +2,16 @@
 
 Conventions of Prometheus: base units (seconds, bytes), `_total` for counters. Each service exports the whole
 registry on its own /metrics; a metric that a service never touches stays at zero there or shows no series.
+What alerts and totals are made of is there at zero from the first scrape on (the end of this page): the first
+event would otherwise be no increase to Prometheus, but the birth of a series.
 """
 
+from itertools import product
+
 from prometheus_client import Counter, Gauge, Histogram
+
+from imprimatur.broker import Queue
+from imprimatur.job import JobType, Priority, State
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
@@ -106,10 +113,14 @@ webhook_seconds = Histogram("imprimatur_webhook_duration_seconds", "Duration of 
 webhook_lag_seconds = Histogram(
     "imprimatur_webhook_lag_seconds", "From an outcome to the first attempt at telling it.", buckets=_SLOW
 )
+webhooks_abandoned = Counter(
+    "imprimatur_webhook_deliveries_abandoned_total", "Deliveries given up after their last attempt."
+)
 webhook_deliveries_pending = Gauge("imprimatur_webhook_deliveries_pending", "Deliveries not yet made.")
 webhooks_pending = Gauge("imprimatur_webhook_events_pending", "Outcomes whose message is not yet stored.")
 
 # --- everywhere ------------------------------------------------------------------------------------------
+build_info = Gauge("imprimatur_build_info", "Always 1: which service this process is.", ["service", "version"])
 outbox_backlog = Gauge("imprimatur_outbox_messages", "Messages written and not yet confirmed by the broker.")
 outbox_published = Counter(
     "imprimatur_outbox_published_total",
@@ -126,8 +137,45 @@ messages_set_aside = Counter(
 )
 broker_connected = Gauge("imprimatur_broker_connected", "1 while the broker connection stands.")
 database_connections = Gauge("imprimatur_database_connections_in_use", "Database connections checked out.")
+database_pool_size = Gauge("imprimatur_database_pool_size", "Database connections that this process may have.")
 loop_failures = Counter(
     "imprimatur_background_failures_total",
     "Passes of background loops that failed and will be tried again.",
     ["loop"],
 )
+spans_dropped = Counter(
+    "imprimatur_spans_dropped_total",
+    "Finished spans that were not sent, by reason: queue_full, not_sent (the collector did not take them).",
+    ["reason"],
+)
+
+# --- at zero from the first scrape on ----------------------------------------------------------------------
+_TYPES = tuple(JobType)
+_PRIORITIES = tuple(priority.name.lower() for priority in Priority)
+
+for _labels in product(("SubmitJob", "BatchSubmitJobs"), ("OK", "INTERNAL", "UNAVAILABLE")):
+    rpc_requests.labels(*_labels)
+for _labels in product(_TYPES, _PRIORITIES):
+    jobs_submitted.labels(*_labels)
+    submit_to_start_seconds.labels(*_labels)
+    submit_to_end_seconds.labels(*_labels)
+for _labels in product(_TYPES, (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.AWAITING_REVIEW)):
+    jobs_finished.labels(*_labels)
+for _labels in product(("approved", "rejected"), ("true", "false")):
+    human_decisions.labels(*_labels)
+for _trigger in ("engine_error", "budget_exhausted"):
+    decisions.labels("pending", _trigger)
+for _way in ("at_once", "dispatcher", "again"):
+    jobs_released.labels(_way)
+for _result in ("claimed", "stale", "given_back"):
+    claims.labels(_result)
+for _type in _TYPES:
+    reviewed_again.labels(_type)
+for _outcome in ("delivered", "refused", "failed", "blocked"):
+    webhook_attempts.labels(_outcome)
+for _result in ("confirmed", "failed"):
+    outbox_published.labels(_result)
+for _queue in (Queue.REVIEW_HIGH, Queue.REVIEW_NORMAL, Queue.REVIEW_LOW, Queue.NOTIFIER_EVENTS, "job.events"):
+    messages_set_aside.labels(_queue)
+for _reason in ("queue_full", "not_sent"):
+    spans_dropped.labels(_reason)

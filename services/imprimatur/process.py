@@ -5,22 +5,23 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import TypeVar
 
 import structlog
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
-from imprimatur import metrics
+from imprimatur import metrics, tracing
 from imprimatur.broker import Broker
 from imprimatur.broker.rabbitmq import RabbitMQBroker
 from imprimatur.errors import ConfigurationError, Unavailable
 from imprimatur.outbox import Outbox
 from imprimatur.runtime import Check, StopSignal, configure_logging, run_until_signalled
-from imprimatur.settings import SharedSettings, explain
+from imprimatur.settings import SharedSettings, TracingSettings, explain
 from imprimatur.storage import migrations
 from imprimatur.storage.database import Database
 
@@ -44,6 +45,7 @@ class Surroundings:
         """Set the gauges that are read when they are scraped."""
         metrics.broker_connected.set(self.broker.connected)
         metrics.database_connections.set(self.database.pool_in_use)
+        metrics.database_pool_size.set(self.database.pool_size)
 
     async def database_answers(self) -> str | None:
         """Readiness: the database answers."""
@@ -60,7 +62,7 @@ class Surroundings:
 
 @asynccontextmanager
 async def surroundings(settings: SharedSettings, *, name: str) -> AsyncIterator[Surroundings]:
-    """Database, broker and outbox for one service process, closed in the right order at the end.
+    """Database, broker, outbox and traces for one service process, closed in the right order at the end.
 
     A database that is down is waited for; one with another schema is an error.
 
@@ -69,18 +71,30 @@ async def surroundings(settings: SharedSettings, *, name: str) -> AsyncIterator[
     """
     configure_logging(level=settings.log_level, json=settings.log_json)
     structlog.contextvars.bind_contextvars(service=name)
+    metrics.build_info.labels(name, version("imprimatur")).set(1)
     database = Database(settings.database_url, pool_size=settings.database_pool_size)
     broker = RabbitMQBroker(settings.broker_url, name=f"imprimatur-{name}@{process_name()}")
     outbox = Outbox(database, broker)
-    try:
-        await _wait_for_schema(database)
-        await broker.start()
-        outbox.start()
-        yield Surroundings(database=database, broker=broker)
-    finally:
-        await outbox.stop()
-        await broker.close()
-        await database.close()
+    async with traced(settings, name=name):
+        try:
+            await _wait_for_schema(database)
+            await broker.start()
+            outbox.start()
+            yield Surroundings(database=database, broker=broker)
+        finally:
+            await outbox.stop()
+            await broker.close()
+            await database.close()
+
+
+def traced(settings: TracingSettings, *, name: str) -> AbstractAsyncContextManager[None]:
+    """Inside the block, this process's spans go where the settings say."""
+    return tracing.exporting(
+        settings.otlp_endpoint,
+        service=f"imprimatur-{name}",
+        instance=process_name(),
+        sample_ratio=settings.trace_sample_ratio,
+    )
 
 
 def process_name() -> str:

@@ -17,7 +17,7 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from imprimatur import metrics
+from imprimatur import metrics, tracing
 from imprimatur.errors import ConfigurationError, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -41,6 +41,7 @@ def configure_logging(*, level: str = "info", json: bool | None = None) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            tracing.add_ids,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
@@ -110,6 +111,7 @@ class Loop:
         self._interval_seconds = interval_seconds
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        metrics.loop_failures.labels(name)  # there from the first scrape on
 
     def start(self) -> None:
         """Begin, with the first step at once."""

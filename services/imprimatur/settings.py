@@ -5,8 +5,9 @@ Read from the environment (prefix IMPRIMATUR_) in `__main__` only. The table in 
 """
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imprimatur.errors import ConfigurationError
@@ -17,7 +18,40 @@ from imprimatur.vault import Vault
 _CONFIG = SettingsConfigDict(env_prefix="IMPRIMATUR_", extra="ignore")
 
 
-class SharedSettings(BaseSettings):
+class TracingSettings(BaseSettings):
+    """Where traces are sent, if anywhere."""
+
+    model_config = _CONFIG
+
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="Where traces are sent by OTLP over HTTP, such as http://collector:4318; by default nowhere; "
+        "see docs/tracing.md",
+    )
+    trace_sample_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="Share of the traces begun here that is kept; a caller's decision holds"
+    )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value and not _is_plain_address(value):
+            raise ValueError("must be http://host:port or https://host, with a path if need be and nothing else")
+        return value
+
+
+def _is_plain_address(url: str) -> bool:
+    """Whether it names a web address without user, password, query or fragment: it is shown in log lines."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    others = ("@" in parts.netloc, "?" in url, "#" in url, any(mark.isspace() for mark in url))
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not any(others)
+
+
+class SharedSettings(TracingSettings):
     """What gateway, reviewer and notifier have in common."""
 
     model_config = _CONFIG

@@ -8,10 +8,11 @@ import asyncio
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import structlog
 
-from imprimatur import metrics
+from imprimatur import metrics, tracing
 from imprimatur.errors import Unavailable
 from imprimatur.runtime import Loop
 from imprimatur.storage import deliveries as stored
@@ -19,11 +20,12 @@ from imprimatur.storage import webhooks as endpoints
 from imprimatur.storage.database import Database
 from imprimatur.storage.deliveries import AttemptRecord, DeliveryState, Lease
 from imprimatur.storage.webhooks import SealedSecret
+from imprimatur.tracing import Attribute, Kind, SpanContext
 from imprimatur.vault import Vault, VaultError
 from imprimatur.webhooks import MalformedSecret, unseal
 from notifier import signing
 from notifier.batches import Batches
-from notifier.post import Answer, Poster
+from notifier.post import Answer, Outcome, Poster
 from notifier.room import Limits, Room
 from notifier.schedule import RECOMMENDED_PAUSES_SECONDS, Abandoned, Again, Delivered, Verdict, after_attempt
 
@@ -179,29 +181,39 @@ class Deliverer:
             self._loop.wake()
 
     async def _deliver(self, lease: Lease, sealed: Sequence[SealedSecret]) -> None:
-        headers = self._signed(lease, sealed)
-        if headers is None:
-            await self.give_back([lease], delay_seconds=_UNSIGNABLE_PAUSE_SECONDS)
-            return
-        if lease.attempts == 0:
-            metrics.webhook_lag_seconds.observe((lease.leased_at - lease.occurred_at).total_seconds())
-        answer = await self._poster.post(lease.url, lease.body, headers)
-        verdict = after_attempt(
-            answer.status,
-            attempts_before=lease.attempts,
-            pauses_seconds=self._pace.pauses_seconds,
-            retry_after_seconds=answer.retry_after_seconds,
-            jitter=random.random(),  # noqa: S311  # spreads load, guards nothing
-        )
-        _tell(lease, answer, verdict)
-        await self._record(_record_of(lease, answer, verdict))
+        with structlog.contextvars.bound_contextvars(**_about(lease)):
+            headers = self._signed(lease, sealed)
+            if headers is None:
+                await self.give_back([lease], delay_seconds=_UNSIGNABLE_PAUSE_SECONDS)
+                return
+            if lease.attempts == 0:
+                metrics.webhook_lag_seconds.observe((lease.leased_at - lease.occurred_at).total_seconds())
+            await self._record(await self._attempt(lease, headers))
+
+    async def _attempt(self, lease: Lease, headers: Mapping[str, str]) -> AttemptRecord:
+        """Post once. The receiver is told nothing of the trace: it is ours, and the standard has no place for it."""
+        with tracing.continued("webhook", SpanContext.read(lease.traceparent), kind=Kind.CLIENT) as span:
+            answer = await self._poster.post(lease.url, lease.body, headers)
+            if span.recording:
+                span.set(_traced(lease, answer))
+            if answer.outcome is not Outcome.DELIVERED:
+                span.fail(str(answer.status or answer.outcome))
+            verdict = after_attempt(
+                answer.status,
+                attempts_before=lease.attempts,
+                pauses_seconds=self._pace.pauses_seconds,
+                retry_after_seconds=answer.retry_after_seconds,
+                jitter=random.random(),  # noqa: S311  # spreads load, guards nothing
+            )
+            _tell(lease, answer, verdict)
+        return _record_of(lease, answer, verdict)
 
     def _signed(self, lease: Lease, sealed: Sequence[SealedSecret]) -> dict[str, str] | None:
         """The headers; None when no secret can be opened."""
         try:
             secrets = [unseal(self._vault, item) for item in sealed]
             if not secrets:
-                log.error("a delivery has no secret to be signed with", **_about(lease))
+                log.error("a delivery has no secret to be signed with")
                 return None
             return signing.headers(
                 secrets,
@@ -210,7 +222,7 @@ class Deliverer:
                 body=lease.body,
             )
         except (VaultError, MalformedSecret) as fault:
-            log.error("a webhook secret cannot be opened", error=str(fault), **_about(lease))  # noqa: TRY400
+            log.error("a webhook secret cannot be opened", error=str(fault))  # noqa: TRY400
             return None
 
     async def _record(self, record: AttemptRecord) -> None:
@@ -246,14 +258,13 @@ def _record_of(lease: Lease, answer: Answer, verdict: Verdict) -> AttemptRecord:
 def _tell(lease: Lease, answer: Answer, verdict: Verdict) -> None:
     attempt = lease.attempts + 1
     if isinstance(verdict, Delivered):
-        log.info("a webhook was delivered", attempt=attempt, **_about(lease))
+        log.info("a webhook was delivered", attempt=attempt)
     elif isinstance(verdict, Again):
         again_in = round(verdict.delay_seconds, 1)
-        log.warning(
-            "a webhook was not taken", error=answer.error, attempt=attempt, again_in_seconds=again_in, **_about(lease)
-        )
+        log.warning("a webhook was not taken", error=answer.error, attempt=attempt, again_in_seconds=again_in)
     else:
-        log.error("a webhook was given up", error=answer.error, attempt=attempt, **_about(lease))
+        metrics.webhooks_abandoned.inc()
+        log.error("a webhook was given up", error=answer.error, attempt=attempt)
 
 
 def _about(lease: Lease) -> dict[str, str]:
@@ -265,4 +276,20 @@ def _about(lease: Lease) -> dict[str, str]:
         "webhook_id": str(lease.message_id),
         "endpoint_id": str(lease.endpoint_id or "callback"),
         "host": host,
+    }
+
+
+def _traced(lease: Lease, answer: Answer) -> dict[str, Attribute]:
+    """What the span of a post says of it; of the address the host alone."""
+    _, host = stored.tenant_and_host(lease.lane)
+    status: dict[str, Attribute] = {} if answer.status is None else {"http.response.status_code": answer.status}
+    return {
+        "http.request.method": "POST",
+        "server.address": urlsplit(f"//{host}").hostname or "",
+        "imprimatur.job.id": str(lease.job_id),
+        "imprimatur.tenant.id": str(lease.tenant_id),
+        "imprimatur.webhook.id": str(lease.message_id),
+        "imprimatur.attempt": lease.attempts + 1,
+        "imprimatur.outcome": answer.outcome,
+        **status,
     }

@@ -12,7 +12,7 @@ from functools import partial
 
 import structlog
 
-from imprimatur import metrics
+from imprimatur import metrics, tracing
 from imprimatur.errors import AttemptError, TimedOut, TransientError, Unavailable
 from imprimatur.job import DEFAULTS, AttemptOutcome, Claim, Happening, Job, JobError, JobType, State, outcome_of
 from imprimatur.retry import Again, after_error
@@ -20,6 +20,7 @@ from imprimatur.storage import claims
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion
 from imprimatur.storage.database import Database, Transaction
+from imprimatur.tracing import Attribute, Kind, SpanContext
 from reviewer.leases import Leases
 from reviewer.tasks import NotEnough, Task, Work
 
@@ -48,9 +49,14 @@ class Attempts:
             structlog.contextvars.bound_contextvars(
                 job_id=str(claim.job_id), claim_no=claim.claim_no, tenant_id=str(claim.tenant_id)
             ),
+            tracing.continued("review", SpanContext.read(claim.traceparent), kind=Kind.CONSUMER) as span,
             self._leases.held(claim),
         ):
+            if span.recording:
+                span.set(_about(claim))
             conclusion = await self._run(claim)
+            if span.recording and conclusion is not None:
+                span.set(_end_of(conclusion))
         outcome = conclusion.outcome if conclusion else AttemptOutcome.CANCELLED
         metrics.attempt_seconds.labels(claim.type, outcome).observe(time.perf_counter() - began)
 
@@ -64,6 +70,7 @@ class Attempts:
         except asyncio.CancelledError:
             if self._leases.taken(claim):
                 _uncancel()
+                tracing.current().fail("taken")
                 await self._book_abandoned(claim)
                 return None
             if self._stopping:
@@ -79,6 +86,7 @@ class Attempts:
             return await self._failed(claim, task, error, time.monotonic() - began)
         except Unavailable as fault:
             self._leases.concluding(claim)
+            tracing.current().fail("database_away")
             log.warning("the database was away in the middle of an attempt; it is handed back", error=fault.message)
             return await self._write(claim, _DATABASE_AWAY, Spent())
         except Exception:
@@ -111,6 +119,7 @@ class Attempts:
 
     async def _failed(self, claim: Claim, task: Task, error: AttemptError, after_seconds: float) -> Conclusion | None:
         self._leases.concluding(claim)
+        tracing.current().fail(error.code)
         metrics.attempt_errors.labels(claim.type, error.code).inc()
         log.warning("an attempt failed", code=error.code, error=error.message)
         step = after_error(
@@ -141,7 +150,16 @@ class Attempts:
         return _INSIST_WHEN_STOPPING_SECONDS if self._stopping else _INSIST_SECONDS
 
     async def _write(self, claim: Claim, conclude: _Decide | Conclusion, spent: Spent) -> Conclusion | None:
-        """Write the end, insisting while the database is away; the fence makes repetition harmless."""
+        """Write the end; None when it does not count, or could not be written."""
+        try:
+            with tracing.span("conclude"):
+                return await self._insist(claim, conclude, spent)
+        except _NotApplied as fault:
+            tracing.current().fail(fault.code)
+            return None
+
+    async def _insist(self, claim: Claim, conclude: _Decide | Conclusion, spent: Spent) -> Conclusion:
+        """Write the end, again and again while the database is away; the fence makes repetition harmless."""
         began = time.monotonic()
         pause, repeated = 0.1, False
         while True:
@@ -155,7 +173,7 @@ class Attempts:
             except Unavailable:
                 if time.monotonic() - began > self._insist_seconds:
                     log.error("the end of an attempt could not be written; its lease will run out")  # noqa: TRY400
-                    return None
+                    raise _NotApplied("not_written") from None
                 repeated = True
                 continue
             except asyncio.CancelledError:
@@ -168,9 +186,17 @@ class Attempts:
                 if not repeated:  # after an unknown commit the fence may be our own
                     metrics.fenced_writes.inc()
                     log.warning("a result was discarded: the job was cancelled or taken over")
-                return None
+                raise _NotApplied("unknown" if repeated else "fenced")
             _count(job, claim)
             return conclusion
+
+
+class _NotApplied(Exception):
+    """The end of an attempt moved no job: it was `fenced`, `not_written`, or it is `unknown` which of two tries did."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 _HANDED_BACK = Conclusion(
@@ -200,6 +226,23 @@ def _stopped(clock: asyncio.Timeout) -> Iterator[None]:
         yield
     finally:
         clock.reschedule(ends_at + time.monotonic() - stopped_at)
+
+
+def _about(claim: Claim) -> dict[str, Attribute]:
+    return {
+        "imprimatur.job.id": str(claim.job_id),
+        "imprimatur.job.type": claim.type,
+        "imprimatur.tenant.id": str(claim.tenant_id),
+        "imprimatur.claim_no": claim.claim_no,
+        "imprimatur.attempt": claim.attempts + 1,
+        "imprimatur.losses": claim.losses,
+    }
+
+
+def _end_of(conclusion: Conclusion) -> dict[str, Attribute]:
+    shown = conclusion.shown or {}
+    decided = {f"imprimatur.{name}": str(shown[name]) for name in ("decision", "policy_triggered") if name in shown}
+    return {"imprimatur.outcome": conclusion.outcome, "imprimatur.event": conclusion.happening, **decided}
 
 
 def _spent(error: AttemptError) -> Spent:

@@ -1,7 +1,7 @@
 """Accepting jobs: durable, idempotent, released at once only when due."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import func, select
@@ -218,3 +218,13 @@ async def test_a_job_of_a_tenant_that_does_not_exist_is_refused(database: Databa
 def test_a_job_shows_nothing_that_only_the_storage_should_see() -> None:
     hidden = {"input", "content_hash", "claim_id", "lease_until", "released_at", "release_no", "held_by"}
     assert hidden.isdisjoint(Job.__slots__)
+
+
+async def test_the_answer_tells_what_was_put_up_for_claiming_just_now(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    due = makers.new_job(tenant, request_id="r-1")
+    later = makers.new_job(tenant, run_at=datetime.now(UTC) + timedelta(hours=1))
+    answers = await submit(database, due, later, makers.new_job(tenant), release_at_once=1)
+    assert [answer.released for answer in answers] == [True, False, False]
+    [again] = await submit(database, makers.new_job(tenant, request_id="r-1"))
+    assert (again.created, again.released) == (False, False)

@@ -135,12 +135,12 @@ class Embedded(Child):
 class Service(Child):
     """One more gateway, reviewer or notifier of a stack, on ports of its own; ready when constructed."""
 
-    def __init__(self, name: str, stack: Stack, log: Path) -> None:
+    def __init__(self, name: str, stack: Stack, log: Path, settings: Mapping[str, str]) -> None:
         grpc_port = free_port()
         self.target = f"127.0.0.1:{grpc_port}"
         self.http_port = free_port()
         ports = {"IMPRIMATUR_GRPC_PORT": str(grpc_port), SERVICES[name]: str(self.http_port)}
-        super().__init__([*IMPRIMATUR, name], log, {**stack.environ, **ports})
+        super().__init__([*IMPRIMATUR, name], log, {**stack.environ, **ports, **settings})
         self.until(lambda: is_ready(self.http_port), name)
 
 
@@ -158,9 +158,9 @@ class Trio:
         self.targets = [stack.target]
         self._started: list[Service] = []
 
-    def start(self, name: str) -> Service:
-        """One more of a kind."""
-        service = Service(name, self.stack, self.stack.folder / f"{name}-{len(self._started)}.log")
+    def start(self, name: str, **settings: str) -> Service:
+        """One more of a kind; `settings` as they are written in the environment."""
+        service = Service(name, self.stack, self.stack.folder / f"{name}-{len(self._started)}.log", settings)
         self._started.append(service)
         return service
 

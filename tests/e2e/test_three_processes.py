@@ -1,6 +1,7 @@
 """Gateway, reviewer and notifier as three processes, on RabbitMQ and PostgreSQL of their own."""
 
 import asyncio
+import json
 import signal
 from contextlib import aclosing
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 import pytest
 from deploy.local import stack
 from deploy.local.server import ServerDidNotStart
+from opentelemetry.sdk.trace import TracerProvider
 from tests.contract.polling import eventually
 from tests.e2e import jobs
 from tests.e2e.conftest import Receive
 from tests.e2e.processes import Samples, Trio, is_ready, scrape
+from tests.service.collector import collecting
 
 from imprimatur.client import Client, is_settled, submission
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED
@@ -128,6 +131,33 @@ async def test_replacing_each_service_in_turn_while_jobs_are_submitted_loses_not
     told = jobs.outcomes(ended)
     await eventually(lambda: set(receiver.told()) == told, "a webhook of each outcome", seconds=_WEBHOOK_SECONDS)
     assert set(receiver.told().values()) == {1}
+
+
+async def test_one_trace_leads_through_all_three_processes_and_their_log_lines(trio: Trio, receive: Receive) -> None:
+    receiver = receive(trio.stack.webhook_secret)
+    async with collecting() as collector:
+        traced = {
+            name: await asyncio.to_thread(trio.start, name, IMPRIMATUR_OTLP_ENDPOINT=collector.endpoint)
+            for name in ("gateway", "reviewer", "notifier")
+        }
+        for name, successor in traced.items():
+            await asyncio.to_thread(trio.remove, name, signal.SIGTERM, successor=successor)
+        async with trio.client() as client:
+            with TracerProvider().get_tracer("the caller").start_as_current_span("publish") as theirs:
+                job = await client.submit(creative=jobs.plain_creative(1), callback_url=receiver.url)
+        submit, *others = await collector.until(
+            "imprimatur.v1.JobService/SubmitJob", "review", "engine", "conclude", "webhook"
+        )
+    review, engine, conclude, webhook = others
+    context = theirs.get_span_context()
+    assert {one.trace_id for one in (submit, *others)} == {f"{context.trace_id:032x}"}
+    assert submit.parent_id == f"{context.span_id:016x}"
+    assert {review.parent_id, webhook.parent_id} == {submit.span_id}
+    assert {engine.parent_id, conclude.parent_id} == {review.span_id}
+    assert [one.service for one in (submit, review, webhook)] == [f"imprimatur-{name}" for name in traced]
+    lines = [json.loads(line) for line in traced["notifier"].output.splitlines()]
+    [told] = [line for line in lines if line["event"] == "a webhook was delivered"]
+    assert (told["job_id"], told["trace_id"], told["span_id"]) == (job.id, webhook.trace_id, webhook.span_id)
 
 
 async def _submit_until(stopped: asyncio.Event, client: Client, callback_url: str) -> list[Job]:

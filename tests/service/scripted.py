@@ -6,7 +6,7 @@ What the real gateway does is tested against the real gateway.
 import asyncio
 import dataclasses
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -132,10 +132,14 @@ def _handler(script: Script, method: Any) -> "grpc.RpcMethodHandler[Any, Any]":
 
 @asynccontextmanager
 async def serving(
-    script: Script, *, port: int = 0, credentials: grpc.ServerCredentials | None = None
+    script: Script,
+    *,
+    port: int = 0,
+    credentials: grpc.ServerCredentials | None = None,
+    options: Sequence[tuple[str, int]] = (),
 ) -> AsyncIterator[int]:
     """Serve the script inside the block; gives the port. Leaving the block cuts every connection."""
-    server = aio.server(options=[("grpc.so_reuseport", 0)])
+    server = aio.server(options=[("grpc.so_reuseport", 0), *options])
     server.add_generic_rpc_handlers(_handlers(script))
     address = f"127.0.0.1:{port}"
     bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)

@@ -534,6 +534,15 @@ async def test_calls_are_spread_over_all_gateways_and_go_on_when_one_dies() -> N
             await client.get("j1")
 
 
+async def test_a_watch_outlives_connections_that_the_server_ends_for_their_age() -> None:
+    script = Script().on("WatchJob", [seen(1), HANG], [seen(2), HANG], [seen(3, JOB_STATE_SUCCEEDED)])
+    ageing = [("grpc.max_connection_age_ms", 200), ("grpc.max_connection_age_grace_ms", 100)]
+    async with serving(script, options=ageing) as port, Client(f"127.0.0.1:{port}", api_key=KEY) as client:
+        async with asyncio.timeout(30):
+            assert await versions(client) == [1, 2, 3]
+    assert [request.after_version for request in script.requests["WatchJob"]] == [0, 1, 2]
+
+
 async def test_the_example_runs(tmp_path: Path) -> None:
     script = Script().on("SubmitJob", SubmitJobResponse(job=job()))
     script.on("WatchJob", [seen(2), seen(3, JOB_STATE_AWAITING_REVIEW), HANG])

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import re
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Sized
 from contextlib import asynccontextmanager
@@ -14,16 +16,19 @@ import pytest
 from deploy.local.postgres import PrivatePostgres
 from prometheus_client import REGISTRY, Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from sqlalchemy import event
 from tests import makers
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
 from tests.service.systems import System, on_postgresql
 
+from gateway.statistics import Gauges
 from gateway.watching import Watchtower
+from imprimatur.broker import Queue
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.guard import Guard
-from imprimatur.job import Happening
+from imprimatur.job import Happening, JobType, Priority
 from imprimatur.process import Surroundings
 from imprimatur.runtime import Check, http_port
 from imprimatur.storage.database import Database
@@ -34,6 +39,7 @@ from imprimatur.v1.job_pb2 import JOB_STATE_FAILED as FAILED
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_service_pb2 import GetJobRequest, GetStatsRequest, ListJobsRequest
 from imprimatur.v1.review_service_pb2 import DecideReviewRequest, ListPendingReviewsRequest
+from notifier.post import Outcome
 from notifier.service import notifier
 
 _ID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}|\bcr-|imp_|@|://|/[a-z]")
@@ -202,6 +208,85 @@ async def test_only_news_counts_towards_the_lag_of_watches(database: Database) -
 
 
 _WATCH_LAG = "imprimatur_watch_lag_seconds_count"
+
+
+@on_postgresql
+async def test_the_gauges_tell_what_waits_and_zero_where_nothing_does(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    waiting = await makers.submit(database, makers.new_job(tenant), makers.new_job(tenant, priority=Priority.HIGH))
+    await makers.awaiting(database, tenant, priority=Priority.LOW)
+    gauges = Gauges(database, every_seconds=0.02)
+    gauges.start()
+
+    async def show(**numbers: float) -> None:
+        await makers.until(lambda: _async({name: counted(_JOBS, state=name) for name in numbers} == numbers))
+
+    try:
+        await show(queued=2, running=0, awaiting_review=1)
+        assert counted(_JOBS, state="queued", priority="high") == counted(_JOBS, state="queued", priority="normal") == 1
+        assert counted(_OLDEST, priority="high") > 0
+        for job in waiting:
+            await makers.cancel(database, job)
+        await show(queued=0, running=0, awaiting_review=1)
+    finally:
+        await gauges.stop()
+    shown = {tuple(sample.labels.values()): sample.value for sample in _samples(_JOBS)}
+    assert len(shown) == 3 * len(JobType) * len(Priority)
+    assert {sample.labels["priority"]: sample.value for sample in _samples(_OLDEST)} == {
+        "high": 0,
+        "normal": 0,
+        "low": 0,
+    }
+
+
+_JOBS, _OLDEST = "imprimatur_jobs", "imprimatur_oldest_due_job_age_seconds"
+
+
+def _samples(name: str) -> list[Sample]:
+    return [sample for family in REGISTRY.collect() for sample in family.samples if sample.name == name]
+
+
+async def _async(answer: bool) -> bool:
+    return answer
+
+
+@on_postgresql
+async def test_the_connections_in_use_are_told_beside_how_many_there_may_be(database: Database) -> None:
+    around = Surroundings(database=database, broker=MemoryBroker())
+    async with database.read():
+        await around.observe()
+        assert counted("imprimatur_database_connections_in_use") == 1
+    assert counted("imprimatur_database_pool_size") == 10
+
+
+def test_what_alerts_are_made_of_is_there_before_it_happens() -> None:
+    """In a process of its own: here everything has happened already."""
+    script = "from imprimatur import metrics; from prometheus_client import generate_latest as g; print(g().decode())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    families = {family.name: family for family in text_string_to_metric_families(done.stdout)}
+    wanted: dict[str, list[dict[str, str]]] = {
+        "imprimatur_rpc_requests": [{"rpc": "SubmitJob", "code": code} for code in ("OK", "UNAVAILABLE", "INTERNAL")],
+        "imprimatur_jobs_finished": [
+            {"type": "creative_review", "state": state}
+            for state in ("succeeded", "failed", "cancelled", "awaiting_review")
+        ],
+        "imprimatur_ai_decisions": [{"decision": "pending", "policy_triggered": "engine_error"}],
+        "imprimatur_submit_to_start_seconds": [{"priority": name} for name in ("high", "normal", "low")],
+        "imprimatur_webhook_attempts": [{"outcome": outcome} for outcome in Outcome],
+        "imprimatur_broker_messages_set_aside": [{"queue": queue} for queue in Queue if queue is not Queue.PARKED],
+        "imprimatur_leases_lost": [{}],
+        "imprimatur_attempts_apart": [{}],
+        "imprimatur_webhook_deliveries_abandoned": [{}],
+    }
+    for name, series in wanted.items():
+        for labels in series:
+            found = [
+                sample.value
+                for sample in families[name].samples
+                if labels.items() <= sample.labels.items() and not sample.name.endswith("_created")
+            ]
+            assert found, (name, labels)
+            assert set(found) == {0}
 
 
 async def _has(found: Sized, number: int) -> bool:

@@ -303,6 +303,7 @@ async def test_a_failure_is_tried_again_with_the_same_id_and_the_same_bytes(worl
 
 
 async def test_after_the_last_pause_it_is_given_up(world: World, receiver: Receiver) -> None:
+    before = metrics.webhooks_abandoned._value.get()
     receiver.answer = with_status(500)
     await world.endpoint(receiver.url())
     async with world.notifier():
@@ -310,6 +311,7 @@ async def test_after_the_last_pause_it_is_given_up(world: World, receiver: Recei
         await world.until("abandoned")
 
     assert len(receiver.posts) == len(QUICK.pauses_seconds) + 1
+    assert metrics.webhooks_abandoned._value.get() == before + 1
 
 
 async def test_gone_gives_up_at_once(world: World, receiver: Receiver) -> None:

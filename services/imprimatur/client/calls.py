@@ -1,4 +1,4 @@
-"""How a call is made: with the key, a deadline, and again where that is safe. Which calls there are: `client`."""
+"""How a call is made: with the key, a deadline, the trace, and again where that is safe. Which there are: `client`."""
 
 import asyncio
 import random
@@ -10,6 +10,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 from grpc import aio
 
+from imprimatur.client import traces
 from imprimatur.client.errors import ClientError
 from imprimatur.retry import Backoff
 
@@ -76,7 +77,7 @@ class Calls:
     def __init__(self, api_key: str, *, deadline_seconds: float, retry_seconds: float) -> None:
         if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
             raise ValueError("api_key: must be printable ASCII without spaces, as it was issued")
-        self._metadata = aio.Metadata(("authorization", f"Bearer {api_key}"))
+        self._authorization = ("authorization", f"Bearer {api_key}")
         self._deadline_seconds = deadline_seconds
         self._retry_seconds = retry_seconds
 
@@ -101,7 +102,7 @@ class Calls:
         while True:
             remaining = max(0.0, began + self._deadline_seconds - time.monotonic())
             try:
-                return await method(request, timeout=remaining, metadata=self._metadata)
+                return await method(request, timeout=remaining, metadata=self._metadata())
             except aio.AioRpcError as error:
                 failure = ClientError.of(error)
                 failure.__cause__ = error
@@ -116,10 +117,13 @@ class Calls:
         Raises:
             ClientError: inside the block, when the stream breaks.
         """
-        call = method(request, metadata=self._metadata)
+        call = method(request, metadata=self._metadata())
         try:
             yield call
         except aio.AioRpcError as error:
             raise ClientError.of(error) from error
         finally:
             call.cancel()
+
+    def _metadata(self) -> aio.Metadata:
+        return aio.Metadata(self._authorization, *traces.headers())

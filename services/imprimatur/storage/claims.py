@@ -113,6 +113,7 @@ def _claim_of(row: Row[Any]) -> Claim:
         first_wait_seconds=(row.updated_at - row.run_at).total_seconds() if row.claim_no == 1 else None,
         first_due_at=row.deadline_at - timedelta(seconds=row.deadline_seconds),
         losses=row.losses,
+        traceparent=row.traceparent,
     )
 
 

@@ -140,6 +140,12 @@ class Database:
         return pool.checkedout() if isinstance(pool, AsyncAdaptedQueuePool) else 0
 
     @property
+    def pool_size(self) -> int:
+        """Connections that may be checked out at once."""
+        pool = self._writer.pool
+        return pool.size() if isinstance(pool, AsyncAdaptedQueuePool) else 0
+
+    @property
     def engine(self) -> AsyncEngine:
         """The writing engine, for migrations."""
         return self._writer

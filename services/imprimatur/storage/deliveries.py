@@ -19,7 +19,7 @@ from imprimatur.identity import new_id
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.locks import in_locked
-from imprimatur.storage.schema import job_events, webhook_attempts, webhook_deliveries, webhook_messages
+from imprimatur.storage.schema import job_events, jobs, webhook_attempts, webhook_deliveries, webhook_messages
 
 
 class DeliveryState(StrEnum):
@@ -46,6 +46,7 @@ class Lease:
     occurred_at: datetime  #: the event
     leased_at: datetime
     leased_until: datetime
+    traceparent: str | None  #: the span that accepted the job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +148,10 @@ async def leases(reader: Reader, delivery_ids: Collection[uuid.UUID]) -> list[Le
             job_events.c.at.label("occurred_at"),
             clock.now().label("leased_at"),
             webhook_deliveries.c.leased_until,
+            jobs.c.traceparent,
         )
         .join_from(webhook_deliveries, webhook_messages)
+        .join(jobs, jobs.c.id == webhook_messages.c.job_id)
         .join(
             job_events,
             and_(job_events.c.job_id == webhook_messages.c.job_id, job_events.c.version == webhook_messages.c.version),

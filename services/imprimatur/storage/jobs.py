@@ -49,11 +49,13 @@ class Owner:
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """What became of one submission. `same_content` is False when its request id stands for other content."""
+    """What became of one submission. `same_content` is False when its request id stands for other content;
+    `released`: it was put up for claiming just now."""
 
     job: Job
     created: bool
     same_content: bool = True
+    released: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,10 @@ async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once
     created = {row.id: job_of(row) for row in inserted}
     known = await _known(tx, [new for new in new_jobs if new.id not in created])
     return [
-        Submitted(job=created[new.id], created=True) if new.id in created else _again(new, known) for new in new_jobs
+        Submitted(job=created[new.id], created=True, released=new.id in fast)
+        if new.id in created
+        else _again(new, known)
+        for new in new_jobs
     ]
 
 
@@ -191,6 +196,7 @@ def _row_of(new: NewJob, now: datetime, *, fast: bool) -> dict[str, Any]:
         "release_no": 1 if fast else 0,
         "retry_of": new.retry_of,
         "estimated_seconds": new.estimated_seconds,
+        "traceparent": new.traceparent,
         "created_at": now,
         "updated_at": now,
     }

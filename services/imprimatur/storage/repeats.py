@@ -73,8 +73,11 @@ _again = jobs.alias("again")
 _RETRIED = exists().where(_again.c.retry_of == jobs.c.id)
 
 
-async def retry(tx: Transaction, scope: Scope, *, limit: int) -> Sequence[Row[Any]]:
+async def retry(tx: Transaction, scope: Scope, *, limit: int, traceparent: str | None = None) -> Sequence[Row[Any]]:
     """Accept failed and cancelled jobs anew that no job is a retry of yet. They wait for the dispatcher.
+
+    Args:
+        traceparent: the span in which they are accepted.
 
     Returns:
         Of each new job `id`, `retry_of`, `type`, `priority`; oldest first.
@@ -90,7 +93,7 @@ async def retry(tx: Transaction, scope: Scope, *, limit: int) -> Sequence[Row[An
     if not old_ids:
         return []
     # A statement of its own: it sees what somebody else committed while this transaction waited for the locks.
-    copied = _copy({old_id: new_id() for old_id in old_ids}, await clock.present(tx))
+    copied = _copy({old_id: new_id() for old_id in old_ids}, await clock.present(tx), traceparent)
     made = sorted((await tx.connection.execute(copied)).all(), key=lambda row: row.id)
     if made:
         await record(tx, made, kind=SUBMITTED, outcome=False, details={})
@@ -122,7 +125,7 @@ _KEPT = (
 )
 
 
-def _copy(new_ids: Mapping[uuid.UUID, uuid.UUID], now: datetime) -> Any:
+def _copy(new_ids: Mapping[uuid.UUID, uuid.UUID], now: datetime, traceparent: str | None) -> Any:
     """New jobs by the ids of the old ones. The tasks never leave the database: together they may be large."""
     pair = values(column("old_id", Uuid()), column("new_id", Uuid()), name="pair").data(list(new_ids.items())).cte()
     present = literal(now, clock.Instant())
@@ -131,6 +134,7 @@ def _copy(new_ids: Mapping[uuid.UUID, uuid.UUID], now: datetime) -> Any:
         **{name: literal(value, jobs.c[name].type) for name, value in FRESH.items()},
         "id": pair.c.new_id,
         "retry_of": jobs.c.id,
+        "traceparent": literal(traceparent, jobs.c.traceparent.type),
         "run_at": present,
         "deadline_at": clock.after(jobs.c.deadline_seconds, present),
         "created_at": present,

@@ -119,6 +119,7 @@ jobs = Table(
     Column("appeal_of", Uuid),
     Column("superseded_by", Uuid),
     Column("estimated_seconds", Float),
+    Column("traceparent", Text),  # the span that accepted it, as W3C Trace Context writes it
     # A person's hold on it while it waits for one.
     Column("held_by", Text, nullable=False),
     Column("held_until", Instant),

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from imprimatur import metrics
+from imprimatur import metrics, tracing
 from imprimatur.errors import AttemptError, TransientError
 from imprimatur.evidence import Evidence
 from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up, outcome_of
@@ -22,6 +22,7 @@ from imprimatur.storage import clock, tenants
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion
 from imprimatur.storage.database import Database, Transaction
+from imprimatur.tracing import Attribute
 from imprimatur.wire.creatives import ai_result, creative_of
 from reviewer.engines import Engine, OpenEngine
 from reviewer.tasks import NotEnough, Report, Waiting, Work
@@ -46,7 +47,10 @@ class CreativeReview:
             return Work(product=None)
         async with self._engine_for(claim, waiting) as engine, _shown_when_slow(report):
             began = time.perf_counter()
-            evidence = await engine.examine(creative_of(claim.input))
+            with tracing.span("engine", {"imprimatur.engine.name": engine.identity.name}) as span:
+                evidence = await engine.examine(creative_of(claim.input))
+                if span.recording:
+                    span.set(_told(evidence))
             metrics.engine_seconds.labels(engine.identity.name).observe(time.perf_counter() - began)
         if flaw := flaw_of(evidence):
             invalid = TransientError(
@@ -105,6 +109,17 @@ class CreativeReview:
             shown=shown,
             details=details,
         )
+
+
+def _told(evidence: Evidence) -> dict[str, Attribute]:
+    """What the trace says of it: what it cost, and nothing of what was found."""
+    spent = _spent(evidence)
+    return {
+        "imprimatur.engine.model": evidence.engine.model,
+        "imprimatur.engine.input_tokens": spent.input_tokens,
+        "imprimatur.engine.output_tokens": spent.output_tokens,
+        "imprimatur.engine.cost_micros": spent.cost_micros,
+    }
 
 
 def _spent(evidence: Evidence) -> Spent:

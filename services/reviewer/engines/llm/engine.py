@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from pydantic_ai import Agent, ModelSettings, NativeOutput
-from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.capabilities import AbstractCapability, WrapModelRequestHandler
 from pydantic_ai.exceptions import AgentRunError, ContentFilterError, UserError
 from pydantic_ai.messages import ModelResponse
-from pydantic_ai.models import Model
+from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.usage import RunUsage
 
+from imprimatur import tracing
 from imprimatur.evidence import Creative, EngineIdentity, Evidence, Part
+from imprimatur.tracing import Kind
 from reviewer.engines.llm import answer, pictures, prompts
 from reviewer.engines.llm.answer import Answer
 from reviewer.engines.llm.faults import attempt_error
@@ -53,7 +55,7 @@ class LLMEngine:
             # Retries are decided in one place, and that is `imprimatur.retry`.
             model_settings=ModelSettings(max_retries=0),
             retries={"output": reasks},
-            capabilities=[_Unfiltered()],
+            capabilities=[_Unfiltered(), _Traced(model_name)],
         )
 
     async def examine(self, creative: Creative) -> Evidence:
@@ -106,6 +108,26 @@ class _Unfiltered(AbstractCapability[Any]):
         if response.finish_reason == "content_filter":
             raise ContentFilterError("the answer was filtered")
         return response
+
+
+class _Traced(AbstractCapability[Any]):
+    """A span around each question to the provider, repeated ones included. The provider hears nothing of the trace."""
+
+    def __init__(self, model_name: str) -> None:
+        self._asked = {"gen_ai.operation.name": "chat", "gen_ai.request.model": model_name}
+
+    async def wrap_model_request(
+        self,
+        ctx: Any,  # noqa: ARG002  # the face of a capability
+        *,
+        request_context: ModelRequestContext,
+        handler: WrapModelRequestHandler,
+    ) -> ModelResponse:
+        with tracing.span("provider", self._asked, kind=Kind.CLIENT) as span:
+            response = await handler(request_context)
+            used = response.usage
+            span.set({"gen_ai.usage.input_tokens": used.input_tokens, "gen_ai.usage.output_tokens": used.output_tokens})
+            return response
 
 
 def _out_of_reach(creative: Creative, *, takes_images: bool) -> frozenset[Part]:
