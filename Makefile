@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
+LOCAL ?= .local
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/imprimatur/v1/*.proto)
 GENERATED := services/imprimatur/v1/.generated
@@ -40,14 +41,14 @@ lock: ## Resolve the locks anew (needs uv)
 demo: setup ## Review the example creatives on the embedded default, and show what came out
 	@$(BIN)/python -m examples.demo
 
-servers: setup ## Find RabbitMQ and PostgreSQL, or install them (root with apt-get)
+servers: setup ## Find RabbitMQ, PostgreSQL and Prometheus, or install them (root with apt-get)
 	@$(BIN)/python -m deploy.local.programs
 
-up: servers ## Start the three services with private RabbitMQ and PostgreSQL on this machine
-	@$(BIN)/python -m deploy.local.stack up
+up: servers ## Start the three services with private RabbitMQ, PostgreSQL and Prometheus on this machine
+	@$(BIN)/python -m deploy.local.stack up --folder $(LOCAL)
 
 down: ## Stop what `make up` started; the data stays
-	@$(BIN)/python -m deploy.local.stack down
+	@$(BIN)/python -m deploy.local.stack down --folder $(LOCAL)
 
 check: setup ## Lint, format, types, architecture, and that generated files are current
 	@$(BIN)/ruff check --quiet .
@@ -56,16 +57,21 @@ check: setup ## Lint, format, types, architecture, and that generated files are 
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m docs.settings --check
 	@$(BIN)/python -m docs.reliability --check
+	@$(BIN)/python -m deploy.grafana --check
+	@$(BIN)/python -m deploy.prometheus --check
 
 test: check servers ## Everything below 15 minutes, on real RabbitMQ and PostgreSQL
-	@$(BIN)/pytest -m "not soak"
+	@$(BIN)/pytest -m "not soak" --ignore=tests/faults --numprocesses=2 --dist=loadfile
+	@$(BIN)/pytest -m "not soak" tests/faults
 
 soak: servers ## Strike everything again and again under load (an hour); writes docs/reliability.json
 	@status=0; $(BIN)/pytest -m soak --capture=no || status=$$?; $(BIN)/python -m docs.reliability || status=$$?; exit $$status
 
-docs: setup ## Write what is generated: docs/settings.md, .env.example, the table of docs/reliability.md
+docs: setup ## Write what is generated: docs/settings.md, .env.example, tables of docs/, dashboards, PrometheusRule
 	@$(BIN)/python -m docs.settings
 	@$(BIN)/python -m docs.reliability
+	@$(BIN)/python -m deploy.grafana
+	@$(BIN)/python -m deploy.prometheus
 
 measure: servers ## Latencies on this machine, as a table and benchmarks/latency.json
 	@$(BIN)/python -m benchmarks.latency

@@ -1,6 +1,6 @@
-"""The server programs of PostgreSQL and RabbitMQ: where they are and, on Debian as root, how they get there.
+"""The programs of PostgreSQL, RabbitMQ and Prometheus: where they are and, on Debian as root, how they get there.
 
-`python -m deploy.local.programs` finds or installs both and prints where they are. Nothing is started here.
+`python -m deploy.local.programs` finds or installs them and prints where they are. Nothing is started here.
 """
 
 import glob
@@ -37,8 +37,15 @@ _ERLANG_FOLDERS = (
     "/usr/local/lib/erlang/erts-*/bin",
     "/opt/erlang/lib/erlang/erts-*/bin",
 )
+_PROMETHEUS_FOLDERS = (
+    "/usr/bin",
+    "/usr/local/bin",
+    "/opt/prometheus*",
+    *(f"{brew}/opt/prometheus/bin" for brew in _HOMEBREW),
+)
 _POSTGRES_PROGRAMS = ("postgres", "initdb", "createdb", "dropdb")
 _RABBITMQ_PROGRAMS = ("rabbitmq-server", "rabbitmqctl")
+_PROMETHEUS_PROGRAMS = ("prometheus", "promtool")
 _APT_SECONDS = 600.0
 
 
@@ -60,6 +67,13 @@ class RabbitMQPrograms:
     bin: Path
     erl: Path
     epmd: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrometheusPrograms:
+    """A folder with `prometheus` and `promtool`."""
+
+    bin: Path
 
 
 @cache
@@ -86,6 +100,18 @@ def rabbitmq() -> RabbitMQPrograms:
     return found
 
 
+@cache
+def prometheus() -> PrometheusPrograms:
+    """Find Prometheus' programs; install them when they are missing. Raises ProgramMissing."""
+    found = find_prometheus()
+    if found is None and _may_install():
+        install_prometheus()
+        found = find_prometheus()
+    if found is None:
+        raise ProgramMissing(_advice("Prometheus", debian="prometheus", brew="prometheus"))
+    return found
+
+
 def find_postgres() -> PostgresPrograms | None:
     """PostgreSQL's programs: those on PATH, else the newest in the usual places; None when there are none."""
     for folder in [*_on_path("postgres"), *_matching(_POSTGRES_FOLDERS)]:
@@ -105,6 +131,14 @@ def find_rabbitmq() -> RabbitMQPrograms | None:
     return None
 
 
+def find_prometheus() -> PrometheusPrograms | None:
+    """Prometheus' programs on PATH, else in the usual places; None when either is missing."""
+    for folder in [*_on_path("prometheus"), *_matching(_PROMETHEUS_FOLDERS)]:
+        if _all_in(folder, _PROMETHEUS_PROGRAMS):
+            return PrometheusPrograms(bin=folder)
+    return None
+
+
 def install_postgres() -> None:
     """apt-get install PostgreSQL, without the system-wide server Debian would make of it."""
     _apt_install("postgresql-common")
@@ -119,6 +153,11 @@ def install_postgres() -> None:
 def install_rabbitmq() -> None:
     """apt-get install RabbitMQ, without starting its system-wide server."""
     _apt_install("rabbitmq-server")
+
+
+def install_prometheus() -> None:
+    """apt-get install Prometheus, without starting its system-wide server."""
+    _apt_install("prometheus")
 
 
 def _apt_install(package: str) -> None:
@@ -205,7 +244,7 @@ def _all_in(folder: Path, names: tuple[str, ...]) -> bool:
 
 
 def main() -> int:
-    """Find or install both; print where they are. 1 when one is missing."""
+    """Find or install all; print where they are. 1 when one is missing that nothing runs without."""
     missing = False
     for name, find in (("PostgreSQL", postgres), ("RabbitMQ", rabbitmq)):
         try:
@@ -213,6 +252,10 @@ def main() -> int:
         except ProgramMissing as error:
             missing = True
             print(error, file=sys.stderr)
+    try:
+        print(f"Prometheus: {prometheus().bin}")
+    except ProgramMissing as error:
+        print(f"without Prometheus there are no metrics to look at, and `make test` fails: {error}", file=sys.stderr)
     return int(missing)
 
 

@@ -1,5 +1,5 @@
-"""`make up` and `make down`: the three services as processes on this machine, with RabbitMQ and PostgreSQL of
-their own, everything in one folder (.local; as root the database lies in /var/tmp). For trying and developing.
+"""`make up` and `make down`: the three services as processes on this machine, with RabbitMQ, PostgreSQL and Prometheus
+of their own, everything in one folder (.local; as root the database lies in /var/tmp). For trying and developing.
 """
 
 import argparse
@@ -9,24 +9,37 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from deploy.local import process as processes
 from deploy.local.ports import free_port, is_free
 from deploy.local.postgres import PrivatePostgres
 from deploy.local.process import Process
-from deploy.local.rabbitmq import PrivateRabbitMQ
+from deploy.local.programs import ProgramMissing
+from deploy.local.prometheus import PrivatePrometheus, Target
+from deploy.local.rabbitmq import PROMETHEUS, PrivateRabbitMQ
 from deploy.local.server import NothingStarted, ServerDidNotStart, read_state, write_state
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / ".local"
+#: Where services listen when nobody says otherwise; what guides show.
+_USUAL_PORTS = {"grpc": 7443, "gateway": 9101, "reviewer": 9102, "notifier": 9103}
 #: Service and the variable that names its HTTP port.
 SERVICES = {
     "gateway": "IMPRIMATUR_GATEWAY_HTTP_PORT",
     "reviewer": "IMPRIMATUR_REVIEWER_HTTP_PORT",
     "notifier": "IMPRIMATUR_NOTIFIER_HTTP_PORT",
 }
+#: What else runs, in the order in which it is stopped. Without Prometheus everything works, unobserved.
+_SERVERS: Mapping[str, type[PrivatePrometheus | PrivateRabbitMQ | PrivatePostgres]] = {
+    "prometheus": PrivatePrometheus,
+    "rabbitmq": PrivateRabbitMQ,
+    "postgresql": PrivatePostgres,
+}
+_QUEUE_METRICS = {"family": ["queue_coarse_metrics", "queue_consumer_count"]}
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 
@@ -41,17 +54,22 @@ class Stack:
     api_key: str
     webhook_secret: str
     ports: dict[str, int]
+    rabbitmq_metrics: str  #: host:port
 
 
-def start(folder: Path, *, die_with_parent: bool = False, grpc_port: int | None = None) -> Stack:
+def start(folder: Path, *, die_with_parent: bool = False, usual_ports: bool = False) -> Stack:
     """Start everything in `folder`; returns when every service is ready.
+
+    Args:
+        usual_ports: take those of the guides where they are free, and not free ones everywhere.
 
     Raises ServerDidNotStart with the log's end, programs.ProgramMissing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     postgres = PrivatePostgres.start(folder / "postgresql", die_with_parent=die_with_parent)
-    rabbitmq = PrivateRabbitMQ.start(folder / "rabbitmq", die_with_parent=die_with_parent)
-    environ, ports = _environment(folder, _database(postgres), rabbitmq.url, grpc_port or free_port())
+    rabbitmq = PrivateRabbitMQ.start(folder / "rabbitmq", plugins=[PROMETHEUS], die_with_parent=die_with_parent)
+    ports = {name: port if usual_ports and is_free(port) else free_port() for name, port in _USUAL_PORTS.items()}
+    environ = _environment(folder, _database(postgres), rabbitmq.url, ports)
     _imprimatur("migrate", environ=environ)
     access = _access(folder, environ)
     for name in SERVICES:
@@ -64,14 +82,31 @@ def start(folder: Path, *, die_with_parent: bool = False, grpc_port: int | None 
         target=access["target"],
         api_key=access["api_key"],
         webhook_secret=access["webhook_secret"],
-        ports=ports,
+        ports={name: ports[name] for name in SERVICES},
+        rabbitmq_metrics=urlsplit(rabbitmq.metrics_url).netloc,
+    )
+
+
+def observe(stack: Stack, *, interval_seconds: int = 5, die_with_parent: bool = False) -> PrivatePrometheus:
+    """Start a Prometheus that scrapes all of it, under the names of deploy/prometheus/prometheus.yml.
+
+    Raises ServerDidNotStart, programs.ProgramMissing.
+    """
+    node = [stack.rabbitmq_metrics]
+    targets = [
+        *(Target(job=f"imprimatur-{name}", addresses=[f"127.0.0.1:{port}"]) for name, port in stack.ports.items()),
+        Target(job="rabbitmq", addresses=node),
+        Target(job="rabbitmq-queues", addresses=node, path="/metrics/detailed", parameters=_QUEUE_METRICS),
+    ]
+    return PrivatePrometheus.start(
+        stack.folder / "prometheus", targets, interval_seconds=interval_seconds, die_with_parent=die_with_parent
     )
 
 
 def running(folder: Path) -> list[str]:
     """The names of what runs in `folder`."""
     alive = []
-    for name in (*SERVICES, "rabbitmq", "postgresql"):
+    for name in (*SERVICES, *_SERVERS):
         try:
             process, _ = read_state(folder / name)
         except NothingStarted:
@@ -85,10 +120,8 @@ def stop(folder: Path) -> list[str]:
     """Stop what runs in `folder`, services first, so that they drain; returns the names of what was stopped."""
     stopped = running(folder)
     for name in stopped:
-        if name == "rabbitmq":
-            PrivateRabbitMQ.attach(folder / name).stop()
-        elif name == "postgresql":
-            PrivatePostgres.attach(folder / name).stop()
+        if name in _SERVERS:
+            _SERVERS[name].attach(folder / name).stop()
         else:
             process, _ = read_state(folder / name)
             if process is not None:
@@ -103,10 +136,7 @@ def _database(postgres: PrivatePostgres) -> str:
         return postgres.url("imprimatur")
 
 
-def _environment(
-    folder: Path, database_url: str, broker_url: str, grpc_port: int
-) -> tuple[dict[str, str], dict[str, int]]:
-    ports = {name: free_port() for name in SERVICES}
+def _environment(folder: Path, database_url: str, broker_url: str, ports: dict[str, int]) -> dict[str, str]:
     vault = folder / "vault.key"
     if not vault.exists():
         vault.touch(mode=0o600)
@@ -117,15 +147,15 @@ def _environment(
         "IMPRIMATUR_BROKER_URL": broker_url,
         "IMPRIMATUR_VAULT_KEY_FILE": str(vault),
         "IMPRIMATUR_GRPC_HOST": "127.0.0.1",
-        "IMPRIMATUR_GRPC_PORT": str(grpc_port),
+        "IMPRIMATUR_GRPC_PORT": str(ports["grpc"]),
         "IMPRIMATUR_HTTP_HOST": "127.0.0.1",
         "IMPRIMATUR_ALLOW_PRIVATE_ADDRESSES": "true",
         "IMPRIMATUR_ALLOW_HTTP": "true",
         "IMPRIMATUR_GRPC_REFLECTION": "true",
-        **{SERVICES[name]: str(port) for name, port in ports.items()},
+        **{variable: str(ports[name]) for name, variable in SERVICES.items()},
     }
     environ.pop("IMPRIMATUR_VAULT_KEY", None)
-    return environ, ports
+    return environ
 
 
 def _access(folder: Path, environ: dict[str, str]) -> dict[str, str]:
@@ -198,14 +228,25 @@ def _tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
 
 
-def _tell(stack: Stack) -> None:
+def observed(stack: Stack) -> str:
+    """Where Prometheus is, or why there is none: that stops nobody from working."""
+    try:
+        return f"{observe(stack).url}   (all of these, with the rules of deploy/prometheus)"
+    except ProgramMissing as fault:
+        return f"not there: {' '.join(str(fault).split())}"
+    except ServerDidNotStart as fault:
+        return f"not there: {str(fault).splitlines()[0]}"
+
+
+def _tell(stack: Stack, prometheus: str) -> None:
     command = Path(sys.executable).parent / "imprimatur"
     print(f"Imprimatur is up, everything in {stack.folder}:")
     print(f"  gRPC      {stack.target}   (key and webhook secret: {stack.folder / 'client.json'})")
     for name, port in stack.ports.items():
         print(f"  {name:9} http://127.0.0.1:{port}/metrics   log: {stack.folder / name / 'log'}")
     print(f"  database  {stack.environ['IMPRIMATUR_DATABASE_URL']}")
-    print(f"  broker    {stack.environ['IMPRIMATUR_BROKER_URL']}")
+    print(f"  broker    {stack.environ['IMPRIMATUR_BROKER_URL']}   metrics: http://{stack.rabbitmq_metrics}/metrics")
+    print(f"  metrics   {prometheus}")
     print("Try:")
     print(f"  export IMPRIMATUR_DATA={stack.folder}")
     print(f"  {command} submit examples/creatives --watch")
@@ -215,21 +256,24 @@ def _tell(stack: Stack) -> None:
 
 
 def main() -> int:
-    """`python -m deploy.local.stack up|down`."""
+    """`python -m deploy.local.stack up|down [--folder FOLDER]`."""
     parser = argparse.ArgumentParser(prog="python -m deploy.local.stack", description=__doc__)
     parser.add_argument("action", choices=("up", "down"))
-    action = parser.parse_args().action
-    if action == "down":
-        stopped = stop(FOLDER)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    given = parser.parse_args()
+    folder = given.folder.resolve()
+    if given.action == "down":
+        stopped = stop(folder)
         print(f"Stopped: {', '.join(stopped) or 'nothing was running'}.")
         return 0
-    if alive := running(FOLDER):
-        print(f"Running already in {FOLDER}: {', '.join(alive)}. `make down` stops it.")
-        return 0 if len(alive) == len(SERVICES) + 2 else 1
+    if alive := running(folder):
+        print(f"Running already in {folder}: {', '.join(alive)}. `make down` stops it.")
+        return 0 if {*SERVICES, *_SERVERS} - {"prometheus"} <= set(alive) else 1
     try:
-        _tell(start(FOLDER, grpc_port=7443 if is_free(7443) else None))
+        stack = start(folder, usual_ports=True)
+        _tell(stack, observed(stack))
     except RuntimeError as fault:
-        stop(FOLDER)
+        stop(folder)
         print(f"error: {fault}", file=sys.stderr)
         return 1
     return 0

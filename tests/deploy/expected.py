@@ -1,0 +1,151 @@
+"""What every panel must show after a known load: by dashboard and title, a number for each series by its legend.
+
+A series that is not named here must be zero; (low, high) stands for a number that the load does not determine, and
+from zero on for a series that may be absent.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from tests.deploy.load import UNKNOWN, WATCHES, Round
+
+from imprimatur.broker import Queue
+
+Number = float | tuple[float, float]
+Shown = Mapping[str, Number]
+
+#: Panels that rightly show nothing here, and what it would take.
+EMPTY = {
+    "overview: Firing now": "an alert",
+    "infrastructure: Connections": "postgres_exporter",
+    "infrastructure: Transactions": "postgres_exporter",
+    "infrastructure: Size": "postgres_exporter",
+}
+
+_ANY = (0.0, 1000.0)
+_QUANTILES: Shown = dict.fromkeys(("median", "95 %", "99 %"), (1e-6, 60.0))
+_REVIEW_QUEUES = (Queue.REVIEW_HIGH, Queue.REVIEW_NORMAL, Queue.REVIEW_LOW)
+#: What the load calls, streams aside.
+_CALLS = ("SubmitJob", "BatchSubmitJobs", "CancelJob", "DecideReview", "GetJob")
+_LOOPS = ("webhook-retries", "webhook-sweep")
+
+
+def standing(rounds: Iterable[Round], addresses: Mapping[str, str], node: str) -> dict[str, Shown]:
+    """What stands after all rounds. `addresses`: of each process, as Prometheus names it, by its service; `node`: of
+    RabbitMQ."""
+    done = list(rounds)
+    waiting = sum(one.waiting for one in done)
+    each = [f"imprimatur-{service} {address}" for service, address in addresses.items()]
+    return {
+        "overview: Processes": dict.fromkeys(addresses, 1),
+        "overview: Oldest due job": {"": 0},
+        "overview: Waiting for a person": {"": waiting},
+        "overview: Budget burn": dict.fromkeys(("submit", "start", "review"), 0),
+        "overview: Failures against the budgets": dict.fromkeys(("submit", "start", "review"), 0),
+        "overview: Waiting to start": {"creative_review normal": sum(len(one.scheduled) for one in done)},
+        "overview: Oldest due, by priority": dict.fromkeys(("high", "normal", "low"), 0),
+        "overview: Slots": {"in use": 0, "there are": 16},
+        "overview: Open streams": {"WatchJob": WATCHES, "WatchJobs": 1},
+        "reviewer: Slots in use, by reviewer": {addresses["reviewer"]: 0},
+        "notifier: Outcomes untold": {"": 0},
+        "notifier: Deliveries open": {"": 0},
+        "notifier: What is open": {"outcomes untold": 0, "deliveries open": 0},
+        "people: Waiting": {"": waiting},
+        "people: Oldest": {"": (0.1, 300.0)},
+        "people: Waiting, by priority": {"creative_review normal": waiting},
+        "infrastructure: Outbox": {"messages": 0},
+        "infrastructure: Connected to the broker": dict.fromkeys(each, 1),
+        "infrastructure: Database connections in use": dict.fromkeys(each, (0.0, 1.0)),
+        "infrastructure: Memory": dict.fromkeys(each, (20e6, 2e9)),
+        "infrastructure: Open files": dict.fromkeys(each, (1e-6, 0.9)),
+        "infrastructure: Time since the start": dict.fromkeys(each, (1.0, 300.0)),
+        "infrastructure: Messages by queue": dict.fromkeys(Queue, 0),
+        "infrastructure: Consumers by queue": dict.fromkeys((*_REVIEW_QUEUES, Queue.NOTIFIER_EVENTS), 1),
+        "infrastructure: Memory of each node": {node: (1e-3, 1.0)},
+        "infrastructure: Alarms": {f"memory {node}": 0, f"disk {node}": 0},
+    }
+
+
+def counted(done: Round, addresses: Mapping[str, str]) -> dict[str, Shown]:
+    """What was counted in one round: totals where the panel shows a total."""
+    job = "creative_review"
+    posts = done.posts.total()
+    return {
+        "overview: Jobs accepted": {"": done.accepted.total()},
+        "overview: Decided without a failure of the engine": {"": 1.0},
+        "reviewer: Attempts for each job": {"attempts": done.worked_on / done.left.total()},
+        "reviewer: Jobs that lost their reviewer": {"lost": 0, "examined apart, after two losses": 0},
+        "reviewer: Results discarded": {"discarded": 0},
+        "notifier: Posts delivered": {"": done.posts["delivered"] / posts},
+        "notifier: Given up": {"": 1},
+        "notifier: Failing passes": dict.fromkeys(_LOOPS, 0),
+        "people: Decided": {"": done.by_people.total()},
+        "people: Against the machine's advice": {
+            "": sum(number for (_, overrides), number in done.by_people.items() if overrides) / done.by_people.total()
+        },
+        "infrastructure: Set aside": dict.fromkeys((*_REVIEW_QUEUES, Queue.NOTIFIER_EVENTS, "job.events"), 0),
+        "infrastructure: Failing background passes": dict.fromkeys((*_LOOPS, "outbox-poller", "dispatcher"), 0),
+        **dict.fromkeys(
+            (
+                "overview: Submit to start",
+                "overview: Submit to end",
+                "overview: Watch lag",
+                "reviewer: Engine calls",
+                "notifier: Lag",
+                "notifier: Duration of posts",
+            ),
+            _QUANTILES,
+        ),
+        "reviewer: Engine calls, 95 %, by engine": {"builtin": (1e-6, 60.0)},
+        "overview: Time to answer, 99 %": dict.fromkeys(_CALLS, (1e-6, 60.0)),
+        "infrastructure: Processor": {
+            f"imprimatur-{service} {addresses[service]}": (1e-6, 8.0) for service in ("gateway", "reviewer", "notifier")
+        },
+        "reviewer: Sent back to the engine": {job: 0},
+    }
+
+
+def per_second(done: Round) -> dict[str, Shown]:
+    """What the panels show as a rate: here the totals of one round."""
+    job = "creative_review"
+    outcomes = done.left.total() + done.by_people.total()
+    received = Counter({f"review.{priority}": number for priority, number in done.accepted.items()})
+    received["review.normal"] -= len(done.scheduled) + done.left["cancelled"]
+    triggers, decisions = _by(done.decisions, 1), _by(done.decisions, 0)
+    pending = Counter({trigger: one for (decision, trigger), one in done.decisions.items() if decision == "pending"})
+    return {
+        "overview: Accepted": {f"{job} {priority}": number for priority, number in done.accepted.items()},
+        "overview: Out of the machine's hands": {f"{job} {state}": number for state, number in done.left.items()},
+        # Who waits for no more than the machine's part leaves before the stream ends.
+        "overview: Calls that did not end in OK": {"GetJob NOT_FOUND": UNKNOWN, "WatchJob CANCELLED": _ANY},
+        "reviewer: Attempts by outcome": {
+            "succeeded": done.left["succeeded"] + done.left["awaiting_review"],
+            "failed": done.left["failed"],
+        },
+        "reviewer: Attempts by error": {"unreviewable_input": done.left["failed"]},
+        "reviewer: Decisions of the machine": decisions,
+        "reviewer: Rows of the decision table": triggers,
+        "reviewer: Messages": {"claimed": done.worked_on, "given_back": _ANY},
+        "reviewer: Put up for claiming": dict.fromkeys(("at_once", "dispatcher"), _ANY),
+        "notifier: Posts by outcome": done.posts,
+        "notifier: Outcomes received from the broker": {"redelivered: false": outcomes},
+        "people: Coming and going": {"coming": done.left["awaiting_review"], "decided": done.by_people.total()},
+        "people: Why they come": pending,
+        "people: What they decide": {
+            f"{decision}, overrides: {str(overrides).lower()}": number
+            for (decision, overrides), number in done.by_people.items()
+        },
+        "infrastructure: Handed to the broker": {"confirmed": (outcomes, 20 * outcomes)},
+        "infrastructure: Received from the broker": {
+            **{f"{queue}, redelivered: false": number for queue, number in received.items()},
+            "notifier.events, redelivered: false": outcomes,
+            **{f"{queue}, redelivered: true": _ANY for queue in _REVIEW_QUEUES},  # given back, for want of a slot
+        },
+    }
+
+
+def _by(decisions: Counter[tuple[str, str]], place: int) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for key, number in decisions.items():
+        found[key[place]] += number
+    return found
