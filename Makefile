@@ -47,6 +47,9 @@ servers: setup ## Find RabbitMQ, PostgreSQL and Prometheus, or install them (roo
 up: servers ## Start the three services with private RabbitMQ, PostgreSQL and Prometheus on this machine
 	@$(BIN)/python -m deploy.local.stack up --folder $(LOCAL)
 
+panels: up ## Work through the example creatives, and show what every panel of the dashboards shows then
+	@$(BIN)/python -m examples.panels --folder $(LOCAL)
+
 down: ## Stop what `make up` started; the data stays
 	@$(BIN)/python -m deploy.local.stack down --folder $(LOCAL)
 
@@ -76,4 +79,4 @@ docs: setup ## Write what is generated: docs/settings.md, .env.example, tables o
 measure: servers ## Latencies on this machine, as a table and benchmarks/latency.json
 	@$(BIN)/python -m benchmarks.latency
 
-.PHONY: help setup demo servers up down check test soak docs measure lock
+.PHONY: help setup demo servers up panels down check test soak docs measure lock

@@ -1,7 +1,6 @@
 """Every panel asked of a real Prometheus, after a known load on the three services: the numbers must be the load's."""
 
 import math
-import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,10 +8,11 @@ from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
+from deploy.grafana.answers import ask
 from deploy.grafana.catalogue import DASHBOARDS
 from deploy.grafana.panels import Panel, Query
 from deploy.local import stack as stacks
-from deploy.local.prometheus import PrivatePrometheus, Sample
+from deploy.local.prometheus import PrivatePrometheus
 from deploy.local.stack import Stack
 from tests.contract.polling import eventually
 from tests.deploy import expected, load
@@ -40,14 +40,7 @@ class Observed:
 
     def show(self, query: Query) -> dict[str, float]:
         """The newest number of each series, by its legend, as Grafana asks for it."""
-        window = f"{self.window_seconds}s"
-        filled = {"namespace": ".*", "instance": ".*", "__rate_interval": window, "__range": window}
-        expr = re.sub(r"\$(\w+)", lambda match: filled[match[1]], query.expr)
-        return {_legend(query, sample): sample.value for sample in self.prometheus.query(expr, at=self.at)}
-
-
-def _legend(query: Query, sample: Sample) -> str:
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: sample.labels[match[1]], query.legend)
+        return ask(self.prometheus, query, window_seconds=self.window_seconds, at=self.at)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,161 @@
+"""`python -m examples.panels --folder .local` (`make panels`): work for what `make up` started, and then every
+panel's question asked of its Prometheus. It shows that each dashboard has what it asks for, without a Grafana.
+
+The exit code is 0 only if every panel is filled, but for those that need what is not there (an alert, an exporter).
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from aiohttp import web
+from deploy.grafana.answers import ask
+from deploy.grafana.catalogue import DASHBOARDS
+from deploy.grafana.panels import Panel
+from deploy.local.prometheus import PrivatePrometheus
+from examples.demo import material
+from examples.webhook_receiver import Inbox
+from rich.console import Console
+from rich.table import Table
+
+from imprimatur.client import Client, ClientError, submission
+from imprimatur.v1.creative_pb2 import DECISION_APPROVED, Creative, CreativeImage
+from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW, Job
+from imprimatur.v1.job_service_pb2 import JobFilter
+
+#: Panels that need what `make up` does not have.
+_NEED_MORE = {
+    "Firing now": "no alert fires",
+    "Connections": "PostgreSQL's exporter is not there",
+    "Transactions": "PostgreSQL's exporter is not there",
+    "Size": "PostgreSQL's exporter is not there",
+}
+_REVIEW_SECONDS = 120.0
+_FILL_SECONDS = 60.0
+_WINDOW_SECONDS = 120
+_BROKEN = CreativeImage(name="broken.png", data=b"\x89PNG\r\n\x1a\n" + bytes(40))
+_MOST_SERIES = 4
+
+
+async def show(folder: Path) -> bool:
+    """Submit, decide, watch, ask; whether every panel is filled."""
+    console = Console(width=140)
+    access = json.loads((folder / "client.json").read_text(encoding="utf-8"))
+    prometheus = PrivatePrometheus.attach(folder / "prometheus")
+    await _until(partial(_scraped, prometheus, since=0.0))
+    async with (
+        _receiver(access["webhook_secret"], folder / "panels.jsonl") as callback_url,
+        Client(access["target"], api_key=access["api_key"]) as client,
+    ):
+        console.print("Reviewing the example creatives, in two halves: the rate of what is new is unknown …")
+        for half in (0, 1):
+            await _work(client, callback_url, half)
+            await _until(partial(_scraped, prometheus, since=time.time()))
+        async with aclosing(client.watch_many(JobFilter())) as watched:
+            await anext(watched)
+            await _until(lambda: not _empty(prometheus))
+            console.print(_table(prometheus))
+    empty = _empty(prometheus)
+    total = sum(len(dashboard.panels) for dashboard in DASHBOARDS)
+    console.print(
+        f"{total - len(empty) - len(_NEED_MORE)} of {total} panels filled, {len(_NEED_MORE)} need more than this."
+    )
+    console.print(f"Prometheus: {prometheus.url}   dashboards: deploy/grafana/dashboards")
+    return not empty
+
+
+async def _work(client: Client, callback_url: str, half: int) -> None:
+    """Every other example creative to its end, and one that nobody can review; a person approves one."""
+    creatives = [item.creative for item in material.items()[half::2]]
+    creatives.append(Creative(creative_id="broken", headline="Look", images=[_BROKEN]))
+    answers = await client.submit_batch(submission(one, callback_url=callback_url) for one in creatives)
+    for answer in answers:
+        if isinstance(answer, ClientError):
+            raise answer
+    jobs = [answer for answer in answers if isinstance(answer, Job)]
+    ended = await asyncio.gather(*(client.wait(job.id, _REVIEW_SECONDS, until_terminal=False) for job in jobs))
+    waiting = next(job for job in ended if job.state == JOB_STATE_AWAITING_REVIEW)
+    await client.decide(waiting.id, DECISION_APPROVED, "An ordinary offer.", reviewer="ann")
+
+
+@asynccontextmanager
+async def _receiver(secret: str, kept: Path) -> AsyncIterator[str]:
+    """Takes webhooks inside the block; its address."""
+    app = web.Application()
+    app.add_routes([web.post("/", Inbox(secret, kept).receive)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    finally:
+        await runner.cleanup()
+
+
+async def _until(done: Callable[[], bool]) -> None:
+    """Wait, but not for ever: what is missing then, the table shows."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FILL_SECONDS):
+            while not await asyncio.to_thread(done):  # noqa: ASYNC110  # what another process does sets no event
+                await asyncio.sleep(1.0)
+
+
+def _scraped(prometheus: PrivatePrometheus, *, since: float) -> bool:
+    """Whether each target was scraped, and the rules reckoned, after that time."""
+    seen = ("min(timestamp(up == 1))", "min(timestamp(imprimatur:budget_burn:rate5m))")
+    return all(prometheus.query(f"{one} > {since}") for one in seen)
+
+
+def _answers(prometheus: PrivatePrometheus, panel: Panel) -> dict[str, float]:
+    """What the panel shows; what is no number it does not show."""
+    found: dict[str, float] = {}
+    for query in panel.queries:
+        found |= ask(prometheus, query, window_seconds=_WINDOW_SECONDS)
+    return {legend: value for legend, value in found.items() if math.isfinite(value)}
+
+
+def _empty(prometheus: PrivatePrometheus) -> list[str]:
+    """The panels that show nothing and need no more than what is here."""
+    return [
+        panel.title
+        for dashboard in DASHBOARDS
+        for panel in dashboard.panels
+        if panel.title not in _NEED_MORE and not _answers(prometheus, panel)
+    ]
+
+
+def _table(prometheus: PrivatePrometheus) -> Table:
+    table = Table("dashboard", "panel", "shows", box=None, pad_edge=False)
+    for dashboard in DASHBOARDS:
+        for panel in dashboard.panels:
+            table.add_row(dashboard.name, panel.title, _shown(panel, _answers(prometheus, panel)))
+    return table
+
+
+def _shown(panel: Panel, found: dict[str, float]) -> str:
+    """Its largest series, with its unit as Grafana names it."""
+    if not found:
+        return f"({_NEED_MORE.get(panel.title, 'nothing!')})"
+    largest = sorted(found.items(), key=lambda one: -one[1])[:_MOST_SERIES]
+    words = [f"{legend} {value:.3g}".strip() for legend, value in largest]
+    more = f", and {len(found) - len(words)} more" if len(found) > len(words) else ""
+    return f"{', '.join(words)}{more} [{panel.unit}]"
+
+
+def main() -> int:
+    """0 when every panel is filled."""
+    parser = argparse.ArgumentParser(prog="python -m examples.panels", description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="of `make up`")
+    return 0 if asyncio.run(show(parser.parse_args().folder.resolve())) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
