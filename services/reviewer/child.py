@@ -1,7 +1,7 @@
 """The inside of a child process: answers the calls that its parent, `reviewer.children`, sends.
 
-Calls and answers are pickled, each behind its length. This module imports nothing of the service around it, so that
-a child starts fast and stays small.
+Calls and answers are pickled, each behind its length; before it begins with a call, a child says so. This module
+imports nothing of the service around it, so that a child starts fast and stays small.
 """
 
 import contextlib
@@ -22,6 +22,8 @@ from typing import Any, NoReturn
 from imprimatur.errors import AttemptError
 
 LENGTH = struct.Struct(">Q")
+#: What a child sends when it begins with a call: one that dies before has not seen it.
+BEGUN = b"\x06"
 _PR_SET_PDEATHSIG = 1
 #: The highest there is: when memory runs out, the kernel ends a child rather than the service that started it.
 _OOM_SCORE_ADJ = "1000"
@@ -78,7 +80,9 @@ def serve(line: int, parent: int) -> NoReturn:
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, requests), daemon=True).start()
     while True:
-        answer = _answered(requests.get())
+        request = requests.get()
+        connection.sendall(BEGUN)
+        answer = _answered(request)
         connection.sendall(LENGTH.pack(len(answer)) + answer)
 
 

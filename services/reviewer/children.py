@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import structlog
 
 from imprimatur.errors import TimedOut, TransientError
-from reviewer.child import LENGTH, Answer, Broke, Done, Refused
+from reviewer.child import BEGUN, LENGTH, Answer, Broke, Done, Refused
 
 Result = TypeVar("Result")
 
@@ -139,12 +139,10 @@ class LoneChild:
 
         Raises:
             AttemptError: as the function raised it.
-            TransientError: as `ChildPool.run` does. What died before the call is `engine_not_started`, and never
-                `engine_died`: it had not seen the arguments.
+            TransientError: as `ChildPool.run` does. What died before it began with the call is `engine_not_started`,
+                and never `engine_died`: it had not seen the arguments.
         """
         request = pickle.dumps((function, args), pickle.HIGHEST_PROTOCOL)
-        if self._child.dead:
-            raise _not_started("the process died before it was called")
         result: Result = _opened(await self._child.ask(request))
         return result
 
@@ -190,24 +188,26 @@ class _Child:
         await asyncio.shield(self._starting)
 
     async def ask(self, request: bytes) -> Answer:
-        """Send a pickled call and wait for its answer."""
+        """Send a pickled call and wait for its answer.
+
+        Raises:
+            TransientError: the child died in the middle of it (`engine_died`), or before (`engine_not_started`).
+        """
         self.spent = True
+        code = _NOT_STARTED
         try:
             self._writer.writelines((LENGTH.pack(len(request)), request))
             await self._writer.drain()
+            await self._reader.readexactly(len(BEGUN))
+            code = DIED
             (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
             answer: Answer = pickle.loads(await self._reader.readexactly(length))  # noqa: S301 (our own child)
         except (OSError, asyncio.IncompleteReadError) as error:
             raise TransientError(
-                f"the engine's process died ({await self._epitaph()})", code=DIED, stage=STAGE
+                f"the engine's process died ({await self._epitaph()})", code=code, stage=STAGE
             ) from error
         self.spent = False
         return answer
-
-    @property
-    def dead(self) -> bool:
-        """Whether it has ended, of itself or not."""
-        return self._process.poll() is not None
 
     def shoot(self) -> None:
         """SIGKILL, if it lives: it is not wanted any more."""

@@ -118,6 +118,20 @@ async def test_a_process_that_dies_before_it_has_the_creative_is_no_proof(apart:
     assert caught.value.code == "engine_not_started"
 
 
+async def test_a_process_that_dies_before_it_begins_with_the_creative_is_no_proof(
+    apart: EngineApart, others: set[int]
+) -> None:
+    async with apart.opened() as engine:
+        [pid] = own_children() - others
+        os.kill(pid, signal.SIGSTOP)
+        examination = asyncio.ensure_future(engine.examine(creative(deadly.APPROVE)))
+        await asyncio.sleep(0)  # the creative is on the line, and nobody reads it
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(TransientError) as caught:
+            await examination
+    assert caught.value.code == "engine_not_started"
+
+
 class StartingEngine(DeadlyEngine):
     """Leaves a mark when it has started."""
 
