@@ -16,7 +16,7 @@ from tests.faults.world import World
 
 _JOBS_PER_SECOND = 8.0
 _WARM_JOBS = 5
-_WARM_SECONDS = 60.0
+_WARM_SECONDS = 150.0
 
 
 @dataclass(frozen=True, kw_only=True)

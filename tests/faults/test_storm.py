@@ -7,7 +7,7 @@ from tests.faults.campaign import attacked, storm
 from tests.faults.conftest import STORM_SEED, Worlds
 from tests.faults.faults import PLAIN
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
 
 async def test_nothing_is_lost_in_a_storm(worlds: Worlds) -> None:

@@ -38,7 +38,7 @@ HTTP_PORTS = {
 LEASE_SECONDS = 3.0
 REVIEWER_SLOTS = 16
 MOST_CONNECTIONS = 100
-_READY_SECONDS = 60.0
+_READY_SECONDS = 150.0
 _SUPERVISE_SECONDS = 0.05
 
 
@@ -126,8 +126,8 @@ class World:
     proxies: dict[str, Proxy] = field(default_factory=dict)
     sound: bool = True  #: not while it is under attack, and so not after an attack that broke off
     rng: random.Random = field(default_factory=random.Random)
-    taken: list[Post] = field(default_factory=list)
-    refused: list[Post] = field(default_factory=list)
+    taken: list[Post] = field(default_factory=list, repr=False)
+    refused: list[Post] = field(default_factory=list, repr=False)
     struck_workers: set[str] = field(default_factory=set)
 
     @property

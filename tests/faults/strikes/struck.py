@@ -12,8 +12,8 @@ from tests.faults.world import Seat, World
 from imprimatur.broker import Queue
 
 REVIEW_QUEUES = (Queue.REVIEW_HIGH, Queue.REVIEW_NORMAL, Queue.REVIEW_LOW)
-REACHED_SECONDS = 30.0
-READY_SECONDS = 60.0
+REACHED_SECONDS = 90.0
+READY_SECONDS = 150.0
 
 
 @dataclass(frozen=True, kw_only=True)
