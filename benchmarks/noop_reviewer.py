@@ -37,7 +37,8 @@ async def run(settings: ReviewerSettings, stop: StopSignal) -> None:
     lease_database = Database(settings.database_url, pool_size=1, command_timeout_seconds=1.0)
     try:
         async with (
-            surroundings(settings, name="reviewer") as around,
+            http_port(settings.http_host, settings.reviewer_http_port) as http,
+            surroundings(settings, http, name="reviewer") as around,
             reviewer(
                 around.database,
                 lease_database,
@@ -48,12 +49,7 @@ async def run(settings: ReviewerSettings, stop: StopSignal) -> None:
                 lease_seconds=settings.lease_seconds,
                 drain_seconds=settings.drain_seconds,
             ) as running,
-            http_port(
-                settings.http_host,
-                settings.reviewer_http_port,
-                {**around.checks(), "consumers": running.consuming},
-                around.observe,
-            ),
+            http.ready({**around.checks(), "consumers": running.consuming}),
         ):
             await stop.wait()
     finally:

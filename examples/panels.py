@@ -1,7 +1,8 @@
 """`python -m examples.panels --folder .local` (`make panels`): work for what `make up` started, and then every
 panel's question asked of its Prometheus. It shows that each dashboard has what it asks for, without a Grafana.
 
-The exit code is 0 only if every panel is filled, but for those that need what is not there (an alert, an exporter).
+The exit code is 0 only if each question of every panel has an answer, but for those that need what is not there (an
+alert, an exporter).
 """
 
 import argparse
@@ -13,14 +14,16 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 from deploy.grafana.answers import ask
 from deploy.grafana.catalogue import DASHBOARDS
-from deploy.grafana.panels import Panel
+from deploy.grafana.panels import Panel, Query
 from deploy.local.prometheus import PrivatePrometheus
+from deploy.local.stack import running
 from examples.demo import material
 from examples.webhook_receiver import Inbox
 from rich.console import Console
@@ -31,12 +34,12 @@ from imprimatur.v1.creative_pb2 import DECISION_APPROVED, Creative, CreativeImag
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW, Job
 from imprimatur.v1.job_service_pb2 import JobFilter
 
-#: Panels that need what `make up` does not have.
+#: Panels, by dashboard and title, that need what `make up` does not have.
 _NEED_MORE = {
-    "Firing now": "no alert fires",
-    "Connections": "PostgreSQL's exporter is not there",
-    "Transactions": "PostgreSQL's exporter is not there",
-    "Size": "PostgreSQL's exporter is not there",
+    ("overview", "Firing now"): "no alert fires",
+    ("infrastructure", "Connections"): "PostgreSQL's exporter is not there",
+    ("infrastructure", "Transactions"): "PostgreSQL's exporter is not there",
+    ("infrastructure", "Size"): "PostgreSQL's exporter is not there",
 }
 _REVIEW_SECONDS = 120.0
 _FILL_SECONDS = 60.0
@@ -45,11 +48,10 @@ _BROKEN = CreativeImage(name="broken.png", data=b"\x89PNG\r\n\x1a\n" + bytes(40)
 _MOST_SERIES = 4
 
 
-async def show(folder: Path) -> bool:
+async def show(folder: Path, prometheus: PrivatePrometheus) -> bool:
     """Submit, decide, watch, ask; whether every panel is filled."""
     console = Console(width=140)
     access = json.loads((folder / "client.json").read_text(encoding="utf-8"))
-    prometheus = PrivatePrometheus.attach(folder / "prometheus")
     await _until(partial(_scraped, prometheus, since=0.0))
     async with (
         _receiver(access["webhook_secret"], folder / "panels.jsonl") as callback_url,
@@ -65,9 +67,10 @@ async def show(folder: Path) -> bool:
             console.print(_table(prometheus))
     empty = _empty(prometheus)
     total = sum(len(dashboard.panels) for dashboard in DASHBOARDS)
-    console.print(
-        f"{total - len(empty) - len(_NEED_MORE)} of {total} panels filled, {len(_NEED_MORE)} need more than this."
-    )
+    for one in empty:
+        console.print(f"Empty: {one}")
+    filled = total - len(_NEED_MORE) - len({(one.dashboard, one.panel) for one in empty})
+    console.print(f"{filled} of {total} panels filled, {len(_NEED_MORE)} need more than this.")
     console.print(f"Prometheus: {prometheus.url}   dashboards: deploy/grafana/dashboards")
     return not empty
 
@@ -115,20 +118,39 @@ def _scraped(prometheus: PrivatePrometheus, *, since: float) -> bool:
 
 
 def _answers(prometheus: PrivatePrometheus, panel: Panel) -> dict[str, float]:
-    """What the panel shows; what is no number it does not show."""
+    """What the panel shows."""
     found: dict[str, float] = {}
     for query in panel.queries:
-        found |= ask(prometheus, query, window_seconds=_WINDOW_SECONDS)
+        found |= _finite(ask(prometheus, query, window_seconds=_WINDOW_SECONDS))
+    return found
+
+
+def _finite(found: dict[str, float]) -> dict[str, float]:
+    """What is no number a panel does not show."""
     return {legend: value for legend, value in found.items() if math.isfinite(value)}
 
 
-def _empty(prometheus: PrivatePrometheus) -> list[str]:
-    """The panels that show nothing and need no more than what is here."""
+@dataclass(frozen=True, kw_only=True)
+class _Blank:
+    """A question of a panel that nothing answers."""
+
+    dashboard: str
+    panel: str
+    query: Query
+
+    def __str__(self) -> str:
+        return f"{self.dashboard}, {self.panel}: {self.query.expr}"
+
+
+def _empty(prometheus: PrivatePrometheus) -> list[_Blank]:
+    """The questions that nothing answers, but for those that need more than what is here."""
     return [
-        panel.title
+        _Blank(dashboard=dashboard.name, panel=panel.title, query=query)
         for dashboard in DASHBOARDS
         for panel in dashboard.panels
-        if panel.title not in _NEED_MORE and not _answers(prometheus, panel)
+        if (dashboard.name, panel.title) not in _NEED_MORE
+        for query in panel.queries
+        if not _finite(ask(prometheus, query, window_seconds=_WINDOW_SECONDS))
     ]
 
 
@@ -136,14 +158,14 @@ def _table(prometheus: PrivatePrometheus) -> Table:
     table = Table("dashboard", "panel", "shows", box=None, pad_edge=False)
     for dashboard in DASHBOARDS:
         for panel in dashboard.panels:
-            table.add_row(dashboard.name, panel.title, _shown(panel, _answers(prometheus, panel)))
+            table.add_row(dashboard.name, panel.title, _shown(dashboard.name, panel, _answers(prometheus, panel)))
     return table
 
 
-def _shown(panel: Panel, found: dict[str, float]) -> str:
+def _shown(dashboard: str, panel: Panel, found: dict[str, float]) -> str:
     """Its largest series, with its unit as Grafana names it."""
     if not found:
-        return f"({_NEED_MORE.get(panel.title, 'nothing!')})"
+        return f"({_NEED_MORE.get((dashboard, panel.title), 'nothing!')})"
     largest = sorted(found.items(), key=lambda one: -one[1])[:_MOST_SERIES]
     words = [f"{legend} {value:.3g}".strip() for legend, value in largest]
     more = f", and {len(found) - len(words)} more" if len(found) > len(words) else ""
@@ -154,7 +176,11 @@ def main() -> int:
     """0 when every panel is filled."""
     parser = argparse.ArgumentParser(prog="python -m examples.panels", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="of `make up`")
-    return 0 if asyncio.run(show(parser.parse_args().folder.resolve())) else 1
+    folder = parser.parse_args().folder.resolve()
+    if not {"gateway", "prometheus"} <= set(running(folder)):
+        print(f"error: no gateway or no Prometheus runs in {folder}; `make up` tells why", file=sys.stderr)
+        return 1
+    return 0 if asyncio.run(show(folder, PrivatePrometheus.attach(folder / "prometheus"))) else 1
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,12 +25,12 @@ from imprimatur.errors import ConfigurationError
 from imprimatur.guard import Guard
 from imprimatur.outbox import Outbox
 from imprimatur.process import Surroundings
-from imprimatur.runtime import http_port
+from imprimatur.runtime import HttpPort, http_port
 from imprimatur.storage import dispatch, migrations, tenants
 from imprimatur.storage.database import Database
 from imprimatur.tenancy import Role
 from imprimatur.vault import Vault
-from notifier.service import Notifier, notifier
+from notifier.service import notifier
 from reviewer.engines import Engine, OpenEngine
 from reviewer.service import reviewer
 
@@ -70,49 +69,55 @@ async def serving(
     """
     with _locked(data):
         vault = _vault_in(data)
-        database, broker = Database(database_url_in(data)), MemoryBroker()
-        outbox = Outbox(database, broker)
         guard = Guard(allow_private=True, allow_http=True)
-        around = Surroundings(database=database, broker=broker)
         prometheus.build_info.labels("serve", version("imprimatur")).set(1)
-        try:
-            await migrations.upgrade(database)
-            await webhooks.require_vault_opens(database, vault)
-            await broker.start()
+        async with (
+            http_port(host, metrics_port) as http,
+            _surroundings(data, vault, http) as around,
+            notifier(around.database, around.broker, vault, guard, drain_seconds=drain_seconds) as telling,
+            reviewer(
+                around.database,
+                around.database,
+                around.broker,
+                engine,
+                open_apart,
+                slots=slots,
+                drain_seconds=drain_seconds,
+            ) as reviewing,
+            gateway(
+                around.database,
+                around.broker,
+                vault,
+                guard,
+                Listener(host=host, port=port, reflection=True),
+                drain_seconds=drain_seconds,
+            ) as running,
+            http.ready(
+                {**around.checks(), "reviewer": reviewing.consuming, "notifier": telling.consuming}, telling.observe
+            ),
+        ):
+            yield await _access(
+                around.database, vault, data, f"{host}:{running.port}", f"http://{host}:{http.number}/metrics"
+            )
+
+
+@asynccontextmanager
+async def _surroundings(data: Path, vault: Vault, http: HttpPort) -> AsyncIterator[Surroundings]:
+    """Database and broker of the folder, what was unfinished put up again, closed in the right order at the end."""
+    around = Surroundings(database=Database(database_url_in(data)), broker=MemoryBroker())
+    outbox = Outbox(around.database, around.broker)
+    try:
+        with http.telling({}, around.observe):
+            await migrations.upgrade(around.database)
+            await webhooks.require_vault_opens(around.database, vault)
+            await around.broker.start()
             outbox.start()
-            await _pick_up(database)
-            async with (
-                notifier(database, broker, vault, guard, drain_seconds=drain_seconds) as telling,
-                reviewer(
-                    database, database, broker, engine, open_apart, slots=slots, drain_seconds=drain_seconds
-                ) as reviewing,
-                gateway(
-                    database,
-                    broker,
-                    vault,
-                    guard,
-                    Listener(host=host, port=port, reflection=True),
-                    drain_seconds=drain_seconds,
-                ) as running,
-                http_port(
-                    host,
-                    metrics_port,
-                    {**around.checks(), "reviewer": reviewing.consuming, "notifier": telling.consuming},
-                    partial(_observe, around, telling),
-                ) as observed,
-            ):
-                yield await _access(
-                    database, vault, data, f"{host}:{running.port}", f"http://{host}:{observed}/metrics"
-                )
-        finally:
-            await outbox.stop()
-            await broker.close()
-            await database.close()
-
-
-async def _observe(around: Surroundings, telling: Notifier) -> None:
-    await around.observe()
-    await telling.observe()
+            await _pick_up(around.database)
+            yield around
+    finally:
+        await outbox.stop()
+        await around.broker.close()
+        await around.database.close()
 
 
 @contextmanager

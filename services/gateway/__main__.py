@@ -20,7 +20,8 @@ async def run(settings: GatewaySettings, stop: StopSignal) -> None:
         max_connection_age_seconds=settings.grpc_max_connection_age_seconds,
     )
     async with (
-        surroundings(settings, name="gateway") as around,
+        http_port(settings.http_host, settings.gateway_http_port) as http,
+        surroundings(settings, http, name="gateway") as around,
         gateway(
             around.database,
             around.broker,
@@ -31,9 +32,7 @@ async def run(settings: GatewaySettings, stop: StopSignal) -> None:
             drain_seconds=settings.drain_seconds,
         ),
         # Not the broker: without it jobs are accepted, shown and cancelled, and it would be away for every gateway.
-        http_port(
-            settings.http_host, settings.gateway_http_port, {"database": around.database_answers}, around.observe
-        ),
+        http.ready({"database": around.database_answers}),
     ):
         await stop.wait()
 

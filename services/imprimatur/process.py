@@ -20,7 +20,7 @@ from imprimatur.broker import Broker
 from imprimatur.broker.rabbitmq import RabbitMQBroker
 from imprimatur.errors import ConfigurationError, Unavailable
 from imprimatur.outbox import Outbox
-from imprimatur.runtime import Check, StopSignal, configure_logging, run_until_signalled
+from imprimatur.runtime import Check, HttpPort, StopSignal, configure_logging, run_until_signalled
 from imprimatur.settings import SharedSettings, TracingSettings, explain
 from imprimatur.storage import migrations
 from imprimatur.storage.database import Database
@@ -61,10 +61,10 @@ class Surroundings:
 
 
 @asynccontextmanager
-async def surroundings(settings: SharedSettings, *, name: str) -> AsyncIterator[Surroundings]:
+async def surroundings(settings: SharedSettings, http: HttpPort, *, name: str) -> AsyncIterator[Surroundings]:
     """Database, broker, outbox and traces for one service process, closed in the right order at the end.
 
-    A database that is down is waited for; one with another schema is an error.
+    A database that is down is waited for, and named by `http`; one with another schema is an error.
 
     Raises:
         ConfigurationError: the schema is not the one this version needs.
@@ -75,12 +75,14 @@ async def surroundings(settings: SharedSettings, *, name: str) -> AsyncIterator[
     database = Database(settings.database_url, pool_size=settings.database_pool_size)
     broker = RabbitMQBroker(settings.broker_url, name=f"imprimatur-{name}@{process_name()}")
     outbox = Outbox(database, broker)
+    around = Surroundings(database=database, broker=broker)
     async with traced(settings, name=name):
         try:
-            await _wait_for_schema(database)
-            await broker.start()
-            outbox.start()
-            yield Surroundings(database=database, broker=broker)
+            with http.telling({"database": around.database_answers}, around.observe):
+                await _wait_for_schema(database)
+                await broker.start()
+                outbox.start()
+                yield around
         finally:
             await outbox.stop()
             await broker.close()
@@ -105,11 +107,15 @@ def process_name() -> str:
 def run_service(
     settings_class: type[_Settings], run: Callable[[_Settings, StopSignal], Coroutine[None, None, None]]
 ) -> None:
-    """Read the settings from the environment and run; a wrong one is one clear line and exit code 1."""
+    """Read the settings from the environment and run; a wrong one is one clear line and exit code 1, and so is what
+    ends the service otherwise, as its last line in the log."""
     try:
         run_until_signalled(partial(run, read_settings(settings_class)))
     except ConfigurationError as fault:
         sys.stderr.write(f"error: {fault}\n")
+        raise SystemExit(1) from None
+    except Exception:
+        log.exception("the service was ended by an error")
         raise SystemExit(1) from None
 
 

@@ -1,7 +1,8 @@
 """What every service process does the same way: logs, signals, background loops, and its HTTP port.
 
 The HTTP port serves /metrics (Prometheus), /livez (the process answers; depends on nothing else) and /readyz
-(every check passes; the failing ones are named).
+(everything is up and every check passes; what fails is named). It is the first thing that opens and the last that
+closes.
 """
 
 import asyncio
@@ -9,13 +10,14 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 
 import structlog
 import uvloop
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from structlog.typing import Processor
 
 from imprimatur import metrics, tracing
 from imprimatur.errors import ConfigurationError, Unavailable
@@ -24,10 +26,16 @@ log = structlog.get_logger(__name__)
 
 #: A check returns nothing when all is well, or one sentence that says what is not.
 Check = Callable[[], Awaitable[str | None]]
+#: Sets the gauges that are read when they are scraped. It must not fail, nor take long.
+Observe = Callable[[], Awaitable[None]]
+
+_STARTING = {"starting": "not everything is up yet"}
+_STOPPING = {"stopping": "nothing more is taken on, and what is under way is finished"}
 
 
 def configure_logging(*, level: str = "info", json: bool | None = None) -> None:
-    """Sentences plus fields on standard error: JSON for machines, columns on a terminal.
+    """Sentences plus fields on standard error: JSON for machines, columns on a terminal. What libraries report by
+    Python's own logging and warnings is written alike.
 
     Args:
         json: None chooses by whether standard error is a terminal.
@@ -38,21 +46,29 @@ def configure_logging(*, level: str = "info", json: bool | None = None) -> None:
         if as_json
         else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)  # locals hold secrets
     )
+    fields: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        tracing.add_ids,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        *([structlog.processors.format_exc_info] if as_json else []),
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            tracing.add_ids,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.StackInfoRenderer(),
-            *([structlog.processors.format_exc_info] if as_json else []),
-            renderer,
-        ],
+        processors=[*fields, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
+    others = logging.StreamHandler(sys.stderr)
+    others.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *fields],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[others], force=True)
+    logging.captureWarnings(True)
     for chatty in ("aiormq", "aio_pika"):  # what they report with traces, the broker's adapter reports in a line
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
@@ -147,22 +163,61 @@ class Loop:
                     await self._woken.wait()
 
 
+class HttpPort:
+    """What a process tells of itself: that it lives and what it counts at any time, and whether it is ready."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._hindrance: Mapping[str, str] = _STARTING
+        self._checks: Mapping[str, Check] = {}
+        self._observers: tuple[Observe, ...] = ()
+
+    @contextmanager
+    def telling(self, checks: Mapping[str, Check], *observers: Observe) -> Iterator[None]:
+        """Inside the block these are asked as well, whether the process is ready or not."""
+        before = self._checks, self._observers
+        self._checks, self._observers = {**self._checks, **checks}, (*self._observers, *observers)
+        try:
+            yield
+        finally:
+            self._checks, self._observers = before
+
+    @asynccontextmanager
+    async def ready(self, checks: Mapping[str, Check], *observers: Observe) -> AsyncIterator[None]:
+        """Everything is up: inside the block ready while every check passes. At its end stopping begins."""
+        with self.telling(checks, *observers):
+            self._hindrance = {}
+            try:
+                yield
+            finally:
+                self._hindrance = _STOPPING
+
+    async def failing(self) -> dict[str, str]:
+        """What keeps the process from being ready, with what there is to say of it."""
+        checks = self._checks
+        answers = await asyncio.gather(*(check() for check in checks.values()))
+        return {**self._hindrance, **{name: said for name, said in zip(checks, answers, strict=True) if said}}
+
+    async def observe(self) -> None:
+        """Bring the gauges up to date."""
+        for observe in self._observers:
+            await observe()
+
+
 @asynccontextmanager
-async def http_port(
-    host: str, port: int, checks: Mapping[str, Check], before_scrape: Callable[[], Awaitable[None]] | None = None
-) -> AsyncIterator[int]:
-    """Serve /metrics, /livez and /readyz inside the block; gives the port (for `port` 0, the one chosen)."""
+async def http_port(host: str, number: int) -> AsyncIterator[HttpPort]:
+    """Serve /metrics, /livez and /readyz inside the block; `number` 0 takes a free port."""
+    port = HttpPort()
 
     async def scrape(_request: web.Request) -> web.Response:
-        if before_scrape is not None:
-            await before_scrape()
+        await port.observe()
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def live(_request: web.Request) -> web.Response:
         return web.json_response({"status": "live"})
 
     async def ready(_request: web.Request) -> web.Response:
-        faults = await failing(checks)
+        faults = await port.failing()
         return web.json_response(
             {"status": "not ready" if faults else "ready", "failing": faults}, status=503 if faults else 200
         )
@@ -172,17 +227,12 @@ async def http_port(
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
+        site = web.TCPSite(runner, host, number)
         try:
             await site.start()
         except OSError as fault:
-            raise ConfigurationError(f"cannot serve /metrics on {host}:{port}: {fault.strerror}") from fault
-        yield runner.addresses[0][1]
+            raise ConfigurationError(f"cannot serve /metrics on {host}:{number}: {fault.strerror}") from fault
+        port.number = runner.addresses[0][1]
+        yield port
     finally:
         await runner.cleanup()
-
-
-async def failing(checks: Mapping[str, Check]) -> dict[str, str]:
-    """The checks that fail, with what they say."""
-    answers = await asyncio.gather(*(check() for check in checks.values()))
-    return {name: answer for name, answer in zip(checks, answers, strict=True) if answer}

@@ -27,27 +27,26 @@ async def run(settings: NotifierSettings, stop: StopSignal) -> None:
         every_seconds=settings.webhook_sweep_seconds,
         older_than_seconds=settings.webhook_sweep_older_than_seconds,
     )
-    async with surroundings(settings, name="notifier") as around:
+    async with (
+        http_port(settings.http_host, settings.notifier_http_port) as http,
+        surroundings(settings, http, name="notifier") as around,
+    ):
         await require_vault_opens(around.database, vault)
-        async with notifier(
-            around.database,
-            around.broker,
-            vault,
-            settings.guard(),
-            limits=limits,
-            pace=pace,
-            sweep=sweep,
-            timeout_seconds=settings.webhook_timeout_seconds,
-            drain_seconds=settings.drain_seconds,
-        ) as running:
-
-            async def observe() -> None:
-                await around.observe()
-                await running.observe()
-
-            checks = {**around.checks(), "consumer": running.consuming}
-            async with http_port(settings.http_host, settings.notifier_http_port, checks, observe):
-                await stop.wait()
+        async with (
+            notifier(
+                around.database,
+                around.broker,
+                vault,
+                settings.guard(),
+                limits=limits,
+                pace=pace,
+                sweep=sweep,
+                timeout_seconds=settings.webhook_timeout_seconds,
+                drain_seconds=settings.drain_seconds,
+            ) as running,
+            http.ready({**around.checks(), "consumer": running.consuming}, running.observe),
+        ):
+            await stop.wait()
 
 
 if __name__ == "__main__":

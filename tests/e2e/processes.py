@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -191,6 +192,16 @@ def is_ready(http_port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def get(http_port: int, path: str) -> tuple[int, str]:
+    """Status and body of what a process answers there."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{http_port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return refusal.code, refusal.read().decode()
 
 
 def scrape(http_port: int) -> Samples:

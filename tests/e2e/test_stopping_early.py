@@ -1,20 +1,24 @@
-"""A process that is told to stop while it still starts: it gives up in order, whatever it waits for."""
+"""A process that still starts tells what it waits for; told to stop, it gives up in order."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 from deploy.local.ports import free_port
+from deploy.local.stack import SERVICES
 from tests.e2e.conftest import Serve
-from tests.e2e.processes import IMPRIMATUR, Child, serve_command
+from tests.e2e.processes import IMPRIMATUR, Child, get, serve_command
 
 from imprimatur.vault import new_key
 
 
 @pytest.mark.parametrize("name", ["gateway", "reviewer", "notifier"])
 def test_a_service_that_waits_for_its_database(name: str, children: list[Child], tmp_path: Path) -> None:
-    nobody = f"127.0.0.1:{free_port()}"
+    nobody, http_port = f"127.0.0.1:{free_port()}", free_port()
     settings = {
+        "IMPRIMATUR_HTTP_HOST": "127.0.0.1",
+        SERVICES[name]: str(http_port),
         "IMPRIMATUR_DATABASE_URL": f"postgresql://imprimatur@{nobody}/imprimatur",
         "IMPRIMATUR_BROKER_URL": f"amqp://{nobody}/",
         "IMPRIMATUR_VAULT_KEY": new_key(),
@@ -22,6 +26,11 @@ def test_a_service_that_waits_for_its_database(name: str, children: list[Child],
     service = Child([*IMPRIMATUR, name], tmp_path / "log", {**os.environ, **settings})
     children.append(service)
     service.until(lambda: "waiting for the database" in service.output, name)
+    assert get(http_port, "/livez")[0] == 200
+    status, body = get(http_port, "/readyz")
+    assert (status, list(json.loads(body)["failing"])) == (503, ["starting", "database"])
+    status, body = get(http_port, "/metrics")
+    assert (status, "imprimatur_broker_connected 0.0" in body) == (200, True)
     assert service.terminate(timeout_seconds=10.0) == 0
     assert "Traceback" not in service.output
 

@@ -13,8 +13,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from tests.contract.polling import eventually
 from tests.e2e import jobs
 from tests.e2e.conftest import Receive
-from tests.e2e.processes import Samples, Trio, is_ready, scrape
+from tests.e2e.processes import STOP_SECONDS, Samples, Trio, get, is_ready, scrape
 from tests.service.collector import collecting
+from tests.service.provider import answer, gives, providing, slow
 
 from imprimatur.client import Client, is_settled, submission
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED
@@ -158,6 +159,36 @@ async def test_one_trace_leads_through_all_three_processes_and_their_log_lines(t
     lines = [json.loads(line) for line in traced["notifier"].output.splitlines()]
     [told] = [line for line in lines if line["event"] == "a webhook was delivered"]
     assert (told["job_id"], told["trace_id"], told["span_id"]) == (job.id, webhook.trace_id, webhook.span_id)
+
+
+async def test_a_reviewer_that_finishes_its_last_job_tells_so_and_is_observed_until_its_end(trio: Trio) -> None:
+    async with providing(slow(gives(answer()))) as provider, trio.client() as client:
+        draining = await asyncio.to_thread(
+            trio.start,
+            "reviewer",
+            IMPRIMATUR_ENGINE="llm",
+            IMPRIMATUR_LLM_MODEL="scripted",
+            IMPRIMATUR_LLM_BASE_URL=provider.base_url,
+        )
+        await asyncio.to_thread(trio.remove, "reviewer", signal.SIGTERM, successor=draining)
+        job = await client.submit(creative=jobs.plain_creative(1))
+        async with asyncio.timeout(jobs.SETTLE_SECONDS):
+            await provider.asked.wait()
+        assert await asyncio.to_thread(is_ready, draining.http_port)
+        draining.send(signal.SIGTERM)
+        await eventually(lambda: not is_ready(draining.http_port), "the reviewer not ready")
+        status, body = await asyncio.to_thread(get, draining.http_port, "/readyz")
+        assert (status, "stopping" in json.loads(body)["failing"]) == (503, True)
+        assert (await asyncio.to_thread(get, draining.http_port, "/livez"))[0] == 200
+        samples = await asyncio.to_thread(scrape, draining.http_port)
+        assert _sum(samples, "imprimatur_worker_slots_in_use", {}) == 1
+        provider.released.set()
+        await client.wait(job.id, jobs.SETTLE_SECONDS)
+        assert await asyncio.to_thread(draining.wait, STOP_SECONDS) == 0
+        history = (await client.get(job.id)).attempt_history
+        assert [attempt.outcome for attempt in history] == [ATTEMPT_OUTCOME_SUCCEEDED]
+        successor = await asyncio.to_thread(trio.start, "reviewer")
+        await asyncio.to_thread(trio.remove, "reviewer", signal.SIGTERM, successor=successor)
 
 
 async def _submit_until(stopped: asyncio.Event, client: Client, callback_url: str) -> list[Job]:

@@ -134,9 +134,9 @@ async def outcomes(made: dict[str, Any]) -> dict[str, Message | Refusal]:
     """Of all calls, while the process is asked whether it lives."""
     answers = asyncio.gather(*(outcome(call) for call in made.values()))
     lives = 0
-    async with http_port("127.0.0.1", 0, {}) as port:
+    async with http_port("127.0.0.1", 0) as http:
         while not answers.done():
-            assert (await get(port, "/livez"))[0] == 200
+            assert (await get(http.number, "/livez"))[0] == 200
             lives += 1
             await asyncio.wait([answers], timeout=0.05)
     assert lives

@@ -78,8 +78,10 @@ class World:
                 {**around.checks(), "consumers": reviewing.consuming},
                 {**around.checks(), "consumer": notifying.consuming},
             )
-            ports = [await stack.enter_async_context(http_port("127.0.0.1", 0, every)) for every in checks]
-            running = dict(zip(SERVICES, ports, strict=True))
+            ports = [await stack.enter_async_context(http_port("127.0.0.1", 0)) for _ in SERVICES]
+            for http, every in zip(ports, checks, strict=True):
+                await stack.enter_async_context(http.ready(every))
+            running = {name: http.number for name, http in zip(SERVICES, ports, strict=True)}
             await makers.until(lambda: all_fail(running, {name: [] for name in SERVICES}))
             yield running
 

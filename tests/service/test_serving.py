@@ -75,9 +75,9 @@ async def test_readiness_names_the_consumers_of_reviewer_and_notifier(
 
 async def test_a_taken_port_stops_all_that_was_begun(access: Access, tmp_path: Path) -> None:
     grpc_port, metrics_port = (int(address.split(":")[-1]) for address in (access.target, access.metrics[:-8]))
-    for port, metrics, told in (
-        (0, metrics_port, f"cannot serve /metrics on 127.0.0.1:{metrics_port}"),
-        (grpc_port, 0, f"cannot listen on 127.0.0.1:{grpc_port}"),
+    for port, metrics, begun, told in (
+        (0, metrics_port, False, f"cannot serve /metrics on 127.0.0.1:{metrics_port}"),  # the first to open
+        (grpc_port, 0, True, f"cannot listen on 127.0.0.1:{grpc_port}"),  # the last
     ):
         engine = ScriptedEngine()
         with pytest.raises(ConfigurationError, match=told):
@@ -85,7 +85,7 @@ async def test_a_taken_port_stops_all_that_was_begun(access: Access, tmp_path: P
                 tmp_path / "other", engine, no_suspects, port=port, metrics_port=metrics, drain_seconds=0.1
             ):
                 pass
-        assert engine.closed
+        assert engine.closed == begun
     async with serving(
         tmp_path / "other", ScriptedEngine(), no_suspects, port=0, metrics_port=0, drain_seconds=0.1
     ) as free:
