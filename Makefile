@@ -62,6 +62,8 @@ check: setup ## Lint, format, types, architecture, and that generated files are 
 	@$(BIN)/python -m docs.reliability --check
 	@$(BIN)/python -m deploy.grafana --check
 	@$(BIN)/python -m deploy.prometheus --check
+	@$(BIN)/python -m deploy.k8s.rendering --check
+	@$(BIN)/python -m deploy.k8s.summary --check
 
 test: check servers ## Everything below 15 minutes, on real RabbitMQ and PostgreSQL
 	@$(BIN)/pytest -m "not soak" --ignore=tests/faults --numprocesses=2 --dist=loadfile
@@ -70,11 +72,13 @@ test: check servers ## Everything below 15 minutes, on real RabbitMQ and Postgre
 soak: servers ## Strike everything again and again under load (an hour); writes docs/reliability.json
 	@status=0; $(BIN)/pytest -m soak --capture=no || status=$$?; $(BIN)/python -m docs.reliability || status=$$?; exit $$status
 
-docs: setup ## Write what is generated: docs/settings.md, .env.example, tables of docs/, dashboards, PrometheusRule
+docs: setup ## Write what is generated: docs/settings.md, .env.example, tables of docs/, dashboards, PrometheusRule, deploy/k8s/rendered
 	@$(BIN)/python -m docs.settings
 	@$(BIN)/python -m docs.reliability
 	@$(BIN)/python -m deploy.grafana
 	@$(BIN)/python -m deploy.prometheus
+	-@$(BIN)/python -m deploy.k8s.rendering
+	@$(BIN)/python -m deploy.k8s.summary
 
 measure: servers ## Latencies on this machine, as a table and benchmarks/latency.json
 	@$(BIN)/python -m benchmarks.latency

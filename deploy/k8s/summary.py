@@ -1,11 +1,17 @@
-"""`python -m deploy.k8s.summary`: what the production overlay runs, as the table in docs/deployment/kubernetes.md."""
+"""Writes what the production overlay runs into docs/deployment/kubernetes.md, as a table; with --check, only compares.
+
+Made from deploy/k8s/rendered/, so it needs no kustomize.
+"""
 
 import sys
 import textwrap
 from collections import Counter
+from pathlib import Path
 
 from deploy.k8s.rendering import Manifest, rendered
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "deployment" / "kubernetes.md"
+_BEGIN, _END = "<!-- summary -->\n", "<!-- /summary -->"
 _HEAD = """\
 | | pods | processor | memory | starts, lives, is ready by | time to leave |
 |---|---|---|---|---|---|
@@ -57,10 +63,25 @@ def _asks(probe: Manifest) -> str:
     return str(probe["httpGet"]["path"]) if "httpGet" in probe else "gRPC"
 
 
-def main() -> None:
-    """Print it."""
-    sys.stdout.write(table(rendered("production")))
+def page(text: str, manifests: list[Manifest]) -> str:
+    """The page with a new table in it."""
+    before, _, rest = text.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    return f"{before}{_BEGIN}{table(manifests)}{_END}{after}"
+
+
+def main() -> int:
+    """Write the page, or say that it is not current."""
+    text = PAGE.read_text(encoding="utf-8")
+    wanted = page(text, rendered("production"))
+    if "--check" not in sys.argv:
+        PAGE.write_text(wanted, encoding="utf-8")
+        return 0
+    if text != wanted:
+        sys.stderr.write("not current: the table in deployment/kubernetes.md; run `make docs`\n")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

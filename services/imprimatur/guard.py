@@ -72,6 +72,8 @@ _NEVER = {
     "fec0::/10": "site-local",
     "ff00::/8": "multicast",
 }
+#: Both, for what guards the same at another place, such as network policies.
+NOT_PUBLIC = _OWN | _NEVER
 #: All of IPv6 that is given out to the public; whatever lies outside is not.
 _PUBLIC_IPV6 = IPv6Network("2000::/3")
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
+from urllib.parse import urlsplit
 
 from deploy.k8s.rendering import Manifest
 from tests.deploy.manifests import COMPONENT, OURS, SERVICES, Manifests, labels, named, selects
 
-from imprimatur.guard import _NEVER, _OWN
+from imprimatur.guard import NOT_PUBLIC
 
 #: What the operators' pods carry, and a pod that nobody thought of.
 STORES = {
@@ -47,7 +48,7 @@ def only_notifier_and_reviewer_leave_the_cluster(these: Manifests) -> Iterator[s
 def nobody_who_leaves_reaches_what_is_not_public(these: Manifests) -> Iterator[str]:
     """By the guard's own table, the first and the last address of each network in it."""
     for name in _MAY_LEAVE:
-        for text in {**_OWN, **_NEVER}:
+        for text in NOT_PUBLIC:
             for address in (ip_network(text)[0], ip_network(text)[-1]):
                 if _reaches_address(these, _pods(these)[name], str(address), 443):
                     yield f"{name} reaches {address} of {text}"
@@ -113,6 +114,30 @@ def prometheus_reaches_every_service(these: Manifests) -> Iterator[str]:
         port = these.setting(service, f"{service}_http_port")
         if not _lets_in(these, _pods(these)[service], who, port, namespace=where):
             yield f"{service} cannot be scraped"
+
+
+def the_collector_is_reached_where_traces_go(these: Manifests) -> Iterator[str]:
+    """Nowhere, while they are off."""
+    for service in SERVICES:
+        endpoint = these.environment(these.service(service)).get("IMPRIMATUR_OTLP_ENDPOINT")
+        name, _, where = (
+            urlsplit(endpoint or "http://opentelemetry-collector.monitoring.svc").hostname or ""
+        ).partition(".")
+        reached = {
+            port
+            for port in (4317, 4318, 8888)
+            if _reaches_pod(
+                these,
+                _pods(these)[service],
+                {"app.kubernetes.io/name": name},
+                port,
+                "TCP",
+                namespace=where.split(".")[0],
+            )
+        }
+        wanted = {urlsplit(endpoint).port} if endpoint else set()
+        if reached != wanted:
+            yield f"{service} reaches the collector at {reached}, not {wanted}"
 
 
 def _pods(these: Manifests) -> dict[str, dict[str, str]]:

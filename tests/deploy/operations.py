@@ -1,12 +1,16 @@
 """Policies about staying up, scaling, being watched, and the servers beside us. As in `pods`."""
 
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from pathlib import Path
 
+import yaml
 from tests.deploy.manifests import COMPONENT, SERVICES, Manifests, amount, labels, named, only_container, pod, selects
 
 #: PostgreSQL's own, the operator's, the exporter's, and a person's.
 _CONNECTIONS_OF_OTHERS = 20
+_PROMETHEUS = Path(__file__).parents[2] / "deploy" / "prometheus" / "prometheus.yml"
 
 
 def _least_and_most(these: Manifests, service: str) -> tuple[int, int]:
@@ -67,6 +71,16 @@ def the_migration_reaches_the_services_database(these: Manifests) -> Iterator[st
         yield "the migration is not tried again while the database starts"
 
 
+def the_broker_logs_to_the_console_alone(these: Manifests) -> Iterator[str]:
+    for one in these.of_kind("RabbitmqCluster"):
+        config = {"".join(line.split()) for line in one["spec"]["rabbitmq"]["additionalConfig"].splitlines()}
+        if not {"log.console=true", "log.file=false"} <= config:
+            yield f"{named(one)} logs into a file system that is read-only"
+    for one in these.of_kind("StatefulSet"):
+        if labels(one)[COMPONENT] == "rabbitmq" and these.environment(one).get("RABBITMQ_LOGS") != "-":
+            yield f"{named(one)} logs into a file system that is read-only"
+
+
 # --- production ------------------------------------------------------------------------------------------
 
 
@@ -105,11 +119,12 @@ def autoscalers_own_the_number_of_pods(these: Manifests) -> Iterator[str]:
 def reviewers_follow_the_work_and_leave_one_by_one(these: Manifests) -> Iterator[str]:
     spec = these.find("ScaledObject", "imprimatur-reviewer")["spec"]
     [trigger] = spec["triggers"]
-    query = trigger["metadata"]["query"].replace(" ", "")
-    if not query.startswith("sum(maxby(state,type,priority)(imprimatur_jobs{"):
+    terms = {"".join(term.split()) for term in trigger["metadata"]["query"].split("+")}
+    if any(not term.startswith("sum(maxby(type,priority)(") for term in terms):
         yield "what every gateway tells alike is counted once for each"
-    if 'state=~"queued|running"' not in query:
-        yield "not the backlog and the running jobs are counted"
+    counted = {re.sub(r'namespace="imprimatur",?', "", term.rpartition("(")[2].rstrip(")")) for term in terms}
+    if counted != {"imprimatur_due_jobs{}", 'imprimatur_jobs{state="running"}'}:
+        yield f"not the jobs that are due and those that run are counted, but {counted}"
     if not 0 < float(trigger["metadata"]["threshold"]) <= these.setting("reviewer", "reviewer_slots"):
         yield "more is asked of a reviewer than it has slots"
     if trigger["metricType"] != "AverageValue" or trigger["metadata"].get("ignoreNullValues") != "false":
@@ -137,6 +152,24 @@ def prometheus_finds_every_service(these: Manifests) -> Iterator[str]:
         yield "the alerts know other jobs"
 
 
+def prometheus_asks_the_broker_what_dashboards_show(these: Manifests) -> Iterator[str]:
+    """As the configuration does that the dashboards are tested with."""
+    wanted = {
+        (one["job_name"], one.get("metrics_path", "/metrics"), str(one.get("params", {})))
+        for one in yaml.safe_load(_PROMETHEUS.read_text(encoding="utf-8"))["scrape_configs"]
+        if one["job_name"].startswith("rabbitmq")
+    }
+    endpoints = these.find("PodMonitor", "imprimatur-rabbitmq")["spec"]["podMetricsEndpoints"]
+    found = {
+        (relabelling["replacement"], one["path"], str(one.get("params", {})))
+        for one in endpoints
+        for relabelling in one["relabelings"]
+        if relabelling["targetLabel"] == "job"
+    }
+    if found != wanted or any(one["port"] != "prometheus" for one in endpoints):
+        yield f"asked is {found}, not {wanted}"
+
+
 def the_certificate_is_where_the_gateway_looks_and_has_its_names(these: Manifests) -> Iterator[str]:
     spec, workload = these.find("Certificate", "imprimatur-gateway")["spec"], these.service("gateway")
     told = these.environment(workload)
@@ -160,7 +193,9 @@ def the_database_has_connections_for_all(these: Manifests) -> Iterator[str]:
     for service in SERVICES:
         _, most = _least_and_most(these, service)
         of_one = these.setting(service, "database_pool_size") + (service == "reviewer")  # its leases have their own
-        needed += (most + 1) * of_one  # one more during a rollout
+        # A Deployment does not count pods that leave, and these leave more slowly than their successors start: at the
+        # end of a rollout there may be as many of them as there are new ones.
+        needed += 2 * most * of_one
     offered = int(these.find("Cluster", "*")["spec"]["postgresql"]["parameters"]["max_connections"])
     if offered < needed:
         yield f"{needed} connections may be wanted, {offered} are there"

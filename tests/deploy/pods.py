@@ -90,7 +90,7 @@ def probes_ask_the_right_question(these: Manifests) -> Iterator[str]:
         if liveness.get("periodSeconds", 10) * liveness.get("failureThreshold", 3) < _PATIENCE_SECONDS:
             yield f"{service}: liveness has no patience"
         if startup.get("periodSeconds", 10) * startup.get("failureThreshold", 3) < 10 * _PATIENCE_SECONDS:
-            yield f"{service}: a database that starts too takes longer"
+            yield f"{service}: a slow machine is not given the time to start"
         if readiness.get("httpGet") != {"path": "/readyz", "port": "http"} and readiness.get("grpc") != {"port": 7443}:
             yield f"{service}: readiness asks neither /readyz nor the gRPC port"
         tls = "IMPRIMATUR_TLS_CERTIFICATE" in these.environment(these.service(service))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
@@ -12,9 +13,12 @@ import pytest
 import yaml
 from deploy.k8s import rendering
 from deploy.k8s.rendering import OVERLAYS, KustomizeMissing, Manifest, rendered
+from tests.deploy import networks
+from tests.deploy.manifests import SERVICES, Manifests
 
 #: The oldest that has all we use (preStop's `sleep`), and the newest that there are schemas for.
 KUBERNETES = ("1.30", kubernetes_validate.latest_version())
+PLACES = rendering.FOLDER / "overlays"
 SCHEMAS = Path(__file__).parent / "schemas"
 #: What operators define; everything else is Kubernetes' own.
 _CUSTOM = {one.stem: one for one in SCHEMAS.glob("*.json")}
@@ -24,10 +28,10 @@ _RABBITMQ_FIELDS = {
 }
 
 
-def built(overlay: str) -> list[Manifest]:
-    """All of an overlay, as kustomize builds it here."""
+def built(folder: Path) -> list[Manifest]:
+    """All of a folder, as kustomize builds it here."""
     try:
-        return [*yaml.safe_load_all(rendering.built(overlay))]
+        return [*yaml.safe_load_all(rendering.build(folder))]
     except KustomizeMissing as reason:
         pytest.skip(f"the committed rendering is tested alone: {reason}")
     except CalledProcessError as fault:
@@ -67,7 +71,7 @@ def check_rabbitmq(manifest: Manifest, version: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_overlay_builds_and_what_is_kept_of_it_is_current(overlay: str) -> None:
-    whole = built(overlay)
+    whole = built(PLACES / overlay)
     kept = [*yaml.safe_load_all(rendering.shortened("\n---\n".join(map(yaml.safe_dump, whole))))]
     assert kept == rendered(overlay), "run `python -m deploy.k8s.rendering`"
 
@@ -84,8 +88,22 @@ def test_a_kubectl_that_is_too_old_is_as_good_as_none(
         rendering.built("local")
 
 
+@pytest.mark.parametrize(("words", "status"), [(["--check"], 0), ([], 1)])
+def test_without_kustomize_what_is_kept_is_neither_compared_nor_written_and_that_is_said(
+    words: list[str],
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["rendering", *words])
+    assert rendering.main() == status
+    assert "must be on PATH" in capsys.readouterr().err
+
+
 def test_rules_and_dashboards_are_part_of_production_and_not_kept_twice() -> None:
-    whole, kept = (_watching(manifests) for manifests in (built("production"), rendered("production")))
+    whole, kept = (_watching(manifests) for manifests in (built(PLACES / "production"), rendered("production")))
     assert {kind for kind, _ in whole} == {"PrometheusRule", "ConfigMap"}
     assert not kept
 
@@ -97,6 +115,23 @@ def _watching(manifests: list[Manifest]) -> list[tuple[str, str]]:
         for one in manifests
         if one["kind"] == "PrometheusRule" or one["metadata"].get("labels", {}).get("grafana_dashboard") == "1"
     ]
+
+
+def test_the_component_for_traces_builds_and_lets_the_services_reach_the_collector(tmp_path: Path) -> None:
+    folder = os.path.relpath(rendering.FOLDER, tmp_path.resolve())
+    text = {"resources": [f"{folder}/overlays/production"], "components": [f"{folder}/components/tracing"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(text), encoding="utf-8")
+    these = Manifests("traced", built(tmp_path))
+    for service in SERVICES:
+        told = these.environment(these.service(service))
+        assert told["IMPRIMATUR_OTLP_ENDPOINT"] == "http://opentelemetry-collector.monitoring.svc:4318"
+        assert told["IMPRIMATUR_LEASE_SECONDS"] == "3.0"
+    for policy in (
+        networks.the_collector_is_reached_where_traces_go,
+        networks.services_reach_what_they_need_and_no_more,
+    ):
+        assert [*policy(these)] == []
+    check(these.find("NetworkPolicy", "allow-services-to-collector"), KUBERNETES[0])
 
 
 def test_no_object_is_there_twice() -> None:
@@ -116,7 +151,7 @@ def test_every_object_is_one_that_its_api_knows(overlay: str, version: str) -> N
 
 
 def test_the_alerts_are_objects_that_their_api_knows() -> None:
-    for manifest in built("production"):
+    for manifest in built(PLACES / "production"):
         if manifest["kind"] == "PrometheusRule":
             check(manifest, KUBERNETES[0])
 

@@ -26,11 +26,14 @@ _COMPONENT = "app.kubernetes.io/component"
 _SCALED = "ScaledObject imprimatur-reviewer spec"
 _DOWN = f"{_SCALED} advanced horizontalPodAutoscalerConfig behavior scaleDown"
 _TRIGGER = f"{_SCALED} triggers 0 metadata"
+_DUE = "sum(max by (type, priority) (imprimatur_due_jobs{}))"
+_RUNNING = 'sum(max by (type, priority) (imprimatur_jobs{state="running"}))'
 _POLICY = "NetworkPolicy"
 _NOTIFIER_LEAVES = f"{_POLICY} allow-notifier-to-webhooks spec egress 0"
 _POSTGRES = "Cluster imprimatur-postgres spec"
 _RABBIT = "RabbitmqCluster imprimatur-rabbitmq spec"
 _RABBIT_POD = f"{_RABBIT} override statefulSet spec template spec"
+_BROKER_ASKED = "PodMonitor imprimatur-rabbitmq spec podMetricsEndpoints"
 _SETTINGS = "ConfigMap imprimatur-settings-* data"
 
 #: What holds in every overlay, each with what must offend it.
@@ -123,6 +126,9 @@ EVERYWHERE: dict[Policy, list[Breach]] = {
         (f"Job imprimatur-migrate {_BOX} env 0 valueFrom secretKeyRef name", "imprimatur-database"),
         (f"Job imprimatur-migrate {_POD} restartPolicy", "OnFailure"),
     ],
+    operations.the_broker_logs_to_the_console_alone: [
+        (f"{_RABBIT} rabbitmq additionalConfig", "log.console = true"),
+    ],
 }
 #: What production promises besides.
 IN_PRODUCTION: dict[Policy, list[Breach]] = {
@@ -139,8 +145,10 @@ IN_PRODUCTION: dict[Policy, list[Breach]] = {
         (f"{_SCALED} scaleTargetRef name", "imprimatur-notifier"),
     ],
     operations.reviewers_follow_the_work_and_leave_one_by_one: [
-        (f"{_TRIGGER} query", 'sum(imprimatur_jobs{state=~"queued|running"})'),
-        (f"{_TRIGGER} query", 'sum(max by (state, type, priority) (imprimatur_jobs{state="queued"}))'),
+        (f"{_TRIGGER} query", f"sum(imprimatur_due_jobs) + {_RUNNING}"),
+        (f"{_TRIGGER} query", f"{_DUE} + sum(max by (type, priority) (imprimatur_jobs))"),  # what is not due, too
+        (f"{_TRIGGER} query", _DUE),
+        (f"{_TRIGGER} query", _RUNNING),
         (f"{_TRIGGER} threshold", "17"),
         (f"{_TRIGGER} ignoreNullValues", _GONE),
         (f"{_SCALED} fallback", _GONE),
@@ -153,6 +161,14 @@ IN_PRODUCTION: dict[Policy, list[Breach]] = {
         ("PodMonitor imprimatur spec podMetricsEndpoints 0 port", "metrics"),
         ("PodMonitor imprimatur spec podMetricsEndpoints 0 relabelings 0 replacement", "$1"),
     ],
+    operations.prometheus_asks_the_broker_what_dashboards_show: [
+        (f"{_BROKER_ASKED} 1 path", "/metrics"),
+        (f"{_BROKER_ASKED} 1 params family", ["queue_coarse_metrics"]),
+        (f"{_BROKER_ASKED} 1 relabelings 0 replacement", "rabbitmq"),  # two series named `up` would be one
+        (f"{_BROKER_ASKED} 0 relabelings", []),
+        (f"{_BROKER_ASKED} 1", _GONE),
+        (f"{_BROKER_ASKED} 1 port", "management"),
+    ],
     operations.the_certificate_is_where_the_gateway_looks_and_has_its_names: [
         (f"{_GATEWAY} {_POD} volumes 0 secret secretName", "imprimatur-tls"),
         (f"{_GATEWAY} {_BOX} volumeMounts 0 mountPath", "/tls"),
@@ -161,7 +177,8 @@ IN_PRODUCTION: dict[Policy, list[Breach]] = {
     ],
     operations.the_database_has_connections_for_all: [
         (f"{_SCALED} maxReplicaCount", 40),
-        (f"{_POSTGRES} postgresql parameters max_connections", "100"),
+        (f"{_POSTGRES} postgresql parameters max_connections", "320"),  # without those that leave
+        (f"{_REVIEWER} {_BOX} env IMPRIMATUR_DATABASE_POOL_SIZE value", "10"),
     ],
     operations.the_stores_lose_nothing_with_a_node: [
         (f"{_POSTGRES} instances", 2),
@@ -214,6 +231,9 @@ IN_PRODUCTION: dict[Policy, list[Breach]] = {
     ],
     networks.prometheus_reaches_every_service: [
         (f"{_POLICY} allow-prometheus-to-services spec ingress 0 ports 2 port", 9104),
+    ],
+    networks.the_collector_is_reached_where_traces_go: [
+        (f"{_SETTINGS} IMPRIMATUR_OTLP_ENDPOINT", "http://opentelemetry-collector.monitoring.svc:4318"),
     ],
 }
 BREACHES = [(policy, *breach) for policy, breaches in (EVERYWHERE | IN_PRODUCTION).items() for breach in breaches]
