@@ -27,4 +27,5 @@ def ask(
 
 
 def _legend(query: Query, sample: Sample) -> str:
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: sample.labels[match[1]], query.legend)
+    labels = {"namespace": "", **sample.labels}  # there is none outside Kubernetes
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: labels[match[1]], query.legend).strip()

@@ -65,6 +65,18 @@ LINES = Row(
             runbook="ImprimaturBrokerAway",
         ),
         Panel(
+            title="Consuming",
+            description="1 while the broker has confirmed every consumer of a reviewer or notifier.",
+            unit="short",
+            queries=(
+                Query(
+                    expr=f"max by (service, instance) (imprimatur_broker_consuming{{{OURS}}})",
+                    legend="{{service}} {{instance}}",
+                ),
+            ),
+            runbook="ImprimaturNoConsumers",
+        ),
+        Panel(
             title="Database connections in use",
             description="Share of each process's pool; at 100 % its calls wait for each other.",
             unit="percentunit",
@@ -134,6 +146,9 @@ PROCESSES = Row(
     ),
 )
 
+#: Of servers: those of the chosen namespaces. Where nothing has a namespace, all that Prometheus sees.
+_THEIRS = 'namespace=~"$namespace"'
+
 RABBITMQ = Row(
     title="RabbitMQ (its plugin rabbitmq_prometheus)",
     panels=(
@@ -143,8 +158,9 @@ RABBITMQ = Row(
             unit="short",
             queries=(
                 Query(
-                    expr='sum by (queue) (rabbitmq_detailed_queue_messages{queue=~"review.+|notifier.+|parked"})',
-                    legend="{{queue}}",
+                    expr=f"sum by (namespace, queue) (rabbitmq_detailed_queue_messages{{{_THEIRS},"
+                    ' queue=~"review.+|notifier.+|parked"})',
+                    legend="{{queue}} {{namespace}}",
                 ),
             ),
             runbook="ImprimaturMessagesSetAside",
@@ -155,8 +171,9 @@ RABBITMQ = Row(
             unit="short",
             queries=(
                 Query(
-                    expr='sum by (queue) (rabbitmq_detailed_queue_consumers{queue=~"review.+|notifier.+"})',
-                    legend="{{queue}}",
+                    expr=f"sum by (namespace, queue) (rabbitmq_detailed_queue_consumers{{{_THEIRS},"
+                    ' queue=~"review.+|notifier.+"})',
+                    legend="{{queue}} {{namespace}}",
                 ),
             ),
             runbook="ImprimaturNoConsumers",
@@ -167,8 +184,9 @@ RABBITMQ = Row(
             unit="percentunit",
             queries=(
                 Query(
-                    expr="rabbitmq_process_resident_memory_bytes / rabbitmq_resident_memory_limit_bytes",
-                    legend="{{instance}}",
+                    expr=f"rabbitmq_process_resident_memory_bytes{{{_THEIRS}}}"
+                    f" / rabbitmq_resident_memory_limit_bytes{{{_THEIRS}}}",
+                    legend="{{instance}} {{namespace}}",
                 ),
             ),
             steps=((0.8, "orange"), (1, "red")),
@@ -179,8 +197,14 @@ RABBITMQ = Row(
             description="1: the node takes no messages.",
             unit="short",
             queries=(
-                Query(expr="max by (instance) (rabbitmq_alarms_memory_used_watermark)", legend="memory {{instance}}"),
-                Query(expr="max by (instance) (rabbitmq_alarms_free_disk_space_watermark)", legend="disk {{instance}}"),
+                Query(
+                    expr=f"max by (namespace, instance) (rabbitmq_alarms_memory_used_watermark{{{_THEIRS}}})",
+                    legend="memory {{instance}} {{namespace}}",
+                ),
+                Query(
+                    expr=f"max by (namespace, instance) (rabbitmq_alarms_free_disk_space_watermark{{{_THEIRS}}})",
+                    legend="disk {{instance}} {{namespace}}",
+                ),
             ),
             steps=((1, "red"),),
             runbook="ImprimaturBrokerAlarm",
@@ -197,8 +221,9 @@ POSTGRESQL = Row(
             unit="short",
             queries=(
                 Query(
-                    expr="sum by (state) (pg_stat_activity_count) or sum by (state) (cnpg_backends_total)",
-                    legend="{{state}}",
+                    expr=f"sum by (namespace, state) (pg_stat_activity_count{{{_THEIRS}}})"
+                    f" or sum by (namespace, state) (cnpg_backends_total{{{_THEIRS}}})",
+                    legend="{{state}} {{namespace}}",
                 ),
             ),
             stacked=True,
@@ -210,14 +235,18 @@ POSTGRESQL = Row(
             unit="ops",
             queries=(
                 Query(
-                    expr="sum by (datname) (rate(pg_stat_database_xact_commit[$__rate_interval]))"
-                    " or sum by (datname) (rate(cnpg_pg_stat_database_xact_commit[$__rate_interval]))",
-                    legend="{{datname}} committed",
+                    expr="sum by (namespace, datname)"
+                    f" (rate(pg_stat_database_xact_commit{{{_THEIRS}}}[$__rate_interval]))"
+                    " or sum by (namespace, datname)"
+                    f" (rate(cnpg_pg_stat_database_xact_commit{{{_THEIRS}}}[$__rate_interval]))",
+                    legend="{{datname}} committed {{namespace}}",
                 ),
                 Query(
-                    expr="sum by (datname) (rate(pg_stat_database_xact_rollback[$__rate_interval]))"
-                    " or sum by (datname) (rate(cnpg_pg_stat_database_xact_rollback[$__rate_interval]))",
-                    legend="{{datname}} rolled back",
+                    expr="sum by (namespace, datname)"
+                    f" (rate(pg_stat_database_xact_rollback{{{_THEIRS}}}[$__rate_interval]))"
+                    " or sum by (namespace, datname)"
+                    f" (rate(cnpg_pg_stat_database_xact_rollback{{{_THEIRS}}}[$__rate_interval]))",
+                    legend="{{datname}} rolled back {{namespace}}",
                 ),
             ),
         ),
@@ -227,8 +256,9 @@ POSTGRESQL = Row(
             unit="bytes",
             queries=(
                 Query(
-                    expr="max by (datname) (pg_database_size_bytes) or max by (datname) (cnpg_pg_database_size_bytes)",
-                    legend="{{datname}}",
+                    expr=f"max by (namespace, datname) (pg_database_size_bytes{{{_THEIRS}}})"
+                    f" or max by (namespace, datname) (cnpg_pg_database_size_bytes{{{_THEIRS}}})",
+                    legend="{{datname}} {{namespace}}",
                 ),
             ),
         ),

@@ -65,7 +65,7 @@ ALERTS = Row(
             queries=(
                 Query(
                     expr="max by (alertname, severity, namespace, service, instance, priority, slo)"
-                    ' (ALERTS{alertname=~"Imprimatur.+", alertstate="firing"})'
+                    ' (ALERTS{alertname=~"Imprimatur.+", severity!="none", alertstate="firing"})'
                 ),
             ),
         ),
@@ -134,7 +134,21 @@ QUEUE = Row(
     panels=(
         Panel(
             title="Waiting to start",
-            description="Queued jobs, those scheduled for later and those between two attempts included.",
+            description="Queued jobs whose time has come; more reviewers would help these.",
+            unit="short",
+            queries=(
+                Query(
+                    expr="sum by (type, priority)"
+                    f" (max by (namespace, type, priority) (imprimatur_due_jobs{{{OURS}}}))",
+                    legend="{{type}} {{priority}}",
+                ),
+            ),
+            stacked=True,
+            runbook="ImprimaturJobsNotStarting",
+        ),
+        Panel(
+            title="Queued, due or later",
+            description="All queued jobs: those scheduled for later and those between two attempts included.",
             unit="short",
             queries=(
                 Query(
@@ -144,7 +158,6 @@ QUEUE = Row(
                 ),
             ),
             stacked=True,
-            runbook="ImprimaturJobsNotStarting",
         ),
         Panel(
             title="Oldest due, by priority",

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import grpc
@@ -16,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from gateway.health import Health
 from gateway.interception import Edge
 from gateway.watching import Watchtower
+from imprimatur import metrics
 from imprimatur.errors import ConfigurationError
 from imprimatur.v1 import job_service_pb2, review_service_pb2, webhook_service_pb2
 from imprimatur.v1.job_service_pb2_grpc import JobServiceServicer, add_JobServiceServicer_to_server
@@ -25,11 +27,14 @@ from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceServicer, add_W
 log = structlog.get_logger(__name__)
 
 _MEBIBYTE = 1024 * 1024
-SERVICES = (
-    job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
-    review_service_pb2.DESCRIPTOR.services_by_name["ReviewService"].full_name,
-    webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"].full_name,
+_DESCRIBED = (
+    job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
+    review_service_pb2.DESCRIPTOR.services_by_name["ReviewService"],
+    webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
 )
+SERVICES = tuple(service.full_name for service in _DESCRIBED)
+#: Codes that are counted from zero on: the first failure would otherwise be no increase, but the birth of a series.
+_COUNTED_FROM_ZERO = ("OK", "INTERNAL", "UNAVAILABLE", "UNKNOWN")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,7 @@ async def grpc_port(
     At the end the server answers what it has begun, ends watches with UNAVAILABLE so that their clients go on
     elsewhere, and takes `drain_seconds` at most.
     """
+    _count_from_zero()
     server = grpc.aio.server(interceptors=[edge], options=_options(listener))
     add_JobServiceServicer_to_server(servicers.jobs, server)
     add_ReviewServiceServicer_to_server(servicers.reviews, server)
@@ -90,6 +96,12 @@ async def grpc_port(
         await health.stop()
         await watchtower.stop()
         await asyncio.shield(server.stop(drain_seconds))
+
+
+def _count_from_zero() -> None:
+    for service in _DESCRIBED:
+        for method, code in product(service.methods, _COUNTED_FROM_ZERO):
+            metrics.rpc_requests.labels(method.name, code)
 
 
 def _options(listener: Listener) -> list[tuple[str, int]]:

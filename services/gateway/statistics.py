@@ -75,6 +75,9 @@ class Gauges:
         for state, job_type, priority in product(_UNFINISHED, JobType, Priority):
             number = now.counts.get((state, job_type, priority), 0)
             metrics.jobs_by_state.labels(state, job_type, priority.name.lower()).set(number)
+        for job_type, priority in product(JobType, Priority):
+            number = now.due.get((job_type, priority), 0)
+            metrics.due_jobs.labels(job_type, priority.name.lower()).set(number)
         for priority in Priority:  # nothing due is zero, not a series that goes away
             seconds = now.oldest_due_seconds.get(priority, 0.0)
             metrics.oldest_due_seconds.labels(priority.name.lower()).set(seconds)

@@ -11,7 +11,8 @@ from itertools import product
 from prometheus_client import Counter, Gauge, Histogram
 
 from imprimatur.broker import Queue
-from imprimatur.job import JobType, Priority, State
+from imprimatur.errors import AttemptError, PermanentError, RateLimited, TimedOut, TransientError
+from imprimatur.job import AttemptOutcome, JobType, Priority, State
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
@@ -36,6 +37,7 @@ watch_lag_seconds = Histogram(
     buckets=_FAST,
 )
 jobs_by_state = Gauge("imprimatur_jobs", "Unfinished jobs, by state, type and priority.", ["state", "type", "priority"])
+due_jobs = Gauge("imprimatur_due_jobs", "Queued jobs whose time has come, by type and priority.", ["type", "priority"])
 oldest_due_seconds = Gauge(
     "imprimatur_oldest_due_job_age_seconds", "Age of the oldest job that is due and waits.", ["priority"]
 )
@@ -136,6 +138,11 @@ messages_set_aside = Counter(
     "imprimatur_broker_messages_set_aside_total", "Broker messages that this version cannot read.", ["queue"]
 )
 broker_connected = Gauge("imprimatur_broker_connected", "1 while the broker connection stands.")
+broker_consuming = Gauge(
+    "imprimatur_broker_consuming",
+    "1 while the broker has confirmed every consumer of the reviewer, or of the notifier, in this process.",
+    ["service"],
+)
 database_connections = Gauge("imprimatur_database_connections_in_use", "Database connections checked out.")
 database_pool_size = Gauge("imprimatur_database_pool_size", "Database connections that this process may have.")
 loop_failures = Counter(
@@ -153,18 +160,30 @@ spans_dropped = Counter(
 _TYPES = tuple(JobType)
 _PRIORITIES = tuple(priority.name.lower() for priority in Priority)
 
-for _labels in product(("SubmitJob", "BatchSubmitJobs"), ("OK", "INTERNAL", "UNAVAILABLE")):
-    rpc_requests.labels(*_labels)
 for _labels in product(_TYPES, _PRIORITIES):
     jobs_submitted.labels(*_labels)
     submit_to_start_seconds.labels(*_labels)
     submit_to_end_seconds.labels(*_labels)
 for _labels in product(_TYPES, (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.AWAITING_REVIEW)):
     jobs_finished.labels(*_labels)
-for _labels in product(("approved", "rejected"), ("true", "false")):
-    human_decisions.labels(*_labels)
+#: What attempts fail with, as far as this version knows; UnreviewableInput is no failure of ours.
+ATTEMPT_ERRORS = (
+    *(fault.code for fault in (AttemptError, TransientError, TimedOut, RateLimited, PermanentError)),
+    *("engine_died", "engine_failed", "engine_not_started", "invalid_answer", "refused", "too_long", "workers_lost"),
+    *("provider_credentials", "provider_error", "provider_model", "provider_quota", "provider_rejected"),
+    *("provider_timeout", "provider_unreachable"),
+)
+for _type in _TYPES:
+    for _code in ATTEMPT_ERRORS:
+        attempt_errors.labels(_type, _code)
+    for _ended in AttemptOutcome:
+        attempt_seconds.labels(_type, _ended)
+for _decision_and_overrides in product(("approved", "rejected"), ("true", "false")):
+    human_decisions.labels(*_decision_and_overrides)
 for _trigger in ("engine_error", "budget_exhausted"):
     decisions.labels("pending", _trigger)
+for _loop in ("outbox", "lease-renewal", "giving-up", "webhook-messages", "webhook-delivery"):
+    loop_failures.labels(_loop)  # failures beside those of a Loop, which sees to itself
 for _way in ("at_once", "dispatcher", "again"):
     jobs_released.labels(_way)
 for _result in ("claimed", "stale", "given_back"):

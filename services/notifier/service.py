@@ -65,6 +65,7 @@ async def notifier(
     poster = Poster(guard, timeout_seconds=timeout_seconds)
     deliverer = Deliverer(database, vault, poster, limits=limits or Limits(), pace=pace or Pace())
     announcer = Announcer(database, broker, vault, deliverer, sweep=sweep or Sweep())
+    metrics.broker_consuming.labels("notifier").set_function(lambda: announcer.consuming)
     deliverer.start()
     try:
         await announcer.start()

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from imprimatur import metrics
 from imprimatur.broker import Broker
 from imprimatur.identity import new_id
 from imprimatur.job import JobType
@@ -50,6 +51,7 @@ async def reviewer(
     leases = Leases(lease_database, identity, lease_seconds=lease_seconds)
     attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: CreativeReview(database, engine, open_apart)})
     worker = Worker(database, broker, identity, attempts, leases)
+    metrics.broker_consuming.labels("reviewer").set_function(lambda: worker.consuming)
     leases.start()
     try:
         await worker.start()

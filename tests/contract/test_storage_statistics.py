@@ -277,6 +277,9 @@ async def test_everything_unfinished_is_counted_over_all_tenants(database: Datab
         makers.new_job(other, priority=Priority.LOW),
         makers.new_job(other, priority=Priority.HIGH),
     )
+    await makers.submit(
+        database, makers.new_job(other, priority=Priority.HIGH, run_at=datetime.now(UTC) + timedelta(hours=1))
+    )
     held = await makers.running(database, tenant)
     await makers.conclude(database, await makers.running(database, other), Happening.COMPLETED)
     waits = await makers.awaiting(database, other)
@@ -294,10 +297,11 @@ async def test_everything_unfinished_is_counted_over_all_tenants(database: Datab
         seen = await statistics.unfinished(reader)
     assert seen.counts == {
         (State.QUEUED, review, Priority.LOW): 2,
-        (State.QUEUED, review, Priority.HIGH): 1,
+        (State.QUEUED, review, Priority.HIGH): 2,  # one of them later
         (State.RUNNING, review, Priority.NORMAL): 1,
         (State.AWAITING_REVIEW, review, Priority.NORMAL): 1,
     }
+    assert seen.due == {(review, Priority.LOW): 2, (review, Priority.HIGH): 1}
     assert set(seen.oldest_due_seconds) == {Priority.LOW, Priority.HIGH}
     assert seen.oldest_due_seconds[Priority.LOW] == pytest.approx(70.0, abs=5.0)
     assert seen.oldest_awaiting_seconds == pytest.approx(500.0, abs=5.0)

@@ -121,7 +121,7 @@ def _addresses(stack: Stack) -> dict[str, str]:
     }
 
 
-def test_every_target_is_up_every_rule_is_evaluated_and_nothing_fires(observed: Observed) -> None:
+def test_every_target_is_up_every_rule_is_evaluated_and_nothing_fires_but_the_watchdog(observed: Observed) -> None:
     assert {job for job, _ in observed.prometheus.targets()} == {
         "imprimatur-gateway",
         "imprimatur-reviewer",
@@ -130,7 +130,7 @@ def test_every_target_is_up_every_rule_is_evaluated_and_nothing_fires(observed: 
         "rabbitmq-queues",
     }
     assert observed.prometheus.failing_rules() == {}
-    assert observed.prometheus.alerts() == []
+    assert observed.prometheus.alerts() == [{"alertname": "ImprimaturWatchdog", "severity": "none"}]
 
 
 def test_the_load_has_something_of_everything(observed: Observed) -> None:

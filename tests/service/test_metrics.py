@@ -2,35 +2,44 @@
 
 import asyncio
 import contextlib
+import json
 import re
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Sized
+from collections.abc import AsyncIterator, Iterable, Iterator, Sized
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc.aio
 import pytest
 from deploy.local.postgres import PrivatePostgres
+from deploy.prometheus import rulebook
 from prometheus_client import REGISTRY, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from sqlalchemy import event
 from tests import makers
+from tests.deploy import promql
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
 from tests.service.systems import System, on_postgresql
 
 from gateway.statistics import Gauges
 from gateway.watching import Watchtower
+from imprimatur import metrics
 from imprimatur.broker import Queue
 from imprimatur.broker.memory import MemoryBroker
+from imprimatur.errors import AttemptError, UnreviewableInput
 from imprimatur.guard import Guard
-from imprimatur.job import Happening, JobType, Priority
+from imprimatur.job import WORKERS_LOST, AttemptOutcome, Happening, JobType, Priority
 from imprimatur.process import Surroundings
-from imprimatur.runtime import Check, http_port
+from imprimatur.runtime import Check, HttpPort, http_port
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
 from imprimatur.tenancy import Role
@@ -41,6 +50,8 @@ from imprimatur.v1.job_service_pb2 import GetJobRequest, GetStatsRequest, ListJo
 from imprimatur.v1.review_service_pb2 import DecideReviewRequest, ListPendingReviewsRequest
 from notifier.post import Outcome
 from notifier.service import notifier
+from reviewer.children import _NOT_STARTED, DIED
+from reviewer.engines.llm import faults
 
 _ID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}|\bcr-|imp_|@|://|/[a-z]")
 
@@ -84,14 +95,9 @@ async def observed(system: System, service: str) -> AsyncIterator[tuple[int, Scr
             "reviewer": {"consumers": reviewing.consuming},
             "notifier": {"consumer": notifying.consuming},
         }
-
-        async def observe() -> None:
-            await around.observe()
-            if service == "notifier":
-                await notifying.observe()
-
-        async with http_port("127.0.0.1", 0, {**around.checks(), **own[service]}, observe) as port:
-            yield port, engine
+        observers = [around.observe, *([notifying.observe] if service == "notifier" else [])]
+        async with http_port("127.0.0.1", 0) as http, http.ready({**around.checks(), **own[service]}, *observers):
+            yield http.number, engine
 
 
 @pytest.mark.parametrize("service", ["gateway", "reviewer", "notifier"])
@@ -213,7 +219,9 @@ _WATCH_LAG = "imprimatur_watch_lag_seconds_count"
 @on_postgresql
 async def test_the_gauges_tell_what_waits_and_zero_where_nothing_does(database: Database) -> None:
     tenant = await makers.make_tenant(database)
-    waiting = await makers.submit(database, makers.new_job(tenant), makers.new_job(tenant, priority=Priority.HIGH))
+    later = makers.new_job(tenant, run_at=datetime.now(UTC) + timedelta(hours=1))
+    now = (makers.new_job(tenant), makers.new_job(tenant, priority=Priority.HIGH))
+    waiting = await makers.submit(database, *now, later)
     await makers.awaiting(database, tenant, priority=Priority.LOW)
     gauges = Gauges(database, every_seconds=0.02)
     gauges.start()
@@ -222,9 +230,11 @@ async def test_the_gauges_tell_what_waits_and_zero_where_nothing_does(database: 
         await makers.until(lambda: _async({name: counted(_JOBS, state=name) for name in numbers} == numbers))
 
     try:
-        await show(queued=2, running=0, awaiting_review=1)
-        assert counted(_JOBS, state="queued", priority="high") == counted(_JOBS, state="queued", priority="normal") == 1
+        await show(queued=3, running=0, awaiting_review=1)
+        assert counted(_JOBS, state="queued", priority="normal") == 2
         assert counted(_OLDEST, priority="high") > 0
+        assert counted(_DUE, priority="high") == 1
+        assert counted(_DUE, priority="normal") == 1  # the other is for later
         for job in waiting:
             await makers.cancel(database, job)
         await show(queued=0, running=0, awaiting_review=1)
@@ -232,6 +242,7 @@ async def test_the_gauges_tell_what_waits_and_zero_where_nothing_does(database: 
         await gauges.stop()
     shown = {tuple(sample.labels.values()): sample.value for sample in _samples(_JOBS)}
     assert len(shown) == 3 * len(JobType) * len(Priority)
+    assert [sample.value for sample in _samples(_DUE)] == [0] * len(JobType) * len(Priority)
     assert {sample.labels["priority"]: sample.value for sample in _samples(_OLDEST)} == {
         "high": 0,
         "normal": 0,
@@ -239,7 +250,7 @@ async def test_the_gauges_tell_what_waits_and_zero_where_nothing_does(database: 
     }
 
 
-_JOBS, _OLDEST = "imprimatur_jobs", "imprimatur_oldest_due_job_age_seconds"
+_JOBS, _DUE, _OLDEST = "imprimatur_jobs", "imprimatur_due_jobs", "imprimatur_oldest_due_job_age_seconds"
 
 
 def _samples(name: str) -> list[Sample]:
@@ -259,34 +270,104 @@ async def test_the_connections_in_use_are_told_beside_how_many_there_may_be(data
     assert counted("imprimatur_database_pool_size") == 10
 
 
-def test_what_alerts_are_made_of_is_there_before_it_happens() -> None:
-    """In a process of its own: here everything has happened already."""
-    script = "from imprimatur import metrics; from prometheus_client import generate_latest as g; print(g().decode())"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    families = {family.name: family for family in text_string_to_metric_families(done.stdout)}
-    wanted: dict[str, list[dict[str, str]]] = {
-        "imprimatur_rpc_requests": [{"rpc": "SubmitJob", "code": code} for code in ("OK", "UNAVAILABLE", "INTERNAL")],
-        "imprimatur_jobs_finished": [
-            {"type": "creative_review", "state": state}
-            for state in ("succeeded", "failed", "cancelled", "awaiting_review")
-        ],
-        "imprimatur_ai_decisions": [{"decision": "pending", "policy_triggered": "engine_error"}],
-        "imprimatur_submit_to_start_seconds": [{"priority": name} for name in ("high", "normal", "low")],
-        "imprimatur_webhook_attempts": [{"outcome": outcome} for outcome in Outcome],
-        "imprimatur_broker_messages_set_aside": [{"queue": queue} for queue in Queue if queue is not Queue.PARKED],
-        "imprimatur_leases_lost": [{}],
-        "imprimatur_attempts_apart": [{}],
-        "imprimatur_webhook_deliveries_abandoned": [{}],
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+    """The series of gateway, reviewer and notifier just started, in a process of their own: here everything has
+    happened already."""
+    folder = tmp_path_factory.mktemp("fresh")
+    command = [sys.executable, "-c", _START_AND_SCRAPE, str(folder / "data"), str(folder / "scraped")]
+    subprocess.run(command, capture_output=True, check=True, cwd=_ROOT)
+    return {
+        (sample.name, frozenset(sample.labels.items()))
+        for family in text_string_to_metric_families((folder / "scraped").read_text())
+        for sample in family.samples
     }
-    for name, series in wanted.items():
-        for labels in series:
-            found = [
-                sample.value
-                for sample in families[name].samples
-                if labels.items() <= sample.labels.items() and not sample.name.endswith("_created")
-            ]
-            assert found, (name, labels)
-            assert set(found) == {0}
+
+
+_ROOT = Path(__file__).parents[2]
+_START_AND_SCRAPE = """
+import asyncio, pathlib, sys, urllib.request
+from cli.embedded import serving
+from tests.service.engines import ScriptedEngine
+
+async def main():
+    data = pathlib.Path(sys.argv[1])
+    async with serving(data, ScriptedEngine(), None, port=0, metrics_port=0, drain_seconds=0.1) as access:
+        await asyncio.to_thread(urllib.request.urlretrieve, access.metrics, sys.argv[2])
+
+asyncio.run(main())
+"""
+#: Labels that a rule need not name because it looks at all of them.
+_EACH: dict[str, dict[str, Iterable[str]]] = {
+    "imprimatur_rpc_requests_total": {"rpc": promql.VALUES["rpc"]},
+    "imprimatur_attempt_errors_total": {"type": JobType, "error_code": metrics.ATTEMPT_ERRORS},
+    "imprimatur_attempt_duration_seconds_count": {"type": JobType, "outcome": AttemptOutcome},
+    "imprimatur_webhook_attempts_total": {"outcome": Outcome},
+    "imprimatur_broker_messages_set_aside_total": {"queue": [queue for queue in Queue if queue is not Queue.PARKED]},
+    "imprimatur_submit_to_start_seconds_count": {"type": JobType},
+    "imprimatur_submit_to_start_seconds_bucket": {"type": JobType},
+}
+_COUNTED = re.compile(r"\b(?:rate|increase)\(([^\[\]]+)\[")
+
+
+def _looked_at(expr: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every series of which a rule takes the increase, by what must be among its labels."""
+    for found in _COUNTED.findall(expr):
+        [selector] = promql.selectors(found)
+        named = {label: value.split("|") for label, how, value in selector.matchers if how in {"=", "=~"}}
+        domains = {**_EACH.get(selector.metric, {}), **named}
+        for values in product(*domains.values()):
+            yield selector.metric, dict(zip(domains, map(str, values), strict=True))
+
+
+def test_every_series_that_alerts_count_is_there_before_anything_happens(
+    fresh: set[tuple[str, frozenset[tuple[str, str]]]],
+) -> None:
+    """The first event would otherwise be no increase, but the birth of a series."""
+    rules = [one.expr for one in rulebook.alerts()] + [one.expr for one in rulebook.recordings()]
+    wanted = [one for rule in rules for one in _looked_at(rule)]
+    assert len(wanted) > 100
+    missing = [
+        (name, labels)
+        for name, labels in wanted
+        if not any(name == known and labels.items() <= set(has) for known, has in fresh)
+    ]
+    assert not missing
+
+
+def test_every_error_that_attempts_may_end_with_is_counted_from_zero_on() -> None:
+    sources = "\n".join(path.read_text() for path in (_ROOT / "services" / "reviewer").rglob("*.py"))
+    thrown = set(re.findall(r'code="([a-z_]+)"', sources)) | {DIED, _NOT_STARTED, WORKERS_LOST}
+    thrown |= {code for _, (code, _) in (*faults._PERMANENT, *faults._TRANSIENT)}
+    classes = {AttemptError.code} | {one.code for one in _descendants(AttemptError)}
+    assert set(metrics.ATTEMPT_ERRORS) == (thrown | classes) - {UnreviewableInput.code}
+
+
+def _descendants(root: type[AttemptError]) -> Iterator[type[AttemptError]]:
+    for one in root.__subclasses__():
+        yield one
+        yield from _descendants(one)
+
+
+async def _cancel_consumers(broker: MemoryBroker, queue: Queue) -> None:
+    for consumer in list(broker._queues[queue].consumers):
+        await consumer.close()
+
+
+async def test_a_service_whose_consumers_the_broker_has_dropped_says_so(system_on_postgresql: System) -> None:
+    def consuming() -> set[tuple[str, float]]:
+        return {(sample.labels["service"], sample.value) for sample in _samples("imprimatur_broker_consuming")}
+
+    async with observed(system_on_postgresql, "reviewer") as (port, _engine):
+        assert consuming() == {("reviewer", 1), ("notifier", 1)}
+        broker = system_on_postgresql.broker
+        assert isinstance(broker, MemoryBroker)
+        await _cancel_consumers(broker, Queue.NOTIFIER_EVENTS)
+        assert consuming() == {("reviewer", 1), ("notifier", 0)}
+        await _cancel_consumers(broker, Queue.REVIEW_LOW)  # one of three is enough
+        assert consuming() == {("reviewer", 0), ("notifier", 0)}
+        assert broker.connected
+        assert (await get(port, "/readyz"))[0] == 503
 
 
 async def _has(found: Sized, number: int) -> bool:
@@ -299,10 +380,38 @@ async def test_a_service_is_ready_while_everything_it_needs_is_there(system_on_p
             assert await get(port, "/readyz") == (200, '{"status": "ready", "failing": {}}')
     await system_on_postgresql.broker.close()
     around = Surroundings(database=system_on_postgresql.database, broker=system_on_postgresql.broker)
-    async with http_port("127.0.0.1", 0, around.checks()) as port:
-        status, body = await get(port, "/readyz")
+    async with http_port("127.0.0.1", 0) as http, http.ready(around.checks()):
+        status, body = await get(http.number, "/readyz")
         assert (status, "broker" in body, "database" in body) == (503, True, False)
-        assert (await get(port, "/livez"))[0] == 200
+        assert (await get(http.number, "/livez"))[0] == 200
+
+
+async def test_a_process_is_ready_from_when_everything_is_up_until_it_stops() -> None:
+    observed: list[str] = []
+
+    async def seen(name: str) -> None:
+        observed.append(name)
+
+    async def told(http: HttpPort) -> list[str]:
+        observed.clear()
+        assert (await get(http.number, "/livez"))[0] == (await get(http.number, "/metrics"))[0] == 200
+        status, body = await get(http.number, "/readyz")
+        failing = json.loads(body)["failing"]
+        assert status == (503 if failing else 200)
+        return [*failing, *observed]
+
+    async def fails() -> str:
+        return "it is away"
+
+    async with http_port("127.0.0.1", 0) as http:
+        assert await told(http) == ["starting"]
+        with http.telling({"database": fails}, partial(seen, "database")):
+            assert await told(http) == ["starting", "database", "database"]
+        with http.telling({}, partial(seen, "database")):
+            async with http.ready({}, partial(seen, "service")):
+                assert await told(http) == ["database", "service"]
+            assert await told(http) == ["stopping", "database"]
+        assert await told(http) == ["stopping"]
 
 
 async def test_a_service_is_not_ready_without_its_database_and_lives_on(
@@ -311,11 +420,11 @@ async def test_a_service_is_not_ready_without_its_database_and_lives_on(
     password = "a-password-that-nobody-may-see"
     nowhere = Database(f"postgresql://somebody:{password}@127.0.0.1:1/nothing")
     around = Surroundings(database=nowhere, broker=system_on_postgresql.broker)
-    async with http_port("127.0.0.1", 0, around.checks(), around.observe) as port:
-        status, body = await get(port, "/readyz")
+    async with http_port("127.0.0.1", 0) as http, http.ready(around.checks(), around.observe):
+        status, body = await get(http.number, "/readyz")
         assert status == 503
         assert '"database"' in body
         assert password not in body
-        assert (await get(port, "/livez"))[0] == 200
-        assert (await get(port, "/metrics"))[0] == 200
+        assert (await get(http.number, "/livez"))[0] == 200
+        assert (await get(http.number, "/metrics"))[0] == 200
     await nowhere.close()

@@ -103,6 +103,7 @@ class Unfinished:
     """Everything that is not terminal, over all tenants."""
 
     counts: Mapping[tuple[State, JobType, Priority], int]
+    due: Mapping[tuple[JobType, Priority], int]  #: of the queued ones, those whose time has come
     oldest_due_seconds: Mapping[Priority, float]  #: priorities with nothing due are absent
     oldest_awaiting_seconds: float | None  #: since the first of those that wait for a person was referred
 
@@ -277,10 +278,14 @@ async def unfinished(reader: Reader) -> Unfinished:
     ]
     counts = await reader.connection.execute(union_all(*by_state))
     due = await reader.connection.execute(
-        select(jobs.c.priority, _age(func.min(jobs.c.run_at)).label("seconds"))
+        select(
+            jobs.c.type, jobs.c.priority, func.count().label("number"), _age(func.min(jobs.c.run_at)).label("seconds")
+        )
         .where(jobs.c.state == State.QUEUED, jobs.c.run_at <= clock.now())
-        .group_by(jobs.c.priority)
+        .group_by(jobs.c.type, jobs.c.priority)
+        .order_by("seconds")  # of each priority the oldest comes last
     )
+    waiting = due.all()
     last_referred = (
         select(func.max(job_events.c.at))
         .where(job_events.c.job_id == jobs.c.id, job_events.c.kind == Happening.REFERRED)
@@ -289,7 +294,8 @@ async def unfinished(reader: Reader) -> Unfinished:
     awaiting = select(_age(func.min(last_referred))).where(jobs.c.state == State.AWAITING_REVIEW)
     return Unfinished(
         counts={(State(row.state), JobType(row.type), Priority(row.priority)): row.number for row in counts},
-        oldest_due_seconds={Priority(row.priority): row.seconds for row in due},
+        due={(JobType(row.type), Priority(row.priority)): row.number for row in waiting},
+        oldest_due_seconds={Priority(row.priority): row.seconds for row in waiting},
         oldest_awaiting_seconds=(await reader.connection.execute(awaiting)).scalar_one(),
     )
 
