@@ -59,7 +59,11 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> str:
     if len(groups) == 1:
         ((commit, day),) = groups
         return f"All rows were measured at commit `{commit}` on {day} (UTC).\n"
-    lines = [f"- at commit `{commit}` on {day}: {'; '.join(faults)}" for (commit, day), faults in groups.items()]
+    most = max(groups, key=lambda one: len(groups[one]))
+    lines = [
+        f"- at commit `{commit}` on {day}: {'all others' if (commit, day) == most else '; '.join(faults)}"
+        for (commit, day), faults in groups.items()
+    ]
     return "\n".join(["The rows were measured (days are UTC)", "", *lines]) + "\n"
 
 

@@ -251,7 +251,8 @@ def _tell(stack: Stack, prometheus: str) -> None:
     print(f"  export IMPRIMATUR_DATA={stack.folder}")
     print(f"  {command} submit examples/creatives --watch")
     print("Operators' commands (tenants, keys) speak to the database itself:")
-    print(f"  export IMPRIMATUR_DATABASE_URL={stack.environ['IMPRIMATUR_DATABASE_URL']}")
+    for name in ("IMPRIMATUR_DATABASE_URL", "IMPRIMATUR_VAULT_KEY_FILE"):
+        print(f"  export {name}={stack.environ[name]}")
     print("`make down` stops it; the data stays.")
 
 

@@ -74,8 +74,10 @@ def set_mode(
 
     The way back from AI decisions is `require-human`.
     """
-    version = _at(database_url, data).set_mode(name, mode)
-    show_fields({"tenant": name, "mode": mode, "policy_version": str(version)}, json=json)
+    operation = _at(database_url, data)
+    version = operation.set_mode(name, mode)
+    shown = {"tenant": name, "mode": mode, "policy_version": str(version)}
+    show_fields(shown, json=json, remark=f"Switched in the database {operation.place}")
 
 
 @tenants_app.command("webhook-secret")

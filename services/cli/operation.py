@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from imprimatur import webhooks
 from imprimatur.errors import ConfigurationError, NotFound
@@ -34,6 +35,13 @@ class Operation:
     def __init__(self, database_url: str, data: Path) -> None:
         self._database_url = database_url
         self._data = data
+
+    @property
+    def place(self) -> str:
+        """Which database it is, without its password."""
+        url = self._database_url or database_url_in(self._data)
+        account, _, _ = urlsplit(url).netloc.rpartition("@")
+        return url.replace(f"{account}@", "", 1) if account else url
 
     def migrate(self) -> None:
         """Bring the schema to this version."""

@@ -133,7 +133,10 @@ def _bind(server: grpc.aio.Server, listener: Listener) -> int:
             return server.add_secure_port(address, _credentials(listener))
         return server.add_insecure_port(address)
     except RuntimeError as fault:
-        raise ConfigurationError(f"cannot listen on {address}: {fault}") from fault
+        raise ConfigurationError(
+            f"cannot listen on {address}: another process has that port, or the address is not this machine's "
+            "(--port, IMPRIMATUR_GRPC_PORT and IMPRIMATUR_GRPC_HOST choose others)"
+        ) from fault
 
 
 def _credentials(listener: Listener) -> grpc.ServerCredentials:

@@ -57,8 +57,10 @@ class Attempts:
             conclusion = await self._run(claim)
             if span.recording and conclusion is not None:
                 span.set(_end_of(conclusion))
-        outcome = conclusion.outcome if conclusion else AttemptOutcome.CANCELLED
-        metrics.attempt_seconds.labels(claim.type, outcome).observe(time.perf_counter() - began)
+            outcome = conclusion.outcome if conclusion else AttemptOutcome.CANCELLED
+            seconds = time.perf_counter() - began
+            log.info("an attempt ended", outcome=outcome, seconds=round(seconds, 3))
+        metrics.attempt_seconds.labels(claim.type, outcome).observe(seconds)
 
     def stop(self) -> None:
         """From here on, an attempt that is cancelled hands its job back."""

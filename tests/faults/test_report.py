@@ -112,10 +112,11 @@ def test_only_faults_between_reviewers_and_the_database_excuse_what_they_lose() 
 
 
 def test_the_page_says_at_which_commits_its_rows_were_measured() -> None:
-    rows = [{"fault": name, "commit": commit, "measured_on": "2026-01-02"} for name, commit in (("a", "1"), ("b", "2"))]
+    commits = {"a": "1", "b": "2", "c": "2"}
+    rows = [{"fault": name, "commit": commit, "measured_on": "2026-01-02"} for name, commit in commits.items()]
     assert reliability.measured(rows[:1]) == "All rows were measured at commit `1` on 2026-01-02 (UTC).\n"
     both = reliability.measured(rows)
-    assert "- at commit `1` on 2026-01-02: a\n- at commit `2` on 2026-01-02: b\n" in both
+    assert "- at commit `1` on 2026-01-02: a\n- at commit `2` on 2026-01-02: all others\n" in both
 
 
 def _git(folder: Path, *words: str) -> None:

@@ -44,6 +44,7 @@ async def test_tenants_and_keys_are_made_and_ended_in_the_data_folder(data: Path
         imprimatur("tenants", "mode", "acme", "require-human", "--json"),
     )
     assert switched.json == {"tenant": "acme", "mode": "require-human", "policy_version": "2"}
+    assert str(data / "imprimatur.db") in switched.err
     database = Database(f"sqlite:///{data / 'imprimatur.db'}")
     async with database.read() as reader:
         admin = await tenants.find_key(reader, made.json["api_key"])
@@ -68,6 +69,9 @@ async def test_the_variable_leads_to_postgresql(postgresql_url: MakePostgresURL,
     made = (await imprimatur("tenants", "create", "acme", "--json")).json
     secret = (await imprimatur("tenants", "webhook-secret", "acme", "--json")).json["webhook_secret"]
     assert secret.startswith("whsec_")
+    switched = await imprimatur("tenants", "mode", "acme", "require-human", "--json")
+    assert url.rpartition("@")[2] in switched.err
+    assert "postgres@" not in switched.err
     database = Database(url)
     async with database.read() as reader:
         assert await tenants.find_key(reader, made["api_key"]) is not None
