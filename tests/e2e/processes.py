@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 START_SECONDS = 40.0
 STOP_SECONDS = 30.0
 _MEGABYTE = 1024 * 1024
+#: To Linux the parent that children die with is the thread that made them: this one lives as long as the test run.
+_SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
 
 
 class Child:
@@ -40,14 +43,15 @@ class Child:
         self._offset = log.stat().st_size if log.exists() else 0
         words = [*processes.privileges(None, die_with_parent=True), *command]
         with log.open("ab") as output:
-            self._popen = subprocess.Popen(
+            self._popen = _SPAWNER.submit(
+                subprocess.Popen,
                 words,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=dict(os.environ if environ is None else environ),
                 start_new_session=True,
-            )
+            ).result()
 
     @property
     def pid(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from deploy.local.ports import free_port
-from deploy.local.stack import REPOSITORY
+from deploy.local.stack import REPOSITORY, observe
 from tests.e2e import jobs
 from tests.e2e.processes import Child, Trio, command
 
@@ -73,6 +73,7 @@ def test_every_fence_of_commands_says_what_it_needs() -> None:
 def replaced(trio: Trio) -> dict[str, str]:
     """What stands in the guides, and what it is here: the stack's own jobs, keys, ports and folders."""
     stack = trio.stack
+    prometheus = observe(stack, die_with_parent=True)
     job_id = asyncio.run(_a_job_that_waits(trio))
     _imprimatur(stack.environ, "tenants", "create", "my-team")
     [key] = _imprimatur(stack.environ, "keys", "list", "my-team")["items"]
@@ -83,6 +84,7 @@ def replaced(trio: Trio) -> dict[str, str]:
         "tenants create my-team": "tenants create another-team",
         ".local": str(stack.folder),
         "localhost:7443": stack.target,
+        "localhost:9090": f"127.0.0.1:{prometheus.port}",
         "localhost:9101": f"127.0.0.1:{stack.ports['gateway']}",
         "localhost:9102": f"127.0.0.1:{stack.ports['reviewer']}",
         "localhost:9103": f"127.0.0.1:{stack.ports['notifier']}",
