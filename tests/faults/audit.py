@@ -21,7 +21,7 @@ from imprimatur.job import SUBMITTED, TERMINAL, TRANSITIONS
 from imprimatur.v1.job_pb2 import JobState
 
 #: How long what is unfinished may take once nothing strikes any more.
-_CALM_SECONDS = 150.0
+_CALM_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 _TELLING = {str(kind): step.notifies for kind, step in TRANSITIONS.items() if step.notifies}
 #: Kinds of events after which the machine or a person is through with a job.

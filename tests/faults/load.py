@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # it exists for type checkers alone
 LABEL = "campaign"
 _PRIORITIES = (PRIORITY_HIGH, PRIORITY_NORMAL, PRIORITY_NORMAL, PRIORITY_LOW)
 _PAUSE_SECONDS = 0.2
-_PROBE_SECONDS = 150.0
+_PROBE_SECONDS = 60.0
 
 
 @dataclass(kw_only=True)
