@@ -1,10 +1,10 @@
 """Writes the dashboards as JSON into dashboards/; with --check, only compares."""
 
 import json
-import sys
 
 from deploy.grafana.catalogue import DASHBOARDS, FOLDER
 from deploy.grafana.panels import rendered
+from docs.generated import write_or_compare
 
 
 def main() -> int:
@@ -14,16 +14,7 @@ def main() -> int:
         for one in DASHBOARDS
     }
     surplus = set(FOLDER.glob("*.json")) - set(wanted)
-    if "--check" not in sys.argv:
-        for path, text in wanted.items():
-            path.write_text(text, encoding="utf-8")
-        for path in surplus:
-            path.unlink()
-        return 0
-    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    for path in sorted([*stale, *surplus]):
-        sys.stderr.write(f"not current: {path.name}; run `make docs`\n")
-    return int(bool(stale or surplus))
+    return write_or_compare({**wanted, **dict.fromkeys(sorted(surplus))})
 
 
 if __name__ == "__main__":

@@ -212,6 +212,9 @@ RABBITMQ = Row(
     ),
 )
 
+#: Not what the server keeps for itself, nor what is no database's alone.
+_DATABASES = f'{_THEIRS}, datname!~"|template[01]"'
+
 POSTGRESQL = Row(
     title="PostgreSQL (postgres_exporter, or CloudNativePG's own)",
     panels=(
@@ -236,16 +239,16 @@ POSTGRESQL = Row(
             queries=(
                 Query(
                     expr="sum by (namespace, datname)"
-                    f" (rate(pg_stat_database_xact_commit{{{_THEIRS}}}[$__rate_interval]))"
+                    f" (rate(pg_stat_database_xact_commit{{{_DATABASES}}}[$__rate_interval]))"
                     " or sum by (namespace, datname)"
-                    f" (rate(cnpg_pg_stat_database_xact_commit{{{_THEIRS}}}[$__rate_interval]))",
+                    f" (rate(cnpg_pg_stat_database_xact_commit{{{_DATABASES}}}[$__rate_interval]))",
                     legend="{{datname}} committed {{namespace}}",
                 ),
                 Query(
                     expr="sum by (namespace, datname)"
-                    f" (rate(pg_stat_database_xact_rollback{{{_THEIRS}}}[$__rate_interval]))"
+                    f" (rate(pg_stat_database_xact_rollback{{{_DATABASES}}}[$__rate_interval]))"
                     " or sum by (namespace, datname)"
-                    f" (rate(cnpg_pg_stat_database_xact_rollback{{{_THEIRS}}}[$__rate_interval]))",
+                    f" (rate(cnpg_pg_stat_database_xact_rollback{{{_DATABASES}}}[$__rate_interval]))",
                     legend="{{datname}} rolled back {{namespace}}",
                 ),
             ),
@@ -256,8 +259,8 @@ POSTGRESQL = Row(
             unit="bytes",
             queries=(
                 Query(
-                    expr=f"max by (namespace, datname) (pg_database_size_bytes{{{_THEIRS}}})"
-                    f" or max by (namespace, datname) (cnpg_pg_database_size_bytes{{{_THEIRS}}})",
+                    expr=f"max by (namespace, datname) (pg_database_size_bytes{{{_DATABASES}}})"
+                    f" or max by (namespace, datname) (cnpg_pg_database_size_bytes{{{_DATABASES}}})",
                     legend="{{datname}} {{namespace}}",
                 ),
             ),

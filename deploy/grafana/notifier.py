@@ -41,6 +41,14 @@ NOW = Row(
             steps=((1, "orange"),),
             runbook="ImprimaturWebhooksAbandoned",
         ),
+        Number(
+            title="Oldest never posted",
+            description="How long the longest-waiting webhook without any attempt has waited: seconds at the most.",
+            unit="s",
+            queries=(Query(expr=f"max(imprimatur_webhook_oldest_untried_age_seconds{{{OURS}}})"),),
+            steps=((60, "orange"), (900, "red")),
+            runbook="ImprimaturWebhooksUntried",
+        ),
     ),
 )
 
@@ -107,6 +115,16 @@ BACKLOG = Row(
                     legend="redelivered: {{redelivered}}",
                 ),
             ),
+        ),
+        Panel(
+            title="Not signed",
+            description="Tries at deliveries whose secret is gone or cannot be opened; each waits for a minute then.",
+            unit="short",
+            queries=(
+                Query(expr=f"sum(increase(imprimatur_webhook_unsigned_total{{{OURS}}}[$__range]))", legend="tries"),
+            ),
+            steps=((1, "red"),),
+            runbook="ImprimaturWebhooksUnsigned",
         ),
         Panel(
             title="Failing passes",

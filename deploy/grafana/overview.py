@@ -4,6 +4,15 @@ from deploy.grafana.panels import OURS, Dashboard, Number, Panel, Query, Row, Ta
 
 _FAILED = 'policy_triggered=~"engine_error|budget_exhausted"'
 
+
+def _ended(state: str) -> str:
+    return f'sum(increase(imprimatur_jobs_finished_total{{{OURS}, state="{state}"}}[$__range]))'
+
+
+_SUCCEEDED, _ENDED_FAILED = _ended("succeeded"), _ended("failed")
+#: A job that people decide has succeeded, too.
+_DECIDED = f"sum(increase(imprimatur_human_decisions_total{{{OURS}}}[$__range]))"
+
 NOW = Row(
     title="Now",
     panels=(
@@ -19,6 +28,17 @@ NOW = Row(
             description="Over the time that is shown.",
             unit="short",
             queries=(Query(expr=f"sum(increase(imprimatur_jobs_submitted_total{{{OURS}}}[$__range]))"),),
+        ),
+        Number(
+            title="Success rate",
+            description="Of the jobs that ended, by machine or people, in the time shown; failed: not reviewable.",
+            unit="percentunit",
+            queries=(
+                Query(
+                    expr=f"({_SUCCEEDED} + {_DECIDED}) / ({_SUCCEEDED} + {_DECIDED} + {_ENDED_FAILED})",
+                ),
+            ),
+            steps=((0.0, "red"), (0.9, "orange"), (0.99, "green")),
         ),
         Number(
             title="Decided without a failure of the engine",

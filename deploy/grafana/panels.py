@@ -7,6 +7,7 @@ instances of a namespace before anything else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 OURS = 'namespace=~"$namespace", instance=~"$instance"'
@@ -224,7 +225,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
             "overrides": [],
         },
         "options": panel.options(),
-        "targets": [_target(panel, query, letter) for query, letter in zip(panel.queries, "ABCDEFGH", strict=False)],
+        "targets": [_target(panel, query, ascii_uppercase[number]) for number, query in enumerate(panel.queries)],
         "links": [_runbook(panel.runbook)] if panel.runbook else [],
     }
 

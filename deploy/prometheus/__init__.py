@@ -1,4 +1,5 @@
 """What Prometheus is told about Imprimatur: rules, their tests, and what is generated from them.
 
-`rules/` and `tests/` are written by hand, in Prometheus' own format; `python -m deploy.prometheus` writes the rest.
+`rules/alerts.yaml` and `tests/` are written by hand, in Prometheus' own format. `python -m deploy.prometheus` writes
+rules/slo.yaml from `objectives`, and what is made of all rules.
 """

@@ -1,15 +1,15 @@
-"""Writes what is generated from the rules: prometheusrule.yaml for Kubernetes, and the table of docs/monitoring.md.
-
-`python -m deploy.prometheus` writes both, with --check it only compares, with --table it prints the table.
+"""Writes rules/slo.yaml, and what is made of all rules: prometheusrule.yaml for Kubernetes, the table of
+docs/monitoring.md. With --check it only compares, with --table it prints the table.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from deploy.prometheus import rulebook
+from deploy.prometheus import objectives, rulebook
 from deploy.prometheus.rulebook import FOLDER, REPOSITORY, Alert
+from docs.generated import placed, write_or_compare
 
+SLO = FOLDER / "rules" / "slo.yaml"
 RULE = FOLDER / "prometheusrule.yaml"
 PAGE = REPOSITORY / "docs" / "monitoring.md"
 _BEGIN = "<!-- the alerts: written by `make docs` from deploy/prometheus/rules -->\n"
@@ -65,31 +65,16 @@ def _condition(alert: Alert) -> str:
 
 def page(text: str) -> str:
     """The page with the present table in it."""
-    before, found, rest = text.partition(_BEGIN)
-    _, ended, after = rest.partition(_END)
-    assert found, "the page has lost the place of its table"
-    assert ended, "the page has lost the end of its table"
-    return f"{before}{_BEGIN}{table()}{_END}{after}"
+    return placed(table(), text, begin=_BEGIN, end=_END)
 
 
 def main() -> int:
-    """Write, compare or print."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.prometheus", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only compare")
-    parser.add_argument("--table", action="store_true", help="only print the table of alerts")
-    chosen = parser.parse_args()
-    if chosen.table:
-        print(table(), end="")
+    """Write, compare or print. The objectives' rules come first: the rest is made of what stands in the files."""
+    if "--table" in sys.argv:
+        sys.stdout.write(table())
         return 0
-    wanted = {RULE: prometheus_rule(), PAGE: page(PAGE.read_text(encoding="utf-8"))}
-    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    if chosen.check:
-        for path in stale:
-            print(f"not current: {path.relative_to(REPOSITORY)}; run `make docs`", file=sys.stderr)
-        return int(bool(stale))
-    for path in stale:
-        path.write_text(wanted[path], encoding="utf-8")
-    return 0
+    stale = write_or_compare({SLO: objectives.rules()})
+    return stale | write_or_compare({RULE: prometheus_rule(), PAGE: page(PAGE.read_text(encoding="utf-8"))})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import yaml
 
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parents[1]
-RULES = tuple(sorted((FOLDER / "rules").glob("*.yaml")))
+#: In the order in which they are shown: symptoms first.
+RULES = tuple(sorted((FOLDER / "rules").glob("*.yaml"), reverse=True))
 TESTS = tuple(sorted((FOLDER / "tests").glob("*.yaml")))
 
 
@@ -91,6 +92,16 @@ def cases() -> list[Case]:
         for path in TESTS
         for test in _read(path)["tests"]
         for asked in test.get("alert_rule_test", ())
+    ]
+
+
+def fed() -> list[tuple[str, str]]:
+    """Every series that the tests make up, after the name of its file."""
+    return [
+        (path.name, series["series"])
+        for path in TESTS
+        for test in _read(path)["tests"]
+        for series in test["input_series"]
     ]
 
 

@@ -6,9 +6,13 @@ What alerts and totals are made of is there at zero from the first scrape on (th
 event would otherwise be no increase to Prometheus, but the birth of a series.
 """
 
+import time
+from collections.abc import Iterable, Mapping
 from itertools import product
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from imprimatur.broker import Queue
 from imprimatur.errors import AttemptError, PermanentError, RateLimited, TimedOut, TransientError
@@ -16,6 +20,43 @@ from imprimatur.job import AttemptOutcome, JobType, Priority, State
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
+
+#: What was seen of the database so long ago is not known any more: three looks of whoever looks most seldom.
+KNOWN_SECONDS = 15.0
+
+
+class DatabaseGauge(Collector):
+    """What somebody saw in the database, the same for every process that looks there.
+
+    Without series before the first look, and again once the last one that succeeded is `KNOWN_SECONDS` old: graphs
+    show a gap then, and alerts a database that is away, not what was true before.
+    """
+
+    def __init__(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> None:
+        self.labels = labels
+        self._name = name
+        self._documentation = documentation
+        self._seen: Mapping[tuple[str, ...], float] = {}
+        self._seen_at = 0.0
+        REGISTRY.register(self)
+
+    def show(self, seen: float | Mapping[tuple[str, ...], float]) -> None:
+        """What was seen just now: one number, or all of them by their labels' values."""
+        self._seen = seen if isinstance(seen, Mapping) else {(): seen}
+        self._seen_at = time.monotonic()
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """The family without its series."""
+        return [GaugeMetricFamily(self._name, self._documentation, labels=self.labels)]
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """What is known now."""
+        family = GaugeMetricFamily(self._name, self._documentation, labels=self.labels)
+        if time.monotonic() - self._seen_at < KNOWN_SECONDS:
+            for values, number in self._seen.items():
+                family.add_metric(values, number)
+        return [family]
+
 
 # --- gateway ---------------------------------------------------------------------------------------------
 rpc_requests = Counter(
@@ -36,12 +77,16 @@ watch_lag_seconds = Histogram(
     "From an event's arrival at the gateway to its job's being handed to a watcher's stream.",
     buckets=_FAST,
 )
-jobs_by_state = Gauge("imprimatur_jobs", "Unfinished jobs, by state, type and priority.", ["state", "type", "priority"])
-due_jobs = Gauge("imprimatur_due_jobs", "Queued jobs whose time has come, by type and priority.", ["type", "priority"])
-oldest_due_seconds = Gauge(
-    "imprimatur_oldest_due_job_age_seconds", "Age of the oldest job that is due and waits.", ["priority"]
+jobs_by_state = DatabaseGauge(
+    "imprimatur_jobs", "Unfinished jobs, by state, type and priority.", ("state", "type", "priority")
 )
-awaiting_oldest_seconds = Gauge(
+due_jobs = DatabaseGauge(
+    "imprimatur_due_jobs", "Queued jobs whose time has come, by type and priority.", ("type", "priority")
+)
+oldest_due_seconds = DatabaseGauge(
+    "imprimatur_oldest_due_job_age_seconds", "Age of the oldest job that is due and waits.", ("priority",)
+)
+awaiting_oldest_seconds = DatabaseGauge(
     "imprimatur_oldest_pending_review_age_seconds", "Age of the oldest job that waits for a person."
 )
 jobs_released = Counter(
@@ -111,6 +156,10 @@ webhook_attempts = Counter(
     "Webhook posts, by outcome: delivered, refused (an HTTP status), failed (no answer), blocked (address).",
     ["outcome"],
 )
+webhooks_unsigned = Counter(
+    "imprimatur_webhook_unsigned_total",
+    "Times that a delivery could not be signed, its secret being gone or sealed with another key; no attempt is spent.",
+)
 webhook_seconds = Histogram("imprimatur_webhook_duration_seconds", "Duration of webhook posts.", buckets=_FAST)
 webhook_lag_seconds = Histogram(
     "imprimatur_webhook_lag_seconds", "From an outcome to the first attempt at telling it.", buckets=_SLOW
@@ -118,12 +167,15 @@ webhook_lag_seconds = Histogram(
 webhooks_abandoned = Counter(
     "imprimatur_webhook_deliveries_abandoned_total", "Deliveries given up after their last attempt."
 )
-webhook_deliveries_pending = Gauge("imprimatur_webhook_deliveries_pending", "Deliveries not yet made.")
-webhooks_pending = Gauge("imprimatur_webhook_events_pending", "Outcomes whose message is not yet stored.")
+webhook_deliveries_pending = DatabaseGauge("imprimatur_webhook_deliveries_pending", "Deliveries not yet made.")
+webhooks_pending = DatabaseGauge("imprimatur_webhook_events_pending", "Outcomes whose message is not yet stored.")
+webhook_oldest_untried_seconds = DatabaseGauge(
+    "imprimatur_webhook_oldest_untried_age_seconds", "Age of the oldest delivery that was never attempted."
+)
 
 # --- everywhere ------------------------------------------------------------------------------------------
 build_info = Gauge("imprimatur_build_info", "Always 1: which service this process is.", ["service", "version"])
-outbox_backlog = Gauge("imprimatur_outbox_messages", "Messages written and not yet confirmed by the broker.")
+outbox_backlog = DatabaseGauge("imprimatur_outbox_messages", "Messages written and not yet confirmed by the broker.")
 outbox_published = Counter(
     "imprimatur_outbox_published_total",
     "Messages handed to the broker, by result: confirmed, failed.",

@@ -22,7 +22,7 @@ from imprimatur.storage.deliveries import AttemptRecord, DeliveryState, Lease
 from imprimatur.storage.webhooks import SealedSecret
 from imprimatur.tracing import Attribute, Kind, SpanContext
 from imprimatur.vault import Vault, VaultError
-from imprimatur.webhooks import MalformedSecret, unseal
+from imprimatur.webhooks import MalformedSecret, key_of, unseal
 from notifier import signing
 from notifier.batches import Batches
 from notifier.post import Answer, Outcome, Poster
@@ -209,21 +209,27 @@ class Deliverer:
         return _record_of(lease, answer, verdict)
 
     def _signed(self, lease: Lease, sealed: Sequence[SealedSecret]) -> dict[str, str] | None:
-        """The headers; None when no secret can be opened."""
+        """The headers, signed by every secret that can be opened; None when there is none."""
+        secrets = [secret for item in sealed if (secret := self._opened(item)) is not None]
+        if not secrets:
+            metrics.webhooks_unsigned.inc()
+            log.error("a delivery has no secret to be signed with")
+            return None
+        return signing.headers(
+            secrets,
+            message_id=str(lease.message_id),
+            timestamp=int(lease.leased_at.timestamp()),
+            body=lease.body,
+        )
+
+    def _opened(self, sealed: SealedSecret) -> str | None:
         try:
-            secrets = [unseal(self._vault, item) for item in sealed]
-            if not secrets:
-                log.error("a delivery has no secret to be signed with")
-                return None
-            return signing.headers(
-                secrets,
-                message_id=str(lease.message_id),
-                timestamp=int(lease.leased_at.timestamp()),
-                body=lease.body,
-            )
+            secret = unseal(self._vault, sealed)
+            key_of(secret)
         except (VaultError, MalformedSecret) as fault:
             log.error("a webhook secret cannot be opened", error=str(fault))  # noqa: TRY400
             return None
+        return secret
 
     async def _record(self, record: AttemptRecord) -> None:
         """Until it is written or the lease is over: a post that went unrecorded is made again."""

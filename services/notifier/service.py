@@ -38,9 +38,10 @@ class Notifier:
             async with asyncio.timeout(_OBSERVE_SECONDS), self.database.read() as reader:
                 open_ones = await counts(reader)
         except (Unavailable, TimeoutError):
-            return  # the gauges stay as they were; the other metrics must not wait for the database
-        metrics.webhook_deliveries_pending.set(open_ones.deliveries)
-        metrics.webhooks_pending.set(open_ones.events)
+            return  # the other metrics must not wait for the database
+        metrics.webhook_deliveries_pending.show(open_ones.deliveries)
+        metrics.webhooks_pending.show(open_ones.events)
+        metrics.webhook_oldest_untried_seconds.show(open_ones.oldest_untried_seconds)
 
 
 @asynccontextmanager

@@ -5,13 +5,13 @@ import uuid
 from collections.abc import Sequence
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from tests import makers
 
 from imprimatur.errors import NotFound, ResourceExhausted
 from imprimatur.identity import new_id
 from imprimatur.job import Job
-from imprimatur.storage import announcements, deliveries, jobs, webhooks
+from imprimatur.storage import announcements, clock, deliveries, jobs, webhooks
 from imprimatur.storage.announcements import NewMessage
 from imprimatur.storage.database import Database
 from imprimatur.storage.deliveries import AttemptRecord, DeliveryState, Lease
@@ -452,3 +452,31 @@ async def test_counts_tell_what_is_not_done_yet(database: Database) -> None:
 
     assert (found.events, found.deliveries) == (1, 1)
     assert pending == 1
+
+
+async def test_the_oldest_delivery_without_an_attempt_is_told(database: Database) -> None:
+    tenant_id = await makers.make_tenant(database)
+    await endpoint(database, tenant_id)
+    first, second = await cancelled(database, tenant_id), await cancelled(database, tenant_id)
+    [oldest] = await announce(database, first)
+    [younger] = await announce(database, second)
+    hours = {oldest.message_id: 2, younger.message_id: 1}
+    async with database.begin() as tx:
+        for message_id, age in hours.items():
+            stored = update(webhook_messages).where(webhook_messages.c.id == message_id)
+            await tx.connection.execute(stored.values(created_at=clock.after(-3600.0 * age)))
+
+    assert round(await oldest_untried_seconds(database) / 3600) == 2
+    async with database.begin() as tx:
+        await deliveries.give_back(tx, [oldest])
+    assert round(await oldest_untried_seconds(database) / 3600) == 2, "no attempt was made"
+    [again] = await lease(database, oldest.lane, most=1)
+    await record(database, again, DeliveryState.PENDING)
+    assert round(await oldest_untried_seconds(database) / 3600) == 1
+    await record(database, younger, DeliveryState.DELIVERED, status=204)
+    assert await oldest_untried_seconds(database) == 0
+
+
+async def oldest_untried_seconds(database: Database) -> float:
+    async with database.read() as reader:
+        return (await deliveries.counts(reader)).oldest_untried_seconds

@@ -1,6 +1,7 @@
 """A known load on the three services, and what came of it, as its callers were told."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -46,6 +47,10 @@ class Round:
     by_people: Counter[tuple[str, bool]]  #: and whether they override the AI
     posts: Counter[str]  #: webhook posts, by outcome
     scheduled: list[str]  #: ids of jobs that wait for their time
+    settled: int  #: jobs that were watched until the machine was done with them
+    began: float  #: seconds of the epoch
+    settled_at: float
+    ended: float
 
     @property
     def worked_on(self) -> int:
@@ -57,9 +62,19 @@ class Round:
         """Jobs that it left with the people."""
         return self.left["awaiting_review"] - self.by_people.total()
 
+    @property
+    def work_seconds(self) -> float:
+        """From the first submit until the machine was done with all that was due."""
+        return self.settled_at - self.began
 
-async def run(client: Client, receiver: Receiver) -> Round:
-    """One round, to its end: every outcome told, or given up."""
+    @property
+    def seconds(self) -> float:
+        """From the first submit until the last webhook."""
+        return self.ended - self.began
+
+
+async def run(client: Client, receiver: Receiver, stack: Stack) -> Round:
+    """One round, to its end: every outcome told, or given up, and counted."""
     later = datetime.now(UTC) + timedelta(hours=1)
     wanted = [
         *jobs.requests(jobs.examples()[:_EXAMPLES], receiver.url),
@@ -68,10 +83,12 @@ async def run(client: Client, receiver: Receiver) -> Round:
         submission(jobs.plain_creative(0), callback_url=f"http://127.0.0.1:{free_port()}/nobody"),
     ]
     planned = [submission(jobs.plain_creative(one), run_at=later) for one in range(SCHEDULED)]
+    began = time.time()
     ids = await jobs.submit_all(client, wanted)
     single = await client.submit(creative=jobs.plain_creative(1), callback_url=receiver.url)
     scheduled = await jobs.submit_all(client, planned)
     settled = [*(await jobs.settled(client, [*ids, single.id])).values()]
+    settled_at = time.time()
     for job_id in scheduled[:CANCELLED]:
         await client.cancel(job_id)
     decided = await _decide(client, settled)
@@ -80,6 +97,7 @@ async def run(client: Client, receiver: Receiver) -> Round:
             await client.get(str(new_id()))
     told = jobs.outcomes(job for job in settled if job.id != ids[-1]) | jobs.outcomes(decided)
     await eventually(lambda: told <= set(receiver.told()), "a webhook of each outcome", seconds=_TOLD_SECONDS)
+    await eventually(lambda: _is_calm(stack), "calm", seconds=20)
     priorities = Counter({"high": 2, "low": 1})
     return Round(
         accepted=priorities + Counter({"normal": len(wanted) + 1 + SCHEDULED - priorities.total()}),
@@ -91,6 +109,10 @@ async def run(client: Client, receiver: Receiver) -> Round:
         ),
         posts=Counter({"delivered": len(told), "failed": 2}),
         scheduled=scheduled[CANCELLED:],
+        settled=len(settled),
+        began=began,
+        settled_at=settled_at,
+        ended=time.time(),
     )
 
 
@@ -137,7 +159,7 @@ async def watching(client: Client, job_ids: list[str]) -> AsyncIterator[None]:
             await asyncio.gather(*(stream.aclose() for stream in streams))
 
 
-def is_calm(stack: Stack) -> bool:
+def _is_calm(stack: Stack) -> bool:
     """Whether everything that was begun is counted."""
     reviewer, notifier = scrape(stack.ports["reviewer"]), scrape(stack.ports["notifier"])
     return (

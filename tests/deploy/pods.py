@@ -89,8 +89,11 @@ def probes_ask_the_right_question(these: Manifests) -> Iterator[str]:
                 yield f"{service}: {kind} does not ask /livez, which depends on nothing"
         if liveness.get("periodSeconds", 10) * liveness.get("failureThreshold", 3) < _PATIENCE_SECONDS:
             yield f"{service}: liveness has no patience"
-        if startup.get("periodSeconds", 10) * startup.get("failureThreshold", 3) < 10 * _PATIENCE_SECONDS:
+        start_seconds = startup.get("periodSeconds", 10) * startup.get("failureThreshold", 3)
+        if start_seconds < 2 * _PATIENCE_SECONDS:
             yield f"{service}: a slow machine is not given the time to start"
+        if start_seconds > 4 * _PATIENCE_SECONDS:
+            yield f"{service}: what hangs at its start is found late, for the HTTP port waits for nobody"
         if readiness.get("httpGet") != {"path": "/readyz", "port": "http"} and readiness.get("grpc") != {"port": 7443}:
             yield f"{service}: readiness asks neither /readyz nor the gRPC port"
         tls = "IMPRIMATUR_TLS_CERTIFICATE" in these.environment(these.service(service))

@@ -3,6 +3,7 @@
 No parser: the expressions are ours, and Prometheus itself has read them in other tests.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from imprimatur import metrics
 from imprimatur.broker import EVENTS, Queue
+from imprimatur.errors import UnreviewableInput
 from imprimatur.job import AttemptOutcome, JobType, Priority, State
 from imprimatur.policy import Decision, Trigger
 from imprimatur.v1 import job_service_pb2, review_service_pb2, webhook_service_pb2
@@ -79,7 +81,7 @@ def known() -> Mapping[str, frozenset[str]]:
     """Every sample's name that can be scraped or is recorded, with its own labels."""
     found = dict(FOREIGN)
     for collector in vars(metrics).values():
-        if isinstance(collector, Counter | Gauge | Histogram):
+        if isinstance(collector, Counter | Gauge | Histogram | metrics.DatabaseGauge):
             found |= dict(_samples(collector))
     for family in REGISTRY.collect():
         if family.name.startswith(("process_", "python_")):
@@ -90,7 +92,7 @@ def known() -> Mapping[str, frozenset[str]]:
 
 
 def _samples(collector: Any) -> Iterator[tuple[str, frozenset[str]]]:
-    labels = frozenset(collector._labelnames)
+    labels = frozenset(collector.labels if isinstance(collector, metrics.DatabaseGauge) else collector._labelnames)
     [family] = collector.describe()
     if isinstance(collector, Histogram):
         yield f"{family.name}_bucket", labels | {"le"}
@@ -124,6 +126,8 @@ VALUES: Mapping[str, frozenset[str]] = {
     "service": frozenset({"gateway", "reviewer", "notifier", "serve"}),
     "outcome": frozenset({*AttemptOutcome, "delivered", "refused", "failed", "blocked"}),
     "slo": frozenset({"submit", "start", "review"}),
+    "result": frozenset({"claimed", "stale", "given_back", "confirmed", "failed"}),
+    "error_code": frozenset({*metrics.ATTEMPT_ERRORS, UnreviewableInput.code}),
 }
 
 
@@ -144,6 +148,26 @@ def faults(expr: str) -> list[str]:
                 found.append(f'{selector.metric} never has {label}{operator}"{value}"')
     found += [f"no metric of it has the label {label}" for label in sorted(grouped(expr) - usable)]
     return found
+
+
+def made_up(series: str) -> list[str]:
+    """What is wrong with a series of a test: no process exports it, or not with these labels, or never such a value."""
+    [selector] = selectors(series)
+    labels = {label for label, _, _ in selector.matchers} - TARGET
+    found = faults(series)
+    if selector.metric not in FOREIGN and (missing := known().get(selector.metric, frozenset()) - TARGET - labels):
+        found.append(f"{selector.metric} has the labels {sorted(missing)} too")
+    ends = {value for label, _, value in selector.matchers if label == "le"}
+    if unknown := ends - _bucket_ends(selector.metric):
+        found.append(f"{selector.metric} has no bucket {sorted(unknown)}")
+    return found
+
+
+def _bucket_ends(metric: str) -> set[str]:
+    for collector in vars(metrics).values():
+        if isinstance(collector, Histogram) and f"{collector._name}_bucket" == metric:
+            return {str(end) if math.isfinite(end) else "+Inf" for end in collector._upper_bounds}
+    return set()
 
 
 def _some(operator: str, value: str, values: frozenset[str]) -> bool:

@@ -1,7 +1,9 @@
 """The alerts and recording rules: read and tried by promtool, each both firing and silent, each with its page."""
 
 import re
+import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,10 +41,76 @@ def test_the_rules_do_what_their_tests_say(tests: Path) -> None:
     promtool("test", "rules", tests)
 
 
+#: Those about budgets, whose windows have tests of their own.
+BUDGETS = [alert for alert in rulebook.alerts() if "budget_burn" in alert.expr]
+
+
+@pytest.mark.parametrize("severity", ["critical", "warning"])
+def test_no_part_of_the_rules_about_budgets_can_go_unnoticed(severity: str, tmp_path: Path) -> None:
+    """Each pair of windows is removed in turn, and each condition of each: the tests of the windows must fail."""
+    mutated = [alert for alert in BUDGETS if alert.severity == severity]
+    assert len(mutated) == 3
+    notice(tmp_path, BUDGETS)
+    for exprs in zip(*(mutants(alert.expr) for alert in mutated), strict=True):
+        rules = [replace(alert, expr=expr) for alert, expr in zip(mutated, exprs, strict=True)]
+        with pytest.raises(AssertionError) as noticed:
+            notice(tmp_path, [*rules, *(alert for alert in BUDGETS if alert not in mutated)])
+        assert all(f"alertname: {alert.name}" in str(noticed.value) for alert in mutated), exprs
+
+
+def notice(folder: Path, alerts: list[Alert]) -> None:
+    """Have promtool test the windows of these rules; what the windows see is given, so no recordings are needed."""
+    rules = [
+        {"alert": one.name, "expr": one.expr, "for": one.for_, "labels": one.labels, "annotations": one.annotations}
+        for one in alerts
+    ]
+    for name in ("rules", "tests"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "rules" / "slo.yaml").write_text(yaml.safe_dump({"groups": [{"name": "budgets", "rules": rules}]}))
+    promtool("test", "rules", shutil.copy(rulebook.FOLDER / "tests" / "slo_windows.yaml", folder / "tests"))
+
+
+def mutants(expr: str) -> list[str]:
+    """The expression without each of its two branches, and without each of a branch's three conditions."""
+    one, other = re.findall(r"\(([^()]+)\)", expr)
+    found = [one, other]
+    for branch, kept in ((one, other), (other, one)):
+        conditions = re.split(r"\s+and\s+", branch.strip())
+        assert len(conditions) == 3
+        for condition in conditions:
+            rest = " and ".join(part for part in conditions if part != condition)
+            found.append(f"({rest}) or ({kept})")
+    return found
+
+
 @pytest.mark.parametrize("alert", ALERTS)
 def test_an_alert_is_tried_firing_and_silent(alert: Alert) -> None:
     assert rulebook.cases_of(alert, firing=True), "no test sees it fire"
     assert rulebook.cases_of(alert, firing=False) or alert.severity == "none", "no test sees it silent"
+
+
+@pytest.mark.parametrize("file", [path.name for path in rulebook.TESTS])
+def test_a_test_feeds_what_some_process_exports_and_nothing_else(file: str) -> None:
+    series = [one for where, one in rulebook.fed() if where == file]
+    assert series
+    assert {one: promql.made_up(one) for one in series if promql.made_up(one)} == {}
+
+
+@pytest.mark.parametrize(
+    ("series", "fault"),
+    [
+        ('imprimatur_jobs_lost_total{instance="a"}', "nobody exports imprimatur_jobs_lost_total"),
+        ('imprimatur_open_streams{instance="a"}', "imprimatur_open_streams has the labels ['rpc'] too"),
+        ('imprimatur_open_streams{rpc="WatchJob", tenant="t"}', "imprimatur_open_streams has no label tenant"),
+        ('imprimatur_claims_total{result="lost"}', 'imprimatur_claims_total never has result="lost"'),
+        (
+            'imprimatur_webhook_lag_seconds_bucket{le="90.0"}',
+            "imprimatur_webhook_lag_seconds_bucket has no bucket ['90.0']",
+        ),
+    ],
+)
+def test_a_series_that_nobody_exports_is_found(series: str, fault: str) -> None:
+    assert promql.made_up(series) == [fault]
 
 
 def test_the_watchdog_alone_fires_always() -> None:
@@ -93,16 +161,16 @@ def test_what_is_generated_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_current_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page, rule = tmp_path / "docs" / "monitoring.md", tmp_path / "rule.yaml"
-    page.parent.mkdir()
+    slo, rule, page = (tmp_path / name for name in ("slo.yaml", "rule.yaml", "monitoring.md"))
     page.write_text(writing.PAGE.read_text().replace("| critical |", "| warning |"))
-    for name, value in {"PAGE": page, "RULE": rule, "REPOSITORY": tmp_path}.items():
+    for name, value in {"SLO": slo, "RULE": rule, "PAGE": page}.items():
         monkeypatch.setattr(writing, name, value)
     monkeypatch.setattr("sys.argv", ["deploy.prometheus", "--check"])
     assert writing.main() == 1
-    assert re.findall(r"current: (\S+);", capsys.readouterr().err) == ["rule.yaml", "docs/monitoring.md"]
+    assert re.findall(r"current: \S*/(\S+);", capsys.readouterr().err) == ["slo.yaml", "rule.yaml", "monitoring.md"]
     monkeypatch.setattr("sys.argv", ["deploy.prometheus"])
     assert writing.main() == 0
+    assert slo.read_text() == (rulebook.FOLDER / "rules" / "slo.yaml").read_text()
     assert "| critical |" in page.read_text()
 
 

@@ -68,6 +68,7 @@ EVERYWHERE: dict[Policy, list[Breach]] = {
         (f"{_NOTIFIER} {_BOX} livenessProbe httpGet path", "/readyz"),
         (f"{_REVIEWER} {_BOX} livenessProbe failureThreshold", 1),
         (f"{_REVIEWER} {_BOX} startupProbe failureThreshold", 3),
+        (f"{_NOTIFIER} {_BOX} startupProbe failureThreshold", 60),
         (f"{_GATEWAY} {_BOX} readinessProbe", {"grpc": {"port": 7443}}),  # beside TLS
         (f"{_NOTIFIER} {_BOX} readinessProbe", _GONE),
     ],

@@ -67,6 +67,7 @@ class Counts:
 
     events: int
     deliveries: int
+    oldest_untried_seconds: float  #: since the oldest delivery that was never attempted; 0 without any
 
 
 def lane_of(tenant_id: uuid.UUID, url: str) -> str:
@@ -238,7 +239,24 @@ async def counts(reader: Reader) -> Counts:
     untold = select(func.count()).select_from(job_events).where(job_events.c.webhook_pending)
     row = (
         await reader.connection.execute(
-            select(waiting.scalar_subquery().label("d"), untold.scalar_subquery().label("e"))
+            select(
+                waiting.scalar_subquery().label("deliveries"),
+                untold.scalar_subquery().label("events"),
+                func.coalesce(_oldest_untried_seconds(), 0.0).label("oldest_untried_seconds"),
+            )
         )
     ).one()
-    return Counts(events=row.e, deliveries=row.d)
+    return Counts(**row._mapping)
+
+
+def _oldest_untried_seconds() -> ColumnElement[float]:
+    table = webhook_deliveries
+    untried = (
+        select(table.c.id, table.c.message_id)
+        .where(_pending(table), table.c.attempts == 0)
+        .cte("untried")
+        .prefix_with("MATERIALIZED")  # or the first by id is looked for among all deliveries that ever were
+    )
+    oldest = select(untried.c.message_id).order_by(untried.c.id).limit(1).scalar_subquery()
+    stored = select(webhook_messages.c.created_at).where(webhook_messages.c.id == oldest).scalar_subquery()
+    return clock.seconds_between(clock.now(), stored)
