@@ -72,16 +72,23 @@ class Gauges:
     async def _set(self) -> None:
         async with self._database.read() as reader:
             now = await stored.unfinished(reader)
-        for state, job_type, priority in product(_UNFINISHED, JobType, Priority):
-            number = now.counts.get((state, job_type, priority), 0)
-            metrics.jobs_by_state.labels(state, job_type, priority.name.lower()).set(number)
-        for job_type, priority in product(JobType, Priority):
-            number = now.due.get((job_type, priority), 0)
-            metrics.due_jobs.labels(job_type, priority.name.lower()).set(number)
-        for priority in Priority:  # nothing due is zero, not a series that goes away
-            seconds = now.oldest_due_seconds.get(priority, 0.0)
-            metrics.oldest_due_seconds.labels(priority.name.lower()).set(seconds)
-        metrics.awaiting_oldest_seconds.set(now.oldest_awaiting_seconds or 0.0)
+        # Nothing there is zero, not a series that goes away.
+        metrics.jobs_by_state.show(
+            {
+                (state, job_type, priority.name.lower()): now.counts.get((state, job_type, priority), 0)
+                for state, job_type, priority in product(_UNFINISHED, JobType, Priority)
+            }
+        )
+        metrics.due_jobs.show(
+            {
+                (job_type, priority.name.lower()): now.due.get((job_type, priority), 0)
+                for job_type, priority in product(JobType, Priority)
+            }
+        )
+        metrics.oldest_due_seconds.show(
+            {(priority.name.lower(),): now.oldest_due_seconds.get(priority, 0.0) for priority in Priority}
+        )
+        metrics.awaiting_oldest_seconds.show(now.oldest_awaiting_seconds or 0.0)
 
 
 async def system_status(

@@ -123,7 +123,7 @@ class Outbox:
             async with self._database.begin() as tx:
                 await stored.give_back(tx, left)
         async with self._database.read() as reader:
-            metrics.outbox_backlog.set(await stored.backlog(reader))
+            metrics.outbox_backlog.show(await stored.backlog(reader))
         return 0.0 if len(rows) == limit and not left else None
 
     async def _publish_all(self, rows: Sequence[OutboxRow]) -> list[uuid.UUID]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from imprimatur.policy import Mode
+
 
 class Role(StrEnum):
     """What a key may do."""
@@ -20,6 +22,7 @@ class Tenant:
 
     id: uuid.UUID
     name: str
+    mode: Mode  #: of the live policy
     created_at: datetime
 
 

@@ -233,7 +233,7 @@ class TestLosingAQueue:
         await broker.listen(("progress",), heard.append, lambda: gaps.append(None))
         await eventually(lambda: gaps)
         names = await asyncio.to_thread(node.ctl, "list_queues", "name", "--no-table-headers")
-        listener = next(name for name in names.split() if name.startswith("test."))
+        [listener] = [name for name in names.split() if name.startswith("test.")]
         # Only its own connection may delete an exclusive queue by AMQP.
         await asyncio.to_thread(
             node.ctl,

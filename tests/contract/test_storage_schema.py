@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
+from tests import makers
 from tests.conftest import MakePostgresURL
 
 from imprimatur.errors import ConfigurationError
+from imprimatur.job import Happening
 from imprimatur.storage import migrations
 from imprimatur.storage.database import Database
-from imprimatur.storage.schema import metadata
+from imprimatur.storage.schema import job_events, jobs, metadata
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -81,6 +83,25 @@ async def test_a_new_file_that_another_is_just_writing_to_is_waited_for(tmp_path
             await migrations.require_current(database)
         finally:
             await database.close()
+
+
+async def test_who_waited_for_a_person_before_that_was_noted_has_waited_all_the_time(empty_url: str) -> None:
+    database = Database(empty_url)
+    try:
+        await migrations.upgrade(database)
+        job = await makers.awaiting(database, await makers.make_tenant(database))
+        async with database.begin() as tx:
+            referred = select(job_events.c.at).where(job_events.c.kind == Happening.REFERRED)
+            since = (await tx.connection.execute(referred)).scalar_one()
+            await tx.connection.exec_driver_sql("DROP INDEX ix_jobs_awaiting_since")
+            await tx.connection.exec_driver_sql("ALTER TABLE jobs DROP COLUMN awaiting_since")
+            await tx.connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0004'")
+        await migrations.upgrade(database)
+        async with database.read() as reader:
+            found = (await reader.connection.execute(select(jobs.c.id, jobs.c.awaiting_since))).one()
+        assert (found.id, found.awaiting_since) == (job.id, since)
+    finally:
+        await database.close()
 
 
 def _differences(connection: Connection) -> list[object]:

@@ -13,9 +13,10 @@ from sqlalchemy import Row, insert, select, update
 from tests import makers
 
 from imprimatur.job import AttemptOutcome, Happening, JobType, Priority, State
-from imprimatur.storage import clock, schema, statistics
+from imprimatur.storage import clock, repeats, schema, statistics
 from imprimatur.storage.database import Database, Reader
-from imprimatur.storage.jobs import Owner
+from imprimatur.storage.jobs import Filter, Owner
+from imprimatur.storage.repeats import Scope
 from imprimatur.storage.statistics import ErrorCount, HourStats, QueueStatus, TypeStats, UnderWay
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -284,12 +285,8 @@ async def test_everything_unfinished_is_counted_over_all_tenants(database: Datab
     await makers.conclude(database, await makers.running(database, other), Happening.COMPLETED)
     waits = await makers.awaiting(database, other)
     async with database.begin() as tx:
-        events = schema.job_events
-        await tx.connection.execute(
-            update(events)
-            .where(events.c.job_id == waits.id, events.c.kind == Happening.REFERRED)
-            .values(at=clock.after(-500.0))
-        )
+        aged = update(schema.jobs).where(schema.jobs.c.id == waits.id).values(awaiting_since=clock.after(-500.0))
+        await tx.connection.execute(aged)
         queued = schema.jobs.c.priority == Priority.LOW
         await tx.connection.execute(update(schema.jobs).where(queued).values(run_at=clock.after(-70.0)))
     await makers.hold(database, waits, reviewer="ada")
@@ -306,3 +303,39 @@ async def test_everything_unfinished_is_counted_over_all_tenants(database: Datab
     assert seen.oldest_due_seconds[Priority.LOW] == pytest.approx(70.0, abs=5.0)
     assert seen.oldest_awaiting_seconds == pytest.approx(500.0, abs=5.0)
     assert held.claim_no == 1
+
+
+async def test_who_waits_for_a_person_has_waited_since_the_last_time_it_was_referred(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    job = await makers.awaiting(database, tenant)
+    await _wait(database, awaiting_since=clock.after(-500.0))
+    await makers.hold(database, job, reviewer="ada", seconds=-1.0)
+    assert await _oldest(database) == pytest.approx(500.0, abs=5.0)  # a hold is no new beginning
+    async with database.begin() as tx:
+        await tx.connection.execute(update(schema.jobs).values(policy_triggered="engine_error"))
+        scope = Scope(owner=Owner(tenant_id=tenant), wanted=Filter(), as_of=await clock.present(tx))
+        assert len(await repeats.review_again(tx, scope, limit=10, asked_by="ada")) == 1
+    assert await _oldest(database) is None
+    await makers.release(database)
+    held = await makers.claim(database, job, release_no=2)
+    assert held is not None
+    await makers.conclude(database, held, Happening.REFERRED)
+    assert await _oldest(database) == pytest.approx(0.0, abs=5.0)
+
+
+async def test_what_a_process_of_the_version_before_referred_has_waited_too(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    await makers.awaiting(database, tenant)
+    await _wait(database, awaiting_since=None, updated_at=clock.after(-700.0))
+    await makers.awaiting(database, tenant)
+    assert await _oldest(database) == pytest.approx(700.0, abs=5.0)
+
+
+async def _wait(database: Database, **values: object) -> None:
+    async with database.begin() as tx:
+        await tx.connection.execute(update(schema.jobs).values(values))
+
+
+async def _oldest(database: Database) -> float | None:
+    async with database.read() as reader:
+        return (await statistics.unfinished(reader)).oldest_awaiting_seconds

@@ -16,10 +16,11 @@ from tests.service.engines import ScriptedEngine
 from tests.service.statuses import refusal
 from tests.service.systems import Caller, System, running_system
 from tests.service.test_health import NOT_SERVING, SERVING, check, dialled, health
-from tests.service.test_metrics import get, observed
+from tests.service.test_metrics import get, observed, scraped
 from tests.service.test_reviewing import outcomes
 
 from gateway import access
+from imprimatur import metrics
 from imprimatur.identity import new_id
 from imprimatur.storage import migrations
 from imprimatur.storage.database import Database
@@ -121,6 +122,25 @@ async def test_jobs_go_on_when_the_database_is_back(database: Database, server: 
         server.restart()
         done = await me.until(job, JOB_STATE_SUCCEEDED, seconds=20.0)
     assert done.attempts == 1
+
+
+async def test_what_nobody_can_look_at_any_more_is_not_told(
+    database: Database, server: PrivatePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gauges = [gauge for gauge in vars(metrics).values() if isinstance(gauge, metrics.DatabaseGauge)]
+    names = {family.name for gauge in gauges for family in gauge.describe()}
+
+    async def told(port: int, *, there: bool) -> bool:
+        families = await scraped(port)
+        assert families["imprimatur_jobs_submitted"].samples  # as ever
+        return {bool(families[name].samples) for name in names} == {there}
+
+    async with running_system(database) as system, observed(system, "notifier") as (port, _engine):
+        await makers.until(lambda: told(port, there=True))
+        server.kill()
+        assert await told(port, there=True)  # a moment is no gap
+        monkeypatch.setattr(metrics, "KNOWN_SECONDS", 0.1)
+        await makers.until(lambda: told(port, there=False))
 
 
 async def test_a_pause_of_the_database_takes_no_job_from_its_worker(

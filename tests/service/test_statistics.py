@@ -1,6 +1,7 @@
 """GetStats and GetSystemStatus, against what was really done."""
 
 import asyncio
+import time
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -38,6 +39,7 @@ async def test_the_statistics_are_of_what_was_done(system: System, me: Caller, e
         engines.UNREADABLE: FAILED,
         engines.HUMAN: AWAITING,
     }
+    began = time.monotonic()
     submitted = {script: await me.submit(script, f"cr-{number}") for number, script in enumerate(scripts)}
     cancelled = await me.submit(engines.GATE)
     await me.jobs.CancelJob(CancelJobRequest(job_id=cancelled.id))
@@ -50,7 +52,7 @@ async def test_the_statistics_are_of_what_was_done(system: System, me: Caller, e
     assert (one.created, one.succeeded, one.failed, one.cancelled, one.awaiting_review) == (7, 4, 1, 1, 1)
     assert (one.approved, one.rejected) == (3, 1)
     assert one.success_rate == pytest.approx(0.8)
-    assert 0.2 <= one.p95_duration.ToTimedelta().total_seconds() < 10
+    assert 0.2 <= one.p95_duration.ToTimedelta().total_seconds() <= time.monotonic() - began
     assert 0 < one.mean_duration.ToTimedelta().total_seconds() <= one.p95_duration.ToTimedelta().total_seconds()
     assert {error.code: error.attempts for error in answer.errors} == {"provider_error": 1, "unreviewable_input": 1}
     assert (sum(hour.created for hour in answer.hours), sum(hour.finished for hour in answer.hours)) == (7, 6)
@@ -87,7 +89,7 @@ async def test_the_status_tells_what_waits_and_who_works(system: System, me: Cal
         assert busy.queues[0].HasField("oldest_age")
         engine.open("running")
         await makers.until(lambda: _is_quiet(me))
-    async with asyncio.timeout(2.0):
+    async with asyncio.timeout(10.0):
         assert (await status(me)).workers == 0  # a worker that stops says so
 
 
@@ -100,10 +102,12 @@ async def test_an_expected_duration_is_given_once_something_is_known(
     system: System, me: Caller, engine: ScriptedEngine
 ) -> None:
     async with system.gateway() as port, system.reviewer(engine):
+        began = time.monotonic()
         await me.until(await me.submit("slow 0.2"), SUCCEEDED)
+        took = time.monotonic() - began
         other = await system.holder(me.key, port=port)  # which has not asked yet
         job = await other.submit(engines.APPROVE)
-    assert 0.2 <= job.estimated_duration.ToTimedelta().total_seconds() < 10
+    assert 0.2 <= job.estimated_duration.ToTimedelta().total_seconds() <= took
 
 
 async def test_the_estimated_wait_counts_what_others_have_waiting(

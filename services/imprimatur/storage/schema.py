@@ -123,6 +123,7 @@ jobs = Table(
     # A person's hold on it while it waits for one.
     Column("held_by", Text, nullable=False),
     Column("held_until", Instant),
+    Column("awaiting_since", Instant),  # it was referred to people; stays when they are done
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("started_at", Instant),
@@ -149,6 +150,13 @@ _partial(
     jobs.c.priority,
     jobs.c.created_at,
     jobs.c.id,
+    where="state = 'awaiting_review'",
+)
+_partial(  # the gauges count by it, too, and need no row of the table for that
+    "ix_jobs_awaiting_since",
+    jobs.c.awaiting_since,
+    jobs.c.type,
+    jobs.c.priority,
     where="state = 'awaiting_review'",
 )
 _partial("ix_jobs_retryable", jobs.c.tenant_id, jobs.c.id, where="state IN ('failed', 'cancelled')")

@@ -14,20 +14,22 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     Subquery,
+    Text,
     and_,
     func,
+    literal,
     or_,
     select,
     type_coerce,
     union_all,
 )
 
-from imprimatur.job import AttemptOutcome, Happening, JobType, Priority, State
+from imprimatur.job import AttemptOutcome, JobType, Priority, State
 from imprimatur.storage import clock
 from imprimatur.storage.clock import Instant
 from imprimatur.storage.database import Reader
 from imprimatur.storage.jobs import Owner
-from imprimatur.storage.schema import attempts, job_events, jobs
+from imprimatur.storage.schema import attempts, jobs
 
 #: The most error codes that are listed.
 MOST_ERRORS = 20
@@ -271,9 +273,9 @@ async def recent_mean_seconds(reader: Reader, tenant_id: uuid.UUID | None, job_t
 async def unfinished(reader: Reader) -> Unfinished:
     """Counts and ages over all tenants, for gauges."""
     by_state = [
-        select(jobs.c.state, jobs.c.type, jobs.c.priority, func.count().label("number"))
+        select(literal(state, Text).label("state"), jobs.c.type, jobs.c.priority, func.count().label("number"))
         .where(jobs.c.state == state)
-        .group_by(jobs.c.state, jobs.c.type, jobs.c.priority)
+        .group_by(jobs.c.type, jobs.c.priority)
         for state in (State.QUEUED, State.RUNNING, State.AWAITING_REVIEW)  # singly: each has its partial index
     ]
     counts = await reader.connection.execute(union_all(*by_state))
@@ -286,12 +288,13 @@ async def unfinished(reader: Reader) -> Unfinished:
         .order_by("seconds")  # of each priority the oldest comes last
     )
     waiting = due.all()
-    last_referred = (
-        select(func.max(job_events.c.at))
-        .where(job_events.c.job_id == jobs.c.id, job_events.c.kind == Happening.REFERRED)
-        .scalar_subquery()
-    )
-    awaiting = select(_age(func.min(last_referred))).where(jobs.c.state == State.AWAITING_REVIEW)
+    is_awaiting = jobs.c.state == State.AWAITING_REVIEW
+    since = union_all(
+        select(func.min(jobs.c.awaiting_since).label("since")).where(is_awaiting),
+        # Referred by a process of the version before, which knows no such column.
+        select(func.min(jobs.c.updated_at)).where(is_awaiting, jobs.c.awaiting_since.is_(None)),
+    ).subquery()
+    awaiting = select(_age(func.min(since.c.since)))
     return Unfinished(
         counts={(State(row.state), JobType(row.type), Priority(row.priority)): row.number for row in counts},
         due={(JobType(row.type), Priority(row.priority)): row.number for row in waiting},

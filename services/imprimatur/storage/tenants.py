@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import uuid
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import and_, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.errors import AlreadyExists, NotFound
@@ -55,9 +55,18 @@ async def find_tenant(reader: Reader, name: str) -> uuid.UUID | None:
 async def list_tenants(reader: Reader) -> list[Tenant]:
     """All tenants, oldest first."""
     rows = await reader.connection.execute(
-        select(tenants.c.id, tenants.c.name, tenants.c.created_at).order_by(tenants.c.id)
+        select(tenants, policies.c.document)
+        .join_from(
+            tenants,
+            policies,
+            and_(policies.c.tenant_id == tenants.c.id, policies.c.version == tenants.c.policy_version),
+        )
+        .order_by(tenants.c.id)
     )
-    return [Tenant(**row._mapping) for row in rows]
+    return [
+        Tenant(id=row.id, name=row.name, mode=Policy.from_document(row.document).mode, created_at=row.created_at)
+        for row in rows
+    ]
 
 
 async def create_key(tx: Transaction, tenant_id: uuid.UUID, *, name: str, role: Role, user_id: str = "") -> str:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, insert, null, update
+from sqlalchemy import ColumnElement, Row, case, insert, null, update
 
 from imprimatur.job import TRANSITIONS, Happening, State
 from imprimatur.storage import clock, outbox
@@ -24,7 +24,10 @@ _UNCLAIMED: dict[str, Any] = {"claim_id": null(), "worker_id": null(), "lease_un
 _ON_ENTERING: Mapping[State, dict[str, Any]] = {
     State.QUEUED: {**_UNCLAIMED, "released_at": null()},
     State.RUNNING: _NO_PROGRESS,
-    State.AWAITING_REVIEW: _UNCLAIMED,
+    State.AWAITING_REVIEW: {
+        **_UNCLAIMED,
+        "awaiting_since": case((jobs.c.state == State.AWAITING_REVIEW, jobs.c.awaiting_since), else_=clock.now()),
+    },
     State.SUCCEEDED: {**_UNCLAIMED, **_UNHELD, "finished_at": clock.now(), "progress_percent": 100},
     State.FAILED: {**_UNCLAIMED, **_UNHELD, "finished_at": clock.now()},
     State.CANCELLED: {**_UNCLAIMED, **_UNHELD, "finished_at": clock.now()},
