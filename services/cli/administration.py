@@ -6,6 +6,8 @@ data folder. What reaches the database is `cli.operation`, imported when a comma
 
 import logging
 import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,7 @@ import typer
 from rich.table import Table
 
 from cli.connection import DEFAULT_DATA
-from cli.output import Output, note, plain
+from cli.output import Output, moment, note, plain
 from imprimatur.policy import Mode
 from imprimatur.tenancy import Role
 
@@ -35,6 +37,7 @@ DatabaseURL = Annotated[
 ]
 Data = Annotated[Path, typer.Option("--data", envvar="IMPRIMATUR_DATA", help="Data folder of `imprimatur serve`.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Row = Mapping[str, str | datetime]
 TenantName = Annotated[str, typer.Argument(help="The tenant's name.")]
 
 
@@ -56,10 +59,12 @@ def create_tenant(
 
 @tenants_app.command("list")
 def list_tenants(database_url: DatabaseURL = "", data: Data = DEFAULT_DATA, json: Json = False) -> None:
-    """List all tenants, oldest first."""
+    """List all tenants with their review mode, oldest first."""
     found = _at(database_url, data).tenants()
-    rows = [{"name": one.name, "id": str(one.id), "created": one.created_at.isoformat()} for one in found]
-    show_rows(rows, columns=("name", "id", "created"), json=json)
+    rows: list[Row] = [
+        {"name": one.name, "id": str(one.id), "mode": one.mode, "created": one.created_at} for one in found
+    ]
+    show_rows(rows, columns=("name", "id", "mode", "created"), json=json)
 
 
 @tenants_app.command("mode")
@@ -116,14 +121,14 @@ def list_keys(
     tenant: TenantName, database_url: DatabaseURL = "", data: Data = DEFAULT_DATA, json: Json = False
 ) -> None:
     """List a tenant's keys, revoked ones included. The keys themselves are not kept."""
-    rows = [
+    rows: list[Row] = [
         {
             "id": str(key.id),
             "name": key.name,
             "role": str(key.role),
             "user": key.user_id,
-            "created": key.created_at.isoformat(),
-            "revoked": key.revoked_at.isoformat() if key.revoked_at else "",
+            "created": key.created_at,
+            "revoked": key.revoked_at or "",
         }
         for key in _at(database_url, data).keys(tenant)
     ]
@@ -175,13 +180,22 @@ def show_fields(fields: dict[str, str], *, json: bool, remark: str = "") -> None
         note(remark)
 
 
-def show_rows(rows: list[dict[str, str]], *, columns: tuple[str, ...], json: bool) -> None:
-    """Many things, one a row."""
+def show_rows(rows: list[Row], *, columns: tuple[str, ...], json: bool) -> None:
+    """Many things, one a row; times as in all other lists, and in JSON as protobuf writes them."""
 
     def table() -> Table:
         shown = Table(*columns, box=None, pad_edge=False)
         for row in rows:
-            shown.add_row(*(plain(row[column]) for column in columns))
+            shown.add_row(*(plain(_written(row[column], moment)) for column in columns))
         return shown
 
-    Output(as_json=json).show({"items": rows}, table)
+    items = [{name: _written(value, _in_utc) for name, value in row.items()} for row in rows]
+    Output(as_json=json).show({"items": items}, table)
+
+
+def _written(value: str | datetime, time: Callable[[datetime], str]) -> str:
+    return time(value) if isinstance(value, datetime) else value
+
+
+def _in_utc(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")

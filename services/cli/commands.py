@@ -68,7 +68,7 @@ async def _do(function: Callable[..., Awaitable[None]], reached: Connection, out
         try:
             await function(Session(client=client, output=output), **own)
         except ClientError as error:
-            raise CommandFailed(explained(error, reached.target)) from error
+            raise CommandFailed(explained(error, reached.told)) from error
 
 
 def explained(error: ClientError, target: str) -> str:

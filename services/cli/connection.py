@@ -58,10 +58,16 @@ class Connection:
 
     target: str
     api_key: str = field(repr=False)
+    named_in: Path | None = None  #: the file that names the target, where no option does
     tls: bool | None = None
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+
+    @property
+    def told(self) -> str:
+        """The target, and who named it."""
+        return f"{self.target} (from {self.named_in})" if self.named_in else self.target
 
     def open(self) -> Client:
         """A client for it; raises ConfigurationError where a file or option is wrong."""
@@ -92,9 +98,11 @@ def resolve(
     data: DataOption = DEFAULT_DATA,
 ) -> Connection:
     """The connection that the options ask for; raises ConfigurationError, naming what is missing."""
+    named_in = None
     if not target or not api_key:
         found = _left_by_serve(data)
         api_key = api_key or (found.get("api_key") if target in {None, "", found.get("target")} else None)
+        named_in = None if target else data / CLIENT_FILE
         target = target or found.get("target")
     if not target:
         raise ConfigurationError(
@@ -104,7 +112,13 @@ def resolve(
     if not api_key:
         raise ConfigurationError(f"no key for {target}: give --api-key, or set IMPRIMATUR_API_KEY")
     return Connection(
-        target=target, api_key=api_key.strip(), tls=tls, ca_file=ca_file, cert_file=cert_file, key_file=key_file
+        target=target,
+        api_key=api_key.strip(),
+        named_in=named_in,
+        tls=tls,
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
     )
 
 

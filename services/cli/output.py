@@ -8,6 +8,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -65,6 +66,11 @@ def note(text: str) -> None:
 def complain(text: str) -> None:
     """Say what went wrong, in one line."""
     note(f"error: {text}")
+
+
+def moment(time: datetime) -> str:
+    """A time for people, in the reader's time zone."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def plain(text: object, style: str = "") -> Text:

@@ -1,7 +1,7 @@
 """Messages as tables for people. Pure: messages in, Rich renderables out; every text goes through `plain`."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 from google.protobuf.descriptor import EnumDescriptor
@@ -12,19 +12,26 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cli.output import plain
+from cli.output import moment, plain
 from imprimatur.client import is_terminal
 from imprimatur.v1.creative_pb2 import (
     Category,
     Confidence,
     Creative,
-    CreativeReviewResult,
     Decision,
     Part,
     PolicyTrigger,
     Recommendation,
 )
-from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING, AttemptOutcome, Job, JobEvent, JobState, Priority
+from imprimatur.v1.job_pb2 import (
+    JOB_STATE_CANCELLED,
+    JOB_STATE_RUNNING,
+    AttemptOutcome,
+    Job,
+    JobEvent,
+    JobState,
+    Priority,
+)
 from imprimatur.v1.job_service_pb2 import RetryJobsResponse, ReviewJobsAgainResponse
 from imprimatur.v1.review_service_pb2 import PendingReview
 
@@ -62,7 +69,7 @@ def when(time: Timestamp) -> str:
     """In the reader's time zone; empty for none."""
     if not time.ByteSize():
         return ""
-    return datetime.fromtimestamp(time.seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return moment(datetime.fromtimestamp(time.seconds, UTC))
 
 
 def seconds(message: Message, field: str) -> str:
@@ -138,8 +145,8 @@ def board(watched: Iterable[Job]) -> Table:
 
 
 def decision_of(job: Job) -> str:
-    """ "approved", "rejected", "pending" or nothing."""
-    return word(Decision, job.creative_review.decision)
+    """ "approved", "rejected", "pending" or nothing; nobody decides any more on what was cancelled."""
+    return "" if job.state == JOB_STATE_CANCELLED else word(Decision, job.creative_review.decision)
 
 
 def progress_of(job: Job) -> str:
@@ -152,6 +159,8 @@ def _why(job: Job) -> str:
         return f"{job.error.code}: {job.error.message}"
     if job.superseded_by:
         return f"superseded by {job.superseded_by}"
+    if job.state == JOB_STATE_CANCELLED:
+        return ""
     review = job.creative_review
     return review.human_review.reason or review.ai_review.reason
 
@@ -160,7 +169,7 @@ def job_in_full(job: Job) -> RenderableType:
     """All there is to know of one job."""
     parts: list[RenderableType] = [facts(_job_facts(job))]
     if job.HasField("creative_review"):
-        parts.append(_review(job.creative_review))
+        parts.append(_review(job))
     if job.attempt_history:
         parts.append(_attempts(job))
     return sections(*parts)
@@ -206,13 +215,14 @@ def _job_facts(job: Job) -> Iterable[tuple[str, object]]:
     yield "superseded by", job.superseded_by
 
 
-def _review(review: CreativeReviewResult) -> RenderableType:
-    ai, human = review.ai_review, review.human_review
+def _review(job: Job) -> RenderableType:
+    ai, human = job.creative_review.ai_review, job.creative_review.human_review
+    by_the_ai = "the AI had said" if job.state == JOB_STATE_CANCELLED else "by the AI"
     engine = ai.evidence.engine
     scores = sorted(ai.evidence.categories, key=lambda scored: -scored.score)
     pairs = [
-        ("decision", coloured(word(Decision, review.decision))),
-        ("by the AI", f"{word(Decision, ai.decision)} ({word(PolicyTrigger, ai.policy_triggered)}): {ai.reason}"),
+        ("decision", coloured(decision_of(job))),
+        (by_the_ai, f"{word(Decision, ai.decision)} ({word(PolicyTrigger, ai.policy_triggered)}): {ai.reason}"),
         ("confidence", f"{word(Confidence, ai.confidence)} {ai.confidence_score:.2f}" if ai.confidence else ""),
         ("advice", word(Recommendation, ai.evidence.recommendation)),
         ("policy", f"version {ai.policy_version}" if ai.policy_version else ""),

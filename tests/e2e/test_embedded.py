@@ -39,7 +39,7 @@ async def test_a_creative_is_submitted_watched_and_decided_by_commands_and_told_
 
     both = {(job_id, "job.awaiting_review"): 1, (job_id, "job.succeeded"): 1}
     await eventually(lambda: receiver.told() == both, "both webhooks, verified")
-    last = next(one["body"]["data"] for one in receiver.messages() if one["body"]["type"] == "job.succeeded")
+    [last] = [one["body"]["data"] for one in receiver.messages() if one["body"]["type"] == "job.succeeded"]
     assert last["status"] == "rejected"
     assert last["creative_data"]["human_review"]["reason"] == "no licence shown"
 
@@ -56,7 +56,7 @@ async def test_a_client_submits_watches_and_decides_and_a_batch_keeps_below_500_
             most = max(most, embedded.pss_megabytes())
             await asyncio.sleep(0.2)
         ended = watching.result()
-        waiting = next(job for job in ended.values() if job.state == JOB_STATE_AWAITING_REVIEW)
+        waiting, *_ = [job for job in ended.values() if job.state == JOB_STATE_AWAITING_REVIEW]
         decided = await client.decide(waiting.id, DECISION_APPROVED, "seen, and fine", reviewer="ann")
     most = max(most, embedded.pss_megabytes())
 

@@ -73,7 +73,7 @@ def test_every_fence_of_commands_says_what_it_needs() -> None:
 def replaced(trio: Trio) -> dict[str, str]:
     """What stands in the guides, and what it is here: the stack's own jobs, keys, ports and folders."""
     stack = trio.stack
-    prometheus = observe(stack, die_with_parent=True)
+    prometheus = observe(stack, None, die_with_parent=True)
     job_id = asyncio.run(_a_job_that_waits(trio))
     _imprimatur(stack.environ, "tenants", "create", "my-team")
     [key] = _imprimatur(stack.environ, "keys", "list", "my-team")["items"]

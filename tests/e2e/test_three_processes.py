@@ -32,7 +32,7 @@ async def test_a_batch_is_reviewed_watched_told_by_webhooks_and_counted(trio: Tr
     async with trio.client() as client:
         ids = await jobs.submit_all(client, jobs.requests(jobs.examples(), receiver.url))
         ended = await jobs.settled(client, ids)
-        waiting = next(job for job in ended.values() if job.state == JOB_STATE_AWAITING_REVIEW)
+        waiting, *_ = [job for job in ended.values() if job.state == JOB_STATE_AWAITING_REVIEW]
         decided = await client.decide(waiting.id, DECISION_APPROVED, "seen, and fine", reviewer="ann")
         status = await client.status()
     told = jobs.outcomes(ended.values()) | jobs.outcomes([decided])

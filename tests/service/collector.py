@@ -10,6 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 from tests.contract.polling import eventually
+from tests.service.listening import listening
 
 Value = str | int | float | bool
 Answer = Callable[[], Awaitable[web.StreamResponse]]
@@ -130,13 +131,5 @@ def _value(value: AnyValue) -> Value:
 async def collecting() -> AsyncIterator[Collector]:
     """A collector on a free port of 127.0.0.1."""
     made = Collector()
-    app = web.Application()
-    app.router.add_post("/{path:.*}", made.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    made.port = runner.addresses[0][1]
-    try:
+    async with listening(made.handle) as made.port:
         yield made
-    finally:
-        await runner.cleanup()

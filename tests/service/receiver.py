@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 from standardwebhooks.webhooks import Webhook
+from tests.service.listening import listening
 
 Answer = Callable[["Post"], Awaitable[web.StreamResponse]]
 
@@ -80,13 +81,5 @@ def never() -> Answer:
 async def receiving() -> AsyncIterator[Receiver]:
     """A receiver on a free port of 127.0.0.1."""
     made = Receiver()
-    app = web.Application()
-    app.router.add_post("/{path:.*}", made.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    made.port = runner.addresses[0][1]
-    try:
+    async with listening(made.handle) as made.port:
         yield made
-    finally:
-        await runner.cleanup()

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -131,7 +133,13 @@ def test_a_secret_stays_the_same_until_it_is_rotated(done: Callable[..., str]) -
 def test_tenants_and_keys_are_listed_with_their_ids_and_without_the_keys(done: Callable[..., str]) -> None:
     made = json.loads(done("tenants", "create", "acme", "--json"))
     [tenant] = json.loads(done("tenants", "list", "--json"))["items"]
-    assert (tenant["name"], tenant["id"]) == ("acme", made["id"])
+    assert (tenant["name"], tenant["id"], tenant["mode"]) == ("acme", made["id"], "ai-powered")
+    done("tenants", "mode", "acme", "require-human")
+    shown = done("tenants", "list").splitlines()[1]
+    assert shown.split()[:3] == ["acme", made["id"], "require-human"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", " ".join(shown.split()[3:]))  # as in every table
+    assert datetime.fromisoformat(tenant["created"]).tzinfo is UTC
+    assert tenant["created"].endswith("Z")  # as protobuf's JSON
     person = json.loads(done("keys", "create", "acme", "--role", "reviewer", "--user", "ada", "--json"))
     assert (person["tenant"], person["role"], person["user"]) == ("acme", "reviewer", "ada")
     first, second = json.loads(done("keys", "list", "acme", "--json"))["items"]

@@ -442,6 +442,18 @@ async def test_events_cancel_and_retry(imprimatur: Against) -> None:
     assert (ran.json["id"], ran.json["retryOf"]) == ("j2", "j1")
 
 
+async def test_of_a_cancelled_job_nothing_says_that_a_person_decides(imprimatur: Against) -> None:
+    ai = AiReview(decision=DECISION_PENDING, reason="Not examined: image. A person decides.")
+    review = CreativeReviewResult(decision=DECISION_PENDING, ai_review=ai)
+    for state, shown in ((JOB_STATE_AWAITING_REVIEW, True), (JOB_STATE_CANCELLED, False)):
+        waited = job(3, state, creative_review=review)
+        imprimatur.script.on("ListJobs", ListJobsResponse(jobs=[waited]))
+        imprimatur.script.on("GetJob", GetJobResponse(job=waited))
+        listed, whole = await imprimatur("list"), await imprimatur("get", "j1")
+        assert ("A person decides." in listed.out, "pending" in listed.out) == (shown, shown)
+        assert ("by the AI" in whole.out, "the AI had said" in whole.out) == (shown, not shown)
+
+
 async def test_all_that_match_a_filter_are_retried_until_nothing_is_left(imprimatur: Against) -> None:
     script = imprimatur.script
     one, two = [RetriedJob(retry_of=f"old-{name}", job_id=f"new-{name}") for name in "ab"]
@@ -592,7 +604,10 @@ async def test_where_no_server_answers_the_command_says_so_soon(tmp_path: Path) 
     ran = await run("list", "--target", "127.0.0.1:1", IMPRIMATUR_API_KEY=KEY)
     assert ran.code == 1
     assert len(ran.err.splitlines()) == 1
-    assert ran.err.startswith("error: no server answers at 127.0.0.1:1")
+    assert ran.err.startswith("error: no server answers at 127.0.0.1:1: is it running")
+    (tmp_path / "client.json").write_text(json.dumps({"target": "127.0.0.1:1", "api_key": KEY}))
+    ran = await run("list", IMPRIMATUR_DATA=str(tmp_path))
+    assert ran.err.startswith(f"error: no server answers at 127.0.0.1:1 (from {tmp_path / 'client.json'}): is it")
 
 
 async def test_a_wrong_key_is_explained(imprimatur: Against) -> None:

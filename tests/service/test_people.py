@@ -124,7 +124,7 @@ async def test_a_decision_ends_the_job_with_both_sides_on_record(system: System,
         job.creative_review.ai_review.decision,
         DECISION_REJECTED,
     )
-    async with asyncio.timeout(2.0):
+    async with asyncio.timeout(10.0):
         seen: Any = await stream.read()
     assert (seen.job.version, seen.job.state) == (decided.version, SUCCEEDED)
     assert not (await ada.reviews.ListPendingReviews(ListPendingReviewsRequest())).reviews

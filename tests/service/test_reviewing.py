@@ -110,7 +110,7 @@ async def test_when_all_attempts_are_spent_a_person_decides(system: System, me: 
 async def test_an_attempt_that_takes_too_long_is_aborted(system: System, me: Caller, engine: ScriptedEngine) -> None:
     job = await me.submit("slow 60", max_attempts=1, timeout=Duration(seconds=1))
     async with system.reviewer(engine):
-        done = await me.until(job, AWAITING, seconds=4.0)
+        done = await me.until(job, AWAITING)
         assert engine.aborted["cr-1"] == 1
     assert (outcomes(done), done.error.code, done.error.retryable) == (["TIMED_OUT"], "timed_out", True)
     assert done.creative_review.ai_review.policy_triggered == creative.POLICY_TRIGGER_ENGINE_ERROR
@@ -167,7 +167,7 @@ async def test_an_error_close_to_the_deadline_goes_to_a_person_as_that_error(
 ) -> None:
     job = await me.submit("slow 60", timeout=Duration(seconds=1), deadline=Duration(seconds=1, nanos=50_000_000))
     async with system.reviewer(engine):
-        done = await me.until(job, AWAITING, seconds=4.0)
+        done = await me.until(job, AWAITING)
     assert (done.error.code, outcomes(done)) == ("timed_out", ["TIMED_OUT"])
 
 

@@ -124,7 +124,7 @@ async def test_jobs_are_accepted_while_the_broker_is_away_and_done_when_it_is_ba
         assert job.state == QUEUED
         await broker.start()
         async with system.reviewer(engine):
-            await me.until(job, SUCCEEDED, seconds=8.0)
+            await me.until(job, SUCCEEDED)
 
 
 # --- finding ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_service_pb2 import CancelJobRequest
 from imprimatur.v1.message_pb2 import ReviewRequested
 from imprimatur.wire.messages import JobChanged
+from reviewer.service import Reviewer
 
 
 async def cancel(me: Caller, job: pb.Job) -> pb.Job:
@@ -54,8 +56,8 @@ async def test_cancelling_a_running_job_aborts_the_engine_at_once(
         job = await me.submit(engines.GATE)
         await me.until(job, RUNNING)
         await cancel(me, job)
-        await makers.until(lambda: _aborted(engine, "cr-1"), seconds=1.5)
-        await makers.until(lambda: _has_outcomes(me, job, ["CANCELLED"]), seconds=1.0)
+        await makers.until(lambda: _aborted(engine, "cr-1"))
+        await makers.until(lambda: _has_outcomes(me, job, ["CANCELLED"]))
         assert (await me.until(await me.submit(engines.APPROVE), SUCCEEDED)).attempts == 1
     done = await me.get(job)
     assert (done.state, done.attempts, await kinds(me, job)) == (CANCELLED, 0, ["submitted", "started", "cancelled"])
@@ -117,7 +119,7 @@ async def test_a_review_run_in_full_after_a_switch_can_still_be_cancelled(
             await makers.until(lambda: _has_run(engine, 1))
             if what == "cancel it":
                 await cancel(me, job)
-                await makers.until(lambda: _aborted(engine, "cr-1"), seconds=1.5)
+                await makers.until(lambda: _aborted(engine, "cr-1"))
             else:
                 engine.open("cr-1")
                 done = await me.until(job, AWAITING)
@@ -169,13 +171,24 @@ async def _tried(tries: Callable[[], int]) -> bool:
 
 
 async def test_a_stopping_worker_finishes_what_it_can(system: System, me: Caller, engine: ScriptedEngine) -> None:
-    async with system.reviewer(engine, slots=1, drain_seconds=5.0):
-        begun, waiting = await me.submit("slow 0.3", "begun"), await me.submit(engines.APPROVE, "waiting")
+    async with system.reviewer(engine, slots=1, drain_seconds=20.0) as working:
+        begun, waiting = await me.submit(engines.GATE, "begun"), await me.submit(engines.APPROVE, "waiting")
         await me.until(begun, RUNNING)
+        opening = asyncio.create_task(_open_once_it_stops(engine, "begun", working))
+    await opening
     assert outcomes(await me.get(begun)) == ["SUCCEEDED"]
     assert ((await me.get(waiting)).state, engine.seen) == (QUEUED, ["begun"])
     async with system.reviewer(ScriptedEngine()):  # and its message is not lost
-        await me.until(waiting, SUCCEEDED, seconds=5.0)
+        await me.until(waiting, SUCCEEDED)
+
+
+async def _open_once_it_stops(engine: ScriptedEngine, creative_id: str, working: Reviewer) -> None:
+    await makers.until(lambda: _takes_nothing_more(working))
+    engine.open(creative_id)
+
+
+async def _takes_nothing_more(working: Reviewer) -> bool:
+    return await working.consuming() is not None
 
 
 # --- falling silent --------------------------------------------------------------------------------------
@@ -192,7 +205,7 @@ async def test_a_lost_workers_job_runs_again_and_its_late_result_is_only_booked(
             fenced = counted("imprimatur_fenced_writes_total")
             async with leases.engine.connect(), system.reviewer(second):  # its one connection: it falls silent
                 second.open("cr-1")
-                done = await me.until(job, SUCCEEDED, seconds=5.0)
+                done = await me.until(job, SUCCEEDED)
                 first.open("cr-1")
                 await makers.until(lambda: _is_booked(me, job))
         await leases.close()
@@ -257,7 +270,7 @@ async def test_a_job_of_a_later_version_does_not_take_a_place_in_hand_for_ever(
     async with system.database.begin() as tx:
         await tx.connection.execute(text("UPDATE jobs SET type = 'from_the_future'"))
     async with system.reviewer(engine, slots=1):  # which has two messages in hand at most
-        await me.until(await me.submit(engines.APPROVE, "known"), SUCCEEDED, seconds=5.0)
+        await me.until(await me.submit(engines.APPROVE, "known"), SUCCEEDED)
     assert engine.seen == ["known"]
     assert len(strange) == await system.broker.depth(Queue.PARKED)
 
@@ -276,14 +289,19 @@ async def test_an_input_that_is_broken_in_the_database_fails(
 async def test_no_job_runs_twice_however_many_workers_and_messages_there_are(system: System, me: Caller) -> None:
     first, second = ScriptedEngine("first"), ScriptedEngine("second")
     async with system.reviewer(first, slots=3), system.reviewer(second, slots=3):
-        submitted = [await me.submit("slow 0.01", f"cr-{number}") for number in range(20)]
+        submitted = [await me.submit(engines.GATE, f"cr-{number}") for number in range(20)]
         for job in submitted:
             await system.broker.publish(message(requested(uuid.UUID(job.id).bytes)))
+        await makers.until(lambda: _are_full(first, second))
+        for number, engine in product(range(20), (first, second)):
+            engine.open(f"cr-{number}")
         for job in submitted:
             assert outcomes(await me.until(job, SUCCEEDED)) == ["SUCCEEDED"]
     assert sorted(first.seen + second.seen) == sorted(f"cr-{number}" for number in range(20))
-    assert first.seen
-    assert second.seen
+
+
+async def _are_full(*engines: ScriptedEngine) -> bool:
+    return all(engine.running == 3 for engine in engines)
 
 
 async def _has_run(engine: ScriptedEngine, count: int) -> bool:
