@@ -2,7 +2,7 @@
 panel's question asked of its Prometheus. It shows that each dashboard has what it asks for, without a Grafana.
 
 The exit code is 0 only if each question of every panel has an answer, but for those that need what is not there (an
-alert, an exporter).
+alert; PostgreSQL's exporter, where it could not be had).
 """
 
 import argparse
@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,22 +34,22 @@ from imprimatur.v1.creative_pb2 import DECISION_APPROVED, Creative, CreativeImag
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW, Job
 from imprimatur.v1.job_service_pb2 import JobFilter
 
-#: Panels, by dashboard and title, that need what `make up` does not have.
-_NEED_MORE = {
-    ("overview", "Firing now"): "no alert fires",
-    ("infrastructure", "Connections"): "PostgreSQL's exporter is not there",
-    ("infrastructure", "Transactions"): "PostgreSQL's exporter is not there",
-    ("infrastructure", "Size"): "PostgreSQL's exporter is not there",
+#: Panels by dashboard and title, and what they lack.
+_Lacking = Mapping[tuple[str, str], str]
+_NO_ALERT: _Lacking = {("overview", "Firing now"): "no alert fires"}
+_NO_EXPORTER: _Lacking = {
+    ("infrastructure", title): "PostgreSQL's exporter is not there; `make up` tells why"
+    for title in ("Connections", "Transactions", "Size")
 }
-_REVIEW_SECONDS = 120.0
+_REVIEW_SECONDS = 300.0
 _FILL_SECONDS = 60.0
 _WINDOW_SECONDS = 120
 _BROKEN = CreativeImage(name="broken.png", data=b"\x89PNG\r\n\x1a\n" + bytes(40))
 _MOST_SERIES = 4
 
 
-async def show(folder: Path, prometheus: PrivatePrometheus) -> bool:
-    """Submit, decide, watch, ask; whether every panel is filled."""
+async def show(folder: Path, prometheus: PrivatePrometheus, lacking: _Lacking) -> bool:
+    """Submit, decide, watch, ask; whether every panel is filled, but for those that lack what is not there."""
     console = Console(width=140)
     access = json.loads((folder / "client.json").read_text(encoding="utf-8"))
     await _until(partial(_scraped, prometheus, since=0.0))
@@ -63,14 +63,16 @@ async def show(folder: Path, prometheus: PrivatePrometheus) -> bool:
             await _until(partial(_scraped, prometheus, since=time.time()))
         async with aclosing(client.watch_many(JobFilter())) as watched:
             await anext(watched)
-            await _until(lambda: not _empty(prometheus))
-            console.print(_table(prometheus))
-    empty = _empty(prometheus)
+            await _until(lambda: not _empty(prometheus, lacking))
+            console.print(_table(prometheus, lacking))
+    empty = _empty(prometheus, lacking)
+    lacks = {place: reason for place, reason in lacking.items() if not _answers(prometheus, _panel(place))}
     total = sum(len(dashboard.panels) for dashboard in DASHBOARDS)
+    console.print(f"{total - len(lacks) - len({one.place for one in empty})} of {total} panels filled.")
+    for (dashboard, title), reason in lacks.items():
+        console.print(f"Not filled here: {dashboard}, {title}: {reason}.")
     for one in empty:
         console.print(f"Empty: {one}")
-    filled = total - len(_NEED_MORE) - len({(one.dashboard, one.panel) for one in empty})
-    console.print(f"{filled} of {total} panels filled, {len(_NEED_MORE)} need more than this.")
     console.print(f"Prometheus: {prometheus.url}   dashboards: deploy/grafana/dashboards")
     return not empty
 
@@ -85,7 +87,7 @@ async def _work(client: Client, callback_url: str, half: int) -> None:
             raise answer
     jobs = [answer for answer in answers if isinstance(answer, Job)]
     ended = await asyncio.gather(*(client.wait(job.id, _REVIEW_SECONDS, until_terminal=False) for job in jobs))
-    waiting = next(job for job in ended if job.state == JOB_STATE_AWAITING_REVIEW)
+    waiting, *_ = [job for job in ended if job.state == JOB_STATE_AWAITING_REVIEW]
     await client.decide(waiting.id, DECISION_APPROVED, "An ordinary offer.", reviewer="ann")
 
 
@@ -117,6 +119,14 @@ def _scraped(prometheus: PrivatePrometheus, *, since: float) -> bool:
     return all(prometheus.query(f"{one} > {since}") for one in seen)
 
 
+def _panel(place: tuple[str, str]) -> Panel:
+    name, title = place
+    [panel] = [
+        one for dashboard in DASHBOARDS if dashboard.name == name for one in dashboard.panels if one.title == title
+    ]
+    return panel
+
+
 def _answers(prometheus: PrivatePrometheus, panel: Panel) -> dict[str, float]:
     """What the panel shows."""
     found: dict[str, float] = {}
@@ -138,38 +148,58 @@ class _Blank:
     panel: str
     query: Query
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Of the panel."""
+        return self.dashboard, self.panel
+
     def __str__(self) -> str:
         return f"{self.dashboard}, {self.panel}: {self.query.expr}"
 
 
-def _empty(prometheus: PrivatePrometheus) -> list[_Blank]:
-    """The questions that nothing answers, but for those that need more than what is here."""
+def _empty(prometheus: PrivatePrometheus, lacking: _Lacking) -> list[_Blank]:
+    """The questions that nothing answers, but for those that lack what is not here."""
     return [
         _Blank(dashboard=dashboard.name, panel=panel.title, query=query)
         for dashboard in DASHBOARDS
         for panel in dashboard.panels
-        if (dashboard.name, panel.title) not in _NEED_MORE
+        if (dashboard.name, panel.title) not in lacking
         for query in panel.queries
         if not _finite(ask(prometheus, query, window_seconds=_WINDOW_SECONDS))
     ]
 
 
-def _table(prometheus: PrivatePrometheus) -> Table:
+def _table(prometheus: PrivatePrometheus, lacking: _Lacking) -> Table:
     table = Table("dashboard", "panel", "shows", box=None, pad_edge=False)
     for dashboard in DASHBOARDS:
         for panel in dashboard.panels:
-            table.add_row(dashboard.name, panel.title, _shown(dashboard.name, panel, _answers(prometheus, panel)))
+            found = _answers(prometheus, panel)
+            nothing = f"({lacking.get((dashboard.name, panel.title), 'nothing!')})"
+            table.add_row(dashboard.name, panel.title, _shown(found, panel.unit) if found else nothing)
     return table
 
 
-def _shown(dashboard: str, panel: Panel, found: dict[str, float]) -> str:
-    """Its largest series, with its unit as Grafana names it."""
-    if not found:
-        return f"({_NEED_MORE.get((dashboard, panel.title), 'nothing!')})"
+def _shown(found: dict[str, float], unit: str) -> str:
+    """Its largest series."""
     largest = sorted(found.items(), key=lambda one: -one[1])[:_MOST_SERIES]
-    words = [f"{legend} {value:.3g}".strip() for legend, value in largest]
+    words = [f"{legend} {_measured(value, unit)}".strip() for legend, value in largest]
     more = f", and {len(found) - len(words)} more" if len(found) > len(words) else ""
-    return f"{', '.join(words)}{more} [{panel.unit}]"
+    return f"{', '.join(words)}{more}"
+
+
+def _measured(value: float, unit: str) -> str:
+    """A number with its unit, which Grafana has names of its own for."""
+    match unit:
+        case "percentunit":
+            return f"{value:.1%}"
+        case "bytes":
+            return f"{value / 2**20:.1f} MiB"
+        case "s":
+            return f"{value:.3g} s"
+        case "ops" | "reqps":
+            return f"{value:.3g}/s"
+        case _:
+            return f"{value:.10g}" if value.is_integer() else f"{value:.3g}"
 
 
 def main() -> int:
@@ -177,10 +207,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.panels", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="of `make up`")
     folder = parser.parse_args().folder.resolve()
-    if not {"gateway", "prometheus"} <= set(running(folder)):
+    alive = set(running(folder))
+    if not {"gateway", "prometheus"} <= alive:
         print(f"error: no gateway or no Prometheus runs in {folder}; `make up` tells why", file=sys.stderr)
         return 1
-    return 0 if asyncio.run(show(folder, PrivatePrometheus.attach(folder / "prometheus"))) else 1
+    lacking = {**_NO_ALERT, **({} if "postgresql-exporter" in alive else _NO_EXPORTER)}
+    try:
+        return 0 if asyncio.run(show(folder, PrivatePrometheus.attach(folder / "prometheus"), lacking)) else 1
+    except TimeoutError:
+        print(
+            f"error: the reviews were not done within {_REVIEW_SECONDS:.0f} s: see the logs in {folder}",
+            file=sys.stderr,
+        )
+        return 1
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ _given: set[int] = set()
 _dice = random.SystemRandom()
 
 
-def free_port() -> int:
-    """A port nobody listens on now, given to no other caller in this process.
+def free_port(preferred: int | None = None) -> int:
+    """A port nobody listens on now: the preferred one, or one that no other caller in this process was given.
 
     Another process may still take it before its server does: whoever starts a server tries once more.
     """
+    if preferred is not None and is_free(preferred):
+        _given.add(preferred)
+        return preferred
     for _ in range(1000):
         port = _dice.randint(FIRST_PORT, LAST_PORT)
         if port not in _given and is_free(port):

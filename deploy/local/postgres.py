@@ -69,7 +69,8 @@ class PrivatePostgres(PrivateServer):
     ) -> Self:
         """Start a server that keeps its state and log in `folder`; returns when it accepts connections.
 
-        A folder that has been used before keeps its data. Without `port` a free one is chosen. `options` are
+        A folder that has been used before keeps its data. Without `port` the folder's earlier one, or a free one,
+        is chosen. `options` are
         further settings of postgresql.conf. As root the data lies in a folder of its own under the system's
         temporary folder, since the server's account may not reach `folder`.
         Raises ServerDidNotStart, programs.ProgramMissing.
@@ -77,14 +78,15 @@ class PrivatePostgres(PrivateServer):
         require_free(port)
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        data = earlier_settings(folder).get("data")
+        earlier = earlier_settings(folder)
+        data = earlier.get("data")
         if data is None or not Path(data).exists():
             data = str(_new_data_directory(folder, lasting=not die_with_parent))
 
         def settings() -> PostgresSettings:
             return PostgresSettings(
                 data=data,
-                port=port or free_port(),
+                port=port or free_port(earlier.pop("port", None)),
                 fsync=fsync,
                 max_connections=max_connections,
                 die_with_parent=die_with_parent,

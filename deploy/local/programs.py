@@ -1,4 +1,5 @@
-"""The programs of PostgreSQL, RabbitMQ and Prometheus: where they are and, on Debian as root, how they get there.
+"""The programs of PostgreSQL, RabbitMQ, Prometheus and its exporter for PostgreSQL: where they are and, on Debian as
+root, how they get there.
 
 `python -m deploy.local.programs` finds or installs them and prints where they are. Nothing is started here.
 """
@@ -9,11 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 _HOMEBREW = ("/opt/homebrew", "/usr/local", "/home/linuxbrew/.linuxbrew")
 _POSTGRES_FOLDERS = (
@@ -42,6 +44,14 @@ _PROMETHEUS_FOLDERS = (
     "/usr/local/bin",
     "/opt/prometheus*",
     *(f"{brew}/opt/prometheus/bin" for brew in _HOMEBREW),
+)
+#: Its own name, and Debian's.
+_POSTGRES_EXPORTER = ("postgres_exporter", "prometheus-postgres-exporter")
+_POSTGRES_EXPORTER_FOLDERS = (
+    "/usr/bin",
+    "/usr/local/bin",
+    "/opt/postgres_exporter*",
+    *(f"{brew}/opt/postgres_exporter/bin" for brew in _HOMEBREW),
 )
 _POSTGRES_PROGRAMS = ("postgres", "initdb", "createdb", "dropdb")
 _RABBITMQ_PROGRAMS = ("rabbitmq-server", "rabbitmqctl")
@@ -79,36 +89,41 @@ class PrometheusPrograms:
 @cache
 def postgres() -> PostgresPrograms:
     """Find PostgreSQL's programs; install them when they are missing. Raises ProgramMissing."""
-    found = find_postgres()
-    if found is None and _may_install():
-        install_postgres()
-        found = find_postgres()
-    if found is None:
-        raise ProgramMissing(_advice("PostgreSQL", debian="postgresql", brew="postgresql@17"))
-    return found
+    advice = _advice("PostgreSQL", debian="postgresql", brew="postgresql@17")
+    return _found_or_installed(find_postgres, install_postgres, advice)
 
 
 @cache
 def rabbitmq() -> RabbitMQPrograms:
     """Find RabbitMQ's and Erlang's programs; install them when they are missing. Raises ProgramMissing."""
-    found = find_rabbitmq()
-    if found is None and _may_install():
-        install_rabbitmq()
-        found = find_rabbitmq()
-    if found is None:
-        raise ProgramMissing(_advice("RabbitMQ", debian="rabbitmq-server", brew="rabbitmq"))
-    return found
+    advice = _advice("RabbitMQ", debian="rabbitmq-server", brew="rabbitmq")
+    return _found_or_installed(find_rabbitmq, install_rabbitmq, advice)
 
 
 @cache
 def prometheus() -> PrometheusPrograms:
     """Find Prometheus' programs; install them when they are missing. Raises ProgramMissing."""
-    found = find_prometheus()
+    advice = _advice("Prometheus", debian="prometheus", brew="prometheus")
+    return _found_or_installed(find_prometheus, install_prometheus, advice)
+
+
+@cache
+def postgres_exporter() -> Path:
+    """Find postgres_exporter; install it when it is missing. Raises ProgramMissing."""
+    advice = _advice("postgres_exporter", debian="prometheus-postgres-exporter", brew="postgres_exporter")
+    return _found_or_installed(find_postgres_exporter, install_postgres_exporter, advice)
+
+
+_Found = TypeVar("_Found")
+
+
+def _found_or_installed(find: Callable[[], _Found | None], install: Callable[[], None], advice: str) -> _Found:
+    found = find()
     if found is None and _may_install():
-        install_prometheus()
-        found = find_prometheus()
+        install()
+        found = find()
     if found is None:
-        raise ProgramMissing(_advice("Prometheus", debian="prometheus", brew="prometheus"))
+        raise ProgramMissing(advice)
     return found
 
 
@@ -139,6 +154,15 @@ def find_prometheus() -> PrometheusPrograms | None:
     return None
 
 
+def find_postgres_exporter() -> Path | None:
+    """postgres_exporter on PATH, else in the usual places; None when it is missing."""
+    for name in _POSTGRES_EXPORTER:
+        for folder in [*_on_path(name, resolve=False), *_matching(_POSTGRES_EXPORTER_FOLDERS)]:
+            if _all_in(folder, (name,)):
+                return folder / name
+    return None
+
+
 def install_postgres() -> None:
     """apt-get install PostgreSQL, without the system-wide server Debian would make of it."""
     _apt_install("postgresql-common")
@@ -158,6 +182,11 @@ def install_rabbitmq() -> None:
 def install_prometheus() -> None:
     """apt-get install Prometheus, without starting its system-wide server."""
     _apt_install("prometheus")
+
+
+def install_postgres_exporter() -> None:
+    """apt-get install postgres_exporter, without starting it for the whole system."""
+    _apt_install("prometheus-postgres-exporter")
 
 
 def _apt_install(package: str) -> None:
@@ -256,6 +285,10 @@ def main() -> int:
         print(f"Prometheus: {prometheus().bin}")
     except ProgramMissing as error:
         print(f"without Prometheus there are no metrics to look at, and `make test` fails: {error}", file=sys.stderr)
+    try:
+        print(f"postgres_exporter: {postgres_exporter()}")
+    except ProgramMissing as error:
+        print(f"without it there are no metrics of PostgreSQL, and `make test` fails: {error}", file=sys.stderr)
     return int(missing)
 
 

@@ -76,18 +76,22 @@ class PrivatePrometheus(PrivateServer):
     ) -> Self:
         """Start a server that scrapes `targets`; returns when it answers queries.
 
-        A folder that has been used before keeps its data. Without `port` a free one is chosen. `rules` are files
-        (a pattern) that it evaluates as often as it scrapes. Raises ServerDidNotStart, programs.ProgramMissing.
+        A folder that has been used before keeps its data. Without `port` the folder's earlier one, or a free one, is
+        chosen. `rules` are files (a pattern) that it evaluates as often as it scrapes.
+        Raises ServerDidNotStart, programs.ProgramMissing.
         """
         require_free(port)
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        earlier_settings(folder)
+        earlier = earlier_settings(folder)
         config = json.dumps(_config(targets, interval_seconds, rules), indent=2)
 
         def settings() -> PrometheusSettings:
             return PrometheusSettings(
-                port=port or free_port(), config=config, retention=retention, die_with_parent=die_with_parent
+                port=port or free_port(earlier.pop("port", None)),
+                config=config,
+                retention=retention,
+                die_with_parent=die_with_parent,
             )
 
         return cls._begin(lambda: cls(folder, settings()))

@@ -81,9 +81,9 @@ class PrivateRabbitMQ(PrivateServer):
     ) -> Self:
         """Start a node with all its files in `folder`; returns when it accepts AMQP connections.
 
-        A folder that has been used before keeps its data. Without `port` a free one is chosen; all other
-        ports are free ones. `plugins` may be MANAGEMENT and PROMETHEUS, `config` is added to rabbitmq.conf,
-        `cluster` is for `PrivateRabbitMQCluster`. Raises ServerDidNotStart, programs.ProgramMissing.
+        A folder that has been used before keeps its data. Without `port` the folder's earlier one, or a free one, is
+        chosen; all other ports are free ones. `plugins` may be MANAGEMENT and PROMETHEUS, `config` is added to
+        rabbitmq.conf, `cluster` is for `PrivateRabbitMQCluster`. Raises ServerDidNotStart, programs.ProgramMissing.
         """
         require_free(port)
         folder = folder.absolute()
@@ -98,10 +98,10 @@ class PrivateRabbitMQ(PrivateServer):
             return RabbitMQSettings(
                 name=cluster.names[-1] if cluster else "private@localhost",
                 cookie=cluster.cookie if cluster else cookie,
-                port=port or free_port(),
+                port=port or free_port(before.pop("port", None)),
                 distribution_port=free_port(),
                 management_port=free_port(),
-                prometheus_port=free_port(),
+                prometheus_port=free_port(before.pop("prometheus_port", None)),
                 epmd_port=cluster.epmd_port if cluster else free_port(),
                 own_epmd=cluster is None,
                 plugins=list(plugins),

@@ -201,7 +201,11 @@ def read_state(folder: Path) -> tuple[Process | None, dict[str, Any]]:
 
 
 def earlier_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the server that ran in `folder` before, empty when none did; an error when it runs."""
+    """The settings of the server that ran in `folder` before, empty when none did; an error when it runs.
+
+    Who starts it again takes the ports out of them: what was told of the addresses stays true where they are free, and
+    a second try has others.
+    """
     try:
         process, settings = read_state(folder)
     except NothingStarted:

@@ -1,5 +1,6 @@
 """`make up` and `make down`: the three services as processes on this machine, with RabbitMQ, PostgreSQL and Prometheus
 of their own, everything in one folder (.local; as root the database lies in /var/tmp). For trying and developing.
+What is started there again has its earlier address, unless somebody else has taken it.
 """
 
 import argparse
@@ -9,14 +10,16 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from deploy.local import process as processes
 from deploy.local.ports import free_port, is_free
 from deploy.local.postgres import PrivatePostgres
+from deploy.local.postgres_exporter import PrivatePostgresExporter
 from deploy.local.process import Process
 from deploy.local.programs import ProgramMissing
 from deploy.local.prometheus import PrivatePrometheus, Target
@@ -33,12 +36,15 @@ SERVICES = {
     "reviewer": "IMPRIMATUR_REVIEWER_HTTP_PORT",
     "notifier": "IMPRIMATUR_NOTIFIER_HTTP_PORT",
 }
-#: What else runs, in the order in which it is stopped. Without Prometheus everything works, unobserved.
-_SERVERS: Mapping[str, type[PrivatePrometheus | PrivateRabbitMQ | PrivatePostgres]] = {
+#: What else runs, in the order in which it is stopped.
+_SERVERS: Mapping[str, type[PrivatePrometheus | PrivatePostgresExporter | PrivateRabbitMQ | PrivatePostgres]] = {
     "prometheus": PrivatePrometheus,
+    "postgresql-exporter": PrivatePostgresExporter,
     "rabbitmq": PrivateRabbitMQ,
     "postgresql": PrivatePostgres,
 }
+#: Without them everything works, unobserved.
+_OBSERVERS = frozenset({"prometheus", "postgresql-exporter"})
 _QUEUE_METRICS = {"family": ["queue_coarse_metrics", "queue_consumer_count"]}
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 30.0
@@ -87,7 +93,21 @@ def start(folder: Path, *, die_with_parent: bool = False, usual_ports: bool = Fa
     )
 
 
-def observe(stack: Stack, *, interval_seconds: int = 5, die_with_parent: bool = False) -> PrivatePrometheus:
+def export(stack: Stack, *, die_with_parent: bool = False) -> PrivatePostgresExporter:
+    """Start an exporter of its PostgreSQL. Raises ServerDidNotStart, programs.ProgramMissing."""
+    database_url = stack.environ["IMPRIMATUR_DATABASE_URL"]
+    return PrivatePostgresExporter.start(
+        stack.folder / "postgresql-exporter", database_url, die_with_parent=die_with_parent
+    )
+
+
+def observe(
+    stack: Stack,
+    exporter: PrivatePostgresExporter | None,
+    *,
+    interval_seconds: int = 5,
+    die_with_parent: bool = False,
+) -> PrivatePrometheus:
     """Start a Prometheus that scrapes all of it, under the names of deploy/prometheus/prometheus.yml.
 
     Raises ServerDidNotStart, programs.ProgramMissing.
@@ -97,6 +117,7 @@ def observe(stack: Stack, *, interval_seconds: int = 5, die_with_parent: bool = 
         *(Target(job=f"imprimatur-{name}", addresses=[f"127.0.0.1:{port}"]) for name, port in stack.ports.items()),
         Target(job="rabbitmq", addresses=node),
         Target(job="rabbitmq-queues", addresses=node, path="/metrics/detailed", parameters=_QUEUE_METRICS),
+        *([Target(job="postgresql", addresses=[exporter.address])] if exporter else []),
     ]
     return PrivatePrometheus.start(
         stack.folder / "prometheus", targets, interval_seconds=interval_seconds, die_with_parent=die_with_parent
@@ -228,25 +249,35 @@ def _tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
 
 
-def observed(stack: Stack) -> str:
-    """Where Prometheus is, or why there is none: that stops nobody from working."""
+_Observer = TypeVar("_Observer", PrivatePrometheus, PrivatePostgresExporter)
+
+
+def observed(stack: Stack) -> tuple[str, str]:
+    """Where Prometheus and the exporter of PostgreSQL are, or why they are not: that stops nobody from working."""
+    exporter, told = _attempted(lambda: export(stack))
+    _, prometheus = _attempted(lambda: observe(stack, exporter))
+    return prometheus, told
+
+
+def _attempted(start: Callable[[], _Observer]) -> tuple[_Observer | None, str]:
     try:
-        return f"{observe(stack).url}   (all of these, with the rules of deploy/prometheus)"
+        server = start()
     except ProgramMissing as fault:
-        return f"not there: {' '.join(str(fault).split())}"
+        return None, f"not there: {' '.join(str(fault).split())}"
     except ServerDidNotStart as fault:
-        return f"not there: {str(fault).splitlines()[0]}"
+        return None, f"not there: {str(fault).splitlines()[0]}"
+    return server, server.url
 
 
-def _tell(stack: Stack, prometheus: str) -> None:
+def _tell(stack: Stack, prometheus: str, exporter: str) -> None:
     command = Path(sys.executable).parent / "imprimatur"
     print(f"Imprimatur is up, everything in {stack.folder}:")
     print(f"  gRPC      {stack.target}   (key and webhook secret: {stack.folder / 'client.json'})")
     for name, port in stack.ports.items():
         print(f"  {name:9} http://127.0.0.1:{port}/metrics   log: {stack.folder / name / 'log'}")
-    print(f"  database  {stack.environ['IMPRIMATUR_DATABASE_URL']}")
+    print(f"  database  {stack.environ['IMPRIMATUR_DATABASE_URL']}   metrics: {exporter}")
     print(f"  broker    {stack.environ['IMPRIMATUR_BROKER_URL']}   metrics: http://{stack.rabbitmq_metrics}/metrics")
-    print(f"  metrics   {prometheus}")
+    print(f"  metrics   {prometheus}   (Prometheus, with the rules of deploy/prometheus)")
     print("Try:")
     print(f"  export IMPRIMATUR_DATA={stack.folder}")
     print(f"  {command} submit examples/creatives --watch")
@@ -269,10 +300,10 @@ def main() -> int:
         return 0
     if alive := running(folder):
         print(f"Running already in {folder}: {', '.join(alive)}. `make down` stops it.")
-        return 0 if {*SERVICES, *_SERVERS} - {"prometheus"} <= set(alive) else 1
+        return 0 if {*SERVICES, *_SERVERS} - _OBSERVERS <= set(alive) else 1
     try:
         stack = start(folder, usual_ports=True)
-        _tell(stack, observed(stack))
+        _tell(stack, *observed(stack))
     except RuntimeError as fault:
         stop(folder)
         print(f"error: {fault}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """A private PostgreSQL starts, survives what it should, and leaves nothing behind."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,8 +125,17 @@ async def test_another_process_attaches_to_it_and_stops_it(tmp_path: Path) -> No
 
         with PrivatePostgres.start(tmp_path, fsync=False) as again:
             assert await ask(again.dsn, "select to_regclass('kept')::text") == "kept"
+            assert again.dsn == server.dsn
     finally:
         server.discard()
+
+
+async def test_it_has_another_port_when_somebody_has_taken_its_earlier_one(tmp_path: Path) -> None:
+    server = PrivatePostgres.start(tmp_path, fsync=False)
+    server.stop()
+    with socket.create_server(("127.0.0.1", server.port)), PrivatePostgres.start(tmp_path, fsync=False) as again:
+        assert again.port != server.port
+        assert await ask(again.dsn, "select 1") == 1
 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(postgres: PrivatePostgres, tmp_path: Path) -> None:

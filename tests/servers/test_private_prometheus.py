@@ -146,13 +146,20 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(prometheus: PrivateProme
 
 def test_a_machine_without_prometheus_is_told_so_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
-        raise ProgramMissing("Prometheus is not installed,\nand cannot be.")
+        raise ProgramMissing("It is not installed,\nand cannot be.")
 
     monkeypatch.setattr(programs, "prometheus", missing)
+    monkeypatch.setattr(programs, "postgres_exporter", missing)
     unobserved = stack.Stack(
-        folder=ROOT, environ={}, target="", api_key="", webhook_secret="", ports={}, rabbitmq_metrics="127.0.0.1:1"
+        folder=ROOT,
+        environ={"IMPRIMATUR_DATABASE_URL": ""},
+        target="",
+        api_key="",
+        webhook_secret="",
+        ports={},
+        rabbitmq_metrics="127.0.0.1:1",
     )
-    assert stack.observed(unobserved) == "not there: Prometheus is not installed, and cannot be."
+    assert stack.observed(unobserved) == ("not there: It is not installed, and cannot be.",) * 2
 
 
 def test_finding_the_programs_fails_only_for_what_nothing_runs_without(
@@ -162,7 +169,10 @@ def test_finding_the_programs_fails_only_for_what_nothing_runs_without(
         raise ProgramMissing("not installed")
 
     monkeypatch.setattr(programs, "prometheus", missing)
+    monkeypatch.setattr(programs, "postgres_exporter", missing)
     assert programs.main() == 0
-    assert "without Prometheus" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "without Prometheus" in told
+    assert "no metrics of PostgreSQL" in told
     monkeypatch.setattr(programs, "rabbitmq", missing)
     assert programs.main() == 1
