@@ -6,11 +6,11 @@ Made from deploy/k8s/rendered/, so it needs no kustomize.
 import sys
 import textwrap
 from collections import Counter
-from pathlib import Path
 
 from deploy.k8s.rendering import Manifest, rendered
+from docs.generated import REPOSITORY, placed, write_or_compare
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "deployment" / "kubernetes.md"
+PAGE = REPOSITORY / "docs" / "deployment" / "kubernetes.md"
 _BEGIN, _END = "<!-- summary -->\n", "<!-- /summary -->"
 _HEAD = """\
 | | pods | processor | memory | starts, lives, is ready by | time to leave |
@@ -65,22 +65,12 @@ def _asks(probe: Manifest) -> str:
 
 def page(text: str, manifests: list[Manifest]) -> str:
     """The page with a new table in it."""
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    return f"{before}{_BEGIN}{table(manifests)}{_END}{after}"
+    return placed(table(manifests), text, begin=_BEGIN, end=_END)
 
 
 def main() -> int:
     """Write the page, or say that it is not current."""
-    text = PAGE.read_text(encoding="utf-8")
-    wanted = page(text, rendered("production"))
-    if "--check" not in sys.argv:
-        PAGE.write_text(wanted, encoding="utf-8")
-        return 0
-    if text != wanted:
-        sys.stderr.write("not current: the table in deployment/kubernetes.md; run `make docs`\n")
-        return 1
-    return 0
+    return write_or_compare({PAGE: page(PAGE.read_text(encoding="utf-8"), rendered("production"))})
 
 
 if __name__ == "__main__":
