@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from docs.generated import placed, write_or_compare
+
 FOLDER = Path(__file__).resolve().parent
 FIGURES = FOLDER / "reliability.json"
 PAGE = FOLDER / "reliability.md"
@@ -69,22 +71,13 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def page(text: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The page with a new table in it."""
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    return f"{before}{_BEGIN}{table(rows)}\n{measured(rows)}{_END}{after}"
+    return placed(f"{table(rows)}\n{measured(rows)}", text, begin=_BEGIN, end=_END)
 
 
 def main() -> int:
     """Write the page, or say that it is not current."""
-    text = PAGE.read_text(encoding="utf-8")
-    wanted = page(text, json.loads(FIGURES.read_text(encoding="utf-8"))["faults"])
-    if "--check" not in sys.argv:
-        PAGE.write_text(wanted, encoding="utf-8")
-        return 0
-    if text != wanted:
-        sys.stderr.write("not current: reliability.md; run `make docs`\n")
-        return 1
-    return 0
+    rows = json.loads(FIGURES.read_text(encoding="utf-8"))["faults"]
+    return write_or_compare({PAGE: page(PAGE.read_text(encoding="utf-8"), rows)})
 
 
 if __name__ == "__main__":

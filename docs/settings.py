@@ -3,9 +3,7 @@
 The classes are the one source: names, defaults and descriptions stand there and nowhere else.
 """
 
-import sys
-from pathlib import Path
-
+from docs.generated import REPOSITORY, write_or_compare
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
@@ -13,7 +11,6 @@ from gateway.settings import GatewaySettings
 from notifier.settings import NotifierSettings
 from reviewer.settings import ReviewerSettings
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SERVICES: dict[str, type[BaseSettings]] = {
     "gateway": GatewaySettings,
     "reviewer": ReviewerSettings,
@@ -23,15 +20,7 @@ SERVICES: dict[str, type[BaseSettings]] = {
 
 def main() -> int:
     """Write both files, or say which is not current."""
-    wanted = {REPOSITORY / "docs" / "settings.md": table(), REPOSITORY / ".env.example": example()}
-    if "--check" not in sys.argv:
-        for path, text in wanted.items():
-            path.write_text(text, encoding="utf-8")
-        return 0
-    stale = [path.name for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text]
-    if stale:
-        sys.stderr.write(f"not current: {', '.join(stale)}; run `make docs`\n")
-    return 1 if stale else 0
+    return write_or_compare({REPOSITORY / "docs" / "settings.md": table(), REPOSITORY / ".env.example": example()})
 
 
 def settings() -> dict[str, tuple[FieldInfo, list[str]]]:
