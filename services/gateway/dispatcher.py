@@ -19,7 +19,7 @@ from imprimatur.broker import Broker
 from imprimatur.job import Happening, JobType
 from imprimatur.policy import EngineFailure, decide_failure
 from imprimatur.runtime import Loop
-from imprimatur.storage import claims, clock, dispatch, tenants
+from imprimatur.storage import claims, dispatch, tenants
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.dispatch import Hopeless
 from imprimatur.wire.creatives import ai_result
@@ -191,12 +191,12 @@ def _tell_given_up(rows: list[Row]) -> None:
 
 async def give_up(tx: Transaction, hopeless: Hopeless, tenant_id: uuid.UUID) -> list[Row]:
     """Give a tenant's creatives whose reviews are hopeless to people, as its live policy says."""
-    version, policy = await tenants.live_policy(tx, tenant_id, lock=True)
-    verdict = decide_failure(policy, (), EngineFailure(message=hopeless.error.message))
+    live = (await tenants.keep_policies(tx, [tenant_id]))[tenant_id]
+    verdict = decide_failure(live.policy, (), EngineFailure(message=hopeless.error.message))
     shown = {
         "decision": verdict.decision,
         "policy_triggered": verdict.trigger,
-        "result": ai_result(verdict, None, policy_version=version, reviewed_at=await clock.present(tx)),
+        "result": ai_result(verdict, None, policy_version=live.version, reviewed_at=live.at),
     }
     return await dispatch.give_up(
         tx,

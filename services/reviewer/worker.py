@@ -8,19 +8,21 @@ back for an idle peer.
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 
 import structlog
 
 from imprimatur import metrics
 from imprimatur.broker import Broker, Delivery, Message, Queue, Subscription
 from imprimatur.errors import MalformedMessage, Unavailable
+from imprimatur.gathering import Gathering
 from imprimatur.identity import new_id
 from imprimatur.job import Claim, Happening
 from imprimatur.storage import claims
+from imprimatur.storage.claims import Wanted
 from imprimatur.storage.database import Database
 from imprimatur.storage.workers import Worker as Identity
-from imprimatur.wire.messages import JobChanged, ReviewRequested
+from imprimatur.wire.messages import JobsChanged, ReviewRequested
 from reviewer.attempt import Attempts
 from reviewer.leases import Leases
 
@@ -48,6 +50,7 @@ class Worker:
         self._identity = identity
         self._attempts = attempts
         self._leases = leases
+        self._claims: Gathering[Wanted, Claim | None] = Gathering("claims", self._claim_all)
         self._prefetch = max(2, identity.slots // 2)
         self._free_slots = asyncio.Semaphore(identity.slots)
         self._inbox: list[tuple[int, int, Delivery, asyncio.TimerHandle]] = []
@@ -107,10 +110,12 @@ class Worker:
     def _hear_of_cancellation(self, message: Message) -> None:
         """A hint, so that a cancelled engine call ends at once: the renewal of leases, which decides, comes sooner."""
         try:
-            self._leases.doubt(JobChanged.decode(message.body).job_id)
+            cancelled = JobsChanged.decode(message.body)
         except MalformedMessage as fault:
             metrics.messages_set_aside.labels("job.events").inc()
             log.warning("an event cannot be read", error=str(fault), message_id=message.message_id)
+            return
+        self._leases.doubt({change.job_id for change in cancelled.changes})
 
     def _next_delivery(self) -> Delivery:
         _, _, delivery, timer = heapq.heappop(self._inbox)
@@ -189,20 +194,16 @@ class Worker:
 
     async def _claim(self, request: ReviewRequested) -> Claim | None:
         """Claim, asking again with the same id when the answer was lost."""
-        claim_id = new_id()
+        wanted = Wanted(job_id=request.job_id, release_no=request.release_no, claim_id=new_id())
         for last in (False,) * (_CLAIM_TRIES - 1) + (True,):
             try:
-                async with self._database.begin() as tx:
-                    return await claims.claim(
-                        tx,
-                        self._identity,
-                        job_id=request.job_id,
-                        release_no=request.release_no,
-                        claim_id=claim_id,
-                        lease_seconds=self._leases.lease_seconds,
-                    )
+                return await self._claims.add(wanted)
             except Unavailable:
                 if last:
                     raise
                 await asyncio.sleep(0.2)
         return None
+
+    async def _claim_all(self, wanted: Sequence[Wanted]) -> Sequence[Claim | None]:
+        async with self._database.begin() as tx:
+            return await claims.claim(tx, self._identity, wanted, lease_seconds=self._leases.lease_seconds)
