@@ -174,7 +174,9 @@ async def conclude(
     )
     async with database.begin() as tx:
         ending = Ending(claim=claim, conclusion=conclusion, spent=spent or Spent(engine="test"))
-        return (await claims.conclude(tx, [ending]))[0]
+        if await claims.conclude(tx, [ending]) == [None]:
+            return None
+    return await find(database, claim.tenant_id, claim.job_id)
 
 
 async def awaiting(

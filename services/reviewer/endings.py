@@ -16,11 +16,11 @@ import structlog
 from imprimatur import metrics, tracing
 from imprimatur.errors import Unavailable
 from imprimatur.gathering import Gathering
-from imprimatur.job import Claim, Job, State
+from imprimatur.job import Claim, State
 from imprimatur.policy import LivePolicy
 from imprimatur.storage import claims, tenants
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion, Ending
+from imprimatur.storage.claims import Conclusion, Ended, Ending
 from imprimatur.storage.database import Database
 
 log = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ class _Written:
     """What was written; without a job when the claim was lost before."""
 
     conclusion: Conclusion
-    job: Job | None
+    job: Ended | None
 
 
 class Endings:
@@ -150,13 +150,13 @@ class _NotApplied(Exception):
         self.code = code
 
 
-def _count(job: Job, claim: Claim) -> None:
+def _count(job: Ended, claim: Claim) -> None:
     if job.state is State.QUEUED:
         return
     metrics.jobs_finished.labels(job.type, job.state).inc()
     if job.policy_triggered:
         metrics.decisions.labels(job.decision, job.policy_triggered).inc()
-    seconds = (job.updated_at - (claim.first_due_at or job.created_at)).total_seconds()
+    seconds = (job.at - (claim.first_due_at or job.created_at)).total_seconds()
     metrics.submit_to_end_seconds.labels(job.type, job.priority.name.lower()).observe(seconds)
 
 

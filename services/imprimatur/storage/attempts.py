@@ -106,7 +106,7 @@ def _row_of(one: End) -> dict[str, Any]:
         "outcome": str(one.outcome),
         "error": asdict(one.error) if one.error else None,
         "error_code": one.error.code if one.error else None,
-        **asdict(one.spent),
+        **vars(one.spent),
     }
 
 

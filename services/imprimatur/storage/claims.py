@@ -34,7 +34,6 @@ from imprimatur.job import (
     AttemptOutcome,
     Claim,
     Happening,
-    Job,
     JobError,
     JobType,
     Priority,
@@ -44,7 +43,6 @@ from imprimatur.retry import after_loss
 from imprimatur.storage import attempts, clock, outbox
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Transaction
-from imprimatur.storage.jobs import VISIBLE, job_of
 from imprimatur.storage.locks import in_locked
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import Document, jobs
@@ -101,6 +99,19 @@ class Ending:
     spent: Spent
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """What became of a job whose attempt ended."""
+
+    type: JobType
+    state: State
+    priority: Priority
+    decision: str
+    policy_triggered: str
+    created_at: datetime
+    at: datetime
+
+
 # --- taking ----------------------------------------------------------------------------------------------
 
 
@@ -128,7 +139,8 @@ async def claim(
     if missing := {one.claim_id for one in wanted} - {row.claim_id for row in rows}:
         ids = sorted(one.job_id for one in wanted if one.claim_id in missing)
         mine = (jobs.c.id.in_(ids), jobs.c.claim_id.in_(sorted(missing)), jobs.c.state == State.RUNNING)
-        rows.extend((await tx.connection.execute(select(*_CLAIMED).where(*mine))).all())
+        found: Any = await tx.connection.execute(select(*_CLAIMED).where(*mine))
+        rows += found.all()
     claimed = {row.claim_id: _claim_of(row) for row in rows}
     return [claimed.get(one.claim_id) for one in wanted]
 
@@ -246,24 +258,43 @@ async def report_progress(tx: Transaction, claim: Claim, *, percent: int, stage:
 # --- ending ----------------------------------------------------------------------------------------------
 
 
-async def conclude(tx: Transaction, endings: Sequence[Ending]) -> list[Job | None]:
+async def conclude(tx: Transaction, endings: Sequence[Ending]) -> list[Ended | None]:
     """End attempts and move their jobs.
 
     Returns:
         For each ending, in order; None for one that was fenced off: nothing changed but the attempt's bookkeeping.
     """
     await _lock(tx, endings)
-    moved_jobs: dict[tuple[uuid.UUID, int], Job] = {}
+    ended: dict[tuple[uuid.UUID, int], Ended] = {}
     kinds: dict[tuple[Happening, bool], list[Ending]] = {}
     for ending in sorted(endings, key=lambda ending: ending.claim.job_id):
         kinds.setdefault((ending.conclusion.happening, ending.conclusion.shown is not None), []).append(ending)
     for (happening, shows), alike in kinds.items():
         rows = await _CONCLUDE[happening, shows].execute(tx, [_row_of(ending) for ending in alike])
-        details = {ending.claim.job_id: ending.conclusion.details or {} for ending in alike}
-        await moved(tx, happening, rows, lambda row, details=details: details[row.id])
-        moved_jobs |= {(row.id, row.claim_no): job_of(row) for row in rows}
+        details = {(ending.claim.job_id, ending.claim.claim_no): ending.conclusion.details or {} for ending in alike}
+        await moved(tx, happening, rows, lambda row, details=details: details[row.id, row.claim_no])
+        ended |= {(row.id, row.claim_no): _ended_of(row) for row in rows}
     await book(tx, endings)
-    return [moved_jobs.get((ending.claim.job_id, ending.claim.claim_no)) for ending in endings]
+    return [ended.get((ending.claim.job_id, ending.claim.claim_no)) for ending in endings]
+
+
+_TOLD_OF_END = (
+    *TOLD,
+    *(jobs.c.claim_no, jobs.c.priority, jobs.c.decision, jobs.c.policy_triggered, jobs.c.created_at),
+    jobs.c.updated_at,
+)
+
+
+def _ended_of(row: Row[Any]) -> Ended:
+    return Ended(
+        type=JobType(row.type),
+        state=State(row.state),
+        priority=Priority(row.priority),
+        decision=row.decision,
+        policy_triggered=row.policy_triggered,
+        created_at=row.created_at,
+        at=row.updated_at,
+    )
 
 
 async def _lock(tx: Transaction, endings: Sequence[Ending]) -> None:
@@ -300,7 +331,7 @@ def _concluding(happening: Happening, *, shows: bool) -> Many:
             each.locked(jobs.c.id, "job_id"),
             *fence,
             values=values,
-            returning=(*VISIBLE, jobs.c.claim_no),
+            returning=_TOLD_OF_END,
         )
 
     return Many({**_ENDED, **delayed, **shown}, build)
@@ -317,7 +348,7 @@ def _row_of(ending: Ending) -> dict[str, Any]:
         "spent_attempts": int(conclusion.spends_attempt),
         "error": asdict(conclusion.error) if conclusion.error else None,
         "delay_seconds": conclusion.delay_seconds,
-        **(asdict(conclusion.shown) if conclusion.shown else {}),
+        **(vars(conclusion.shown) if conclusion.shown else {}),
     }
 
 

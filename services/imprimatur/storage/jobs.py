@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Row, and_, case, func, literal, or_, select, true
+from sqlalchemy import ColumnElement, Executable, Row, and_, case, func, literal, null, or_, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.job import (
@@ -24,7 +24,7 @@ from imprimatur.job import (
 from imprimatur.storage import attempts, clock, outbox
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.many import Each, Many
-from imprimatur.storage.schema import job_events, jobs
+from imprimatur.storage.schema import job_events, jobs, tenants
 from imprimatur.storage.transitions import is_job, move, record
 from imprimatur.wire.messages import ReviewRequested
 
@@ -110,19 +110,20 @@ async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once
     in_order = sorted(new_jobs, key=lambda new: (new.tenant_id, new.request_id or "", new.id))
     written = await _INSERT.execute(tx, [_row_of(new, now, fast=new.id in fast) for new in in_order])
     inserted = sorted(written, key=lambda row: row.id)
+    released = {row.id for row in inserted if row.released_at is not None}
     await record(tx, inserted, kind=SUBMITTED, outcome=False, details={})
     await outbox.add(
         tx,
         [
             outbox.review_requested(ReviewRequested(job_id=row.id, release_no=1), Priority(row.priority))
             for row in inserted
-            if row.id in fast
+            if row.id in released
         ],
     )
     created = {row.id for row in inserted}
     known = await _known(tx, [new for new in new_jobs if new.id not in created])
     return [
-        Submitted(job=_accepted(new, now), created=True, released=new.id in fast)
+        Submitted(job=_accepted(new, now), created=True, released=new.id in released)
         if new.id in created
         else _again(new, known)
         for new in new_jobs
@@ -171,10 +172,13 @@ _GIVEN = {
 
 
 def _insert(each: Each) -> Executable:
+    limited = each["tenant_id"].in_(select(tenants.c.id).where(tenants.c.concurrency_limit.is_not(None)))
     columns: dict[str, ColumnElement[Any]] = {
         **{name: literal(value, jobs.c[name].type) for name, value in FRESH.items()},
         **{name: each[name] for name in _GIVEN},
-        "release_no": case((each["released_at"].is_(None), 0), else_=1),
+        # Whoever has a limit waits for the dispatcher, which counts.
+        "released_at": case((limited, null()), else_=each["released_at"]),
+        "release_no": case((or_(limited, each["released_at"].is_(None)), 0), else_=1),
         "updated_at": each["created_at"],
     }
     inserting: Any = (postgresql if each.on_postgresql else sqlite).insert(jobs)
@@ -182,7 +186,7 @@ def _insert(each: Each) -> Executable:
     statement: Executable = (
         inserting.from_select(list(columns), chosen)
         .on_conflict_do_nothing()
-        .returning(jobs.c.id, jobs.c.tenant_id, jobs.c.version, jobs.c.state, jobs.c.priority)
+        .returning(jobs.c.id, jobs.c.tenant_id, jobs.c.version, jobs.c.state, jobs.c.priority, jobs.c.released_at)
     )
     return statement
 

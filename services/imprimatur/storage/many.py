@@ -25,7 +25,9 @@ class Each:
     def __init__(self, types: Types, *, on_postgresql: bool) -> None:
         self.on_postgresql = on_postgresql
         if on_postgresql:
-            self._given = {name: bindparam(_parameter(name), type_=ARRAY(kind)) for name, kind in types.items()}
+            self._given = {
+                name: bindparam(_parameter(name), type_=ARRAY(kind, dimensions=1)) for name, kind in types.items()
+            }
             columns: list[ColumnElement[Any]] = [column(name, kind) for name, kind in types.items()]
             table = func.unnest(*self._given.values()).table_valued(*columns, name="each").render_derived()
             self._columns: Mapping[str, ColumnElement[Any]] = {name: table.c[name] for name in types}
