@@ -12,7 +12,7 @@ from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, NewJob, Priority
 from imprimatur.storage import claims, dispatch, jobs, people, tenants
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion
+from imprimatur.storage.claims import Conclusion, Ending, Shown, Wanted
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
 from imprimatur.storage.workers import Worker
@@ -114,14 +114,12 @@ async def claim(
 ) -> Claim | None:
     """Try to claim a released job."""
     async with database.begin() as tx:
-        return await claims.claim(
-            tx,
-            by or worker(),
+        wanted = Wanted(
             job_id=job if isinstance(job, uuid.UUID) else job.id,
             release_no=release_no,
             claim_id=claim_id or new_id(),
-            lease_seconds=lease_seconds,
         )
+        return (await claims.claim(tx, by or worker(), [wanted], lease_seconds=lease_seconds))[0]
 
 
 async def running(
@@ -142,6 +140,11 @@ async def find(database: Database, tenant_id: uuid.UUID, job_id: uuid.UUID) -> J
     return job
 
 
+def shown(decision: str, trigger: str, *, result: bytes = b"", result_count: int = 0) -> Shown:
+    """What an attempt makes to be seen."""
+    return Shown(decision=decision, policy_triggered=trigger, result=result, result_count=result_count)
+
+
 _OUTCOMES = {
     Happening.COMPLETED: AttemptOutcome.SUCCEEDED,
     Happening.REFERRED: AttemptOutcome.SUCCEEDED,
@@ -157,7 +160,7 @@ async def conclude(
     spends_attempt: bool = True,
     delay_seconds: float = 0.0,
     error: JobError | None = None,
-    shown: Mapping[str, object] | None = None,
+    shown: Shown | None = None,
     spent: Spent | None = None,
 ) -> Job | None:
     """End the claimed attempt."""
@@ -170,7 +173,10 @@ async def conclude(
         shown=shown,
     )
     async with database.begin() as tx:
-        return await claims.conclude(tx, claim, conclusion, spent or Spent(engine="test"))
+        ending = Ending(claim=claim, conclusion=conclusion, spent=spent or Spent(engine="test"))
+        if await claims.conclude(tx, [ending]) == [None]:
+            return None
+    return await find(database, claim.tenant_id, claim.job_id)
 
 
 async def awaiting(
@@ -180,9 +186,7 @@ async def awaiting(
     [job] = await submit(database, new_job(tenant_id, priority=priority, user_id=user_id))
     held = await claim(database, job)
     assert held is not None
-    referred = await conclude(
-        database, held, Happening.REFERRED, shown={"decision": "pending", "policy_triggered": "low_confidence"}
-    )
+    referred = await conclude(database, held, Happening.REFERRED, shown=shown("pending", "low_confidence"))
     assert referred is not None
     return referred
 

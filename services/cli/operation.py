@@ -73,7 +73,7 @@ class Operation:
 
         async def run(tx: Transaction) -> int:
             tenant_id = await _tenant(tx, tenant)
-            _, policy = await tenants.live_policy(tx, tenant_id, lock=False)
+            policy = (await tenants.live_policy(tx, tenant_id)).policy
             return await tenants.put_policy(tx, tenant_id, replace(policy, mode=mode))
 
         return self._do(run)

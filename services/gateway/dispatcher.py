@@ -1,9 +1,10 @@
 """Who runs next: puts due jobs up for claiming, queues lost ones again, ends those whose deadline passed.
 
 Runs in every gateway; a lock in the database lets one pass work at a time. RabbitMQ gets only what can start
-about now: as many jobs as the live workers have slots, plus a few.
+about now: as many jobs as the live workers have free slots, plus a few.
 """
 
+import math
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,31 +16,60 @@ from typing import Any
 import structlog
 
 from imprimatur import metrics
-from imprimatur.broker import Broker
+from imprimatur.broker import Broker, Message, Subscription
+from imprimatur.errors import MalformedMessage
 from imprimatur.job import Happening, JobType
 from imprimatur.policy import EngineFailure, decide_failure
 from imprimatur.runtime import Loop
-from imprimatur.storage import claims, clock, dispatch, tenants
+from imprimatur.storage import claims, dispatch, tenants
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.dispatch import Hopeless
 from imprimatur.wire.creatives import ai_result
+from imprimatur.wire.messages import JobsChanged
 
 #: A changed row of the jobs table.
 Row = Any
 
 log = structlog.get_logger(__name__)
 
-#: Jobs put up for claiming beyond the live workers' slots, so that a slot never waits for the next pass.
-SPARE_RELEASES = 64
 _SWEEP_LIMIT = 500
 _PASS_SECONDS_WHILE_HELD_BACK = 0.03
+#: Jobs are put up for claiming beyond the free slots for as long as this ahead, at the pace of the last starts, so that
+#: no slot waits for the next pass; and no more, since what is put up stands before everybody who comes later.
+_AHEAD_SECONDS = 2 * _PASS_SECONDS_WHILE_HELD_BACK
+_MOST_AHEAD = 512
+#: Messages that may be lost are sent again in numbers like this, however little room there is.
+_REISSUED_AT_LEAST = 64
+_STARTED = f"state.{Happening.CLAIMED}"
+
+
+class Pace:
+    """How many jobs start in a second, over all workers, as the broker tells of them. Rises at once, falls slowly."""
+
+    def __init__(self) -> None:
+        self._starts = 0
+        self._per_second = 0.0
+        self._counted_at = time.monotonic()
+
+    def heard(self, starts: int) -> None:
+        """So many jobs have started."""
+        self._starts += starts
+
+    def ahead(self) -> int:
+        """How many jobs to put up beyond the free slots; at least one."""
+        now = time.monotonic()
+        passed = now - self._counted_at
+        if passed >= _PASS_SECONDS_WHILE_HELD_BACK / 2:
+            self._per_second = max(self._starts / passed, self._per_second * math.exp(-passed))
+            self._starts, self._counted_at = 0, now
+        return min(_MOST_AHEAD, 1 + math.ceil(self._per_second * _AHEAD_SECONDS))
 
 
 class Dispatcher:
     """One gateway's share of deciding what runs next.
 
     Args:
-        broker: asked for nothing but whether it is there.
+        broker: tells of jobs that start, and whether messages can be on their way.
         pass_seconds: how often to look; a submit that finds no room does not wait for it, others do.
         lease_seconds: the workers' lease; jobs are taken from a silent worker only after one whole lease of
             uninterrupted contact with the database, so that our own pause is not taken for theirs.
@@ -63,14 +93,17 @@ class Dispatcher:
         self._loop = Loop("dispatcher", self.pass_once, interval_seconds=pass_seconds)
         # Apart from the passes: it waits for locks on tenants, and one tenant's shall hold up nobody else's jobs.
         self._giving_up = Loop("giving-up", self._give_up_hopeless, interval_seconds=2 * pass_seconds)
+        self._pace = Pace()
+        self._starts: Subscription | None = None
         self._room = 0
         self._taken = self._settled = 0  # of the room, ever: given to submits, and by submits that have ended
         self._contact_since: float | None = None
         self._last_contact = 0.0
         self._last_thorough = 0.0
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin."""
+        self._starts = await self._broker.listen((_STARTED,), self._hear_of_starts, lambda: None)
         self._loop.start()
         self._giving_up.start()
 
@@ -78,6 +111,15 @@ class Dispatcher:
         """Stop; another gateway goes on."""
         await self._loop.stop()
         await self._giving_up.stop()
+        if self._starts is not None:
+            await self._starts.close()
+
+    def _hear_of_starts(self, message: Message) -> None:
+        try:
+            self._pace.heard(len(JobsChanged.decode(message.body).changes))
+        except MalformedMessage as fault:
+            metrics.messages_set_aside.labels("job.events").inc()
+            log.warning("an event cannot be read", error=str(fault), message_id=message.message_id)
 
     @contextmanager
     def room_for(self, wanted: int) -> Iterator[int]:
@@ -100,7 +142,7 @@ class Dispatcher:
             async with self._database.read() as reader:
                 backlog = await dispatch.backlog(reader, silent_seconds=self._silent_seconds)
             under_way = self._taken - settled
-            room = backlog.slots + SPARE_RELEASES - backlog.released - under_way
+            room = backlog.slots + self._pace.ahead() - backlog.running - backlog.released - under_way
             self._room = 0 if backlog.due else max(0, room)
             done = (
                 await self._work(room, backlog.at, thorough=thorough)
@@ -125,7 +167,7 @@ class Dispatcher:
                 done.lost = await claims.lost_leases(tx, as_of=looked_at, limit=_SWEEP_LIMIT)
             done.released = await dispatch.release_due(tx, room=room)
             if thorough and await self._messages_may_be_lost(tx, room):
-                done.reissued = await dispatch.reissue(tx, limit=max(room, SPARE_RELEASES))
+                done.reissued = await dispatch.reissue(tx, limit=max(room, _REISSUED_AT_LEAST))
         return done
 
     async def _give_up_hopeless(self) -> None:
@@ -147,7 +189,7 @@ class Dispatcher:
         is away all messages still wait in the outbox, and more of them would only make those stale."""
         if not self._broker.connected:
             return False
-        return room > SPARE_RELEASES // 2 or await dispatch.idle_slots(tx, silent_seconds=self._silent_seconds) > 0
+        return room > 0 or await dispatch.idle_slots(tx, silent_seconds=self._silent_seconds) > 0
 
     def _note_contact(self) -> None:
         now = time.monotonic()
@@ -191,12 +233,12 @@ def _tell_given_up(rows: list[Row]) -> None:
 
 async def give_up(tx: Transaction, hopeless: Hopeless, tenant_id: uuid.UUID) -> list[Row]:
     """Give a tenant's creatives whose reviews are hopeless to people, as its live policy says."""
-    version, policy = await tenants.live_policy(tx, tenant_id, lock=True)
-    verdict = decide_failure(policy, (), EngineFailure(message=hopeless.error.message))
+    live = (await tenants.keep_policies(tx, [tenant_id]))[tenant_id]
+    verdict = decide_failure(live.policy, (), EngineFailure(message=hopeless.error.message))
     shown = {
         "decision": verdict.decision,
         "policy_triggered": verdict.trigger,
-        "result": ai_result(verdict, None, policy_version=version, reviewed_at=await clock.present(tx)),
+        "result": ai_result(verdict, None, policy_version=live.version, reviewed_at=live.at),
     }
     return await dispatch.give_up(
         tx,

@@ -26,6 +26,7 @@ from imprimatur.errors import (
     OutOfRange,
     RequestError,
 )
+from imprimatur.gathering import Gathering
 from imprimatur.guard import Guard
 from imprimatur.job import Job, NewJob, State
 from imprimatur.storage import attempts, jobs
@@ -39,6 +40,8 @@ log = structlog.get_logger(__name__)
 
 _RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
 _DAY = timedelta(hours=24)
+#: Single submissions in one transaction.
+_SUBMITTED_TOGETHER = 128
 _FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
 _VERSION = re.compile(r"[0-9]{1,18}")
 
@@ -55,6 +58,7 @@ class Jobs(JobServiceServicer):
         self._watchtower = watchtower
         self._guard = guard
         self._estimates = statistics.Estimates(database)
+        self._together: Gathering[NewJob, Submitted] = Gathering("submits", self._submit, most=_SUBMITTED_TOGETHER)
 
     # --- accept ------------------------------------------------------------------------------------------
 
@@ -62,8 +66,7 @@ class Jobs(JobServiceServicer):
         """Accept one job."""
         who = caller()
         new = await self._estimated(submissions.new_job(request, who, self._guard, datetime.now(UTC)))
-        (submitted,) = await self._submit([new])
-        return _accepted(submitted, who)
+        return _accepted(await self._together.add(new), who)
 
     async def BatchSubmitJobs(self, request: pb.BatchSubmitJobsRequest, context: Any) -> pb.BatchSubmitJobsResponse:
         """Accept up to 1,000 jobs, each for itself."""
@@ -75,7 +78,7 @@ class Jobs(JobServiceServicer):
             self._checked(item, who, f"items[{place}].") for place, item in enumerate(request.items)
         ]
         good = [await self._estimated(outcome) for outcome in outcomes if isinstance(outcome, NewJob)]
-        submitted = iter(await self._submit(good))
+        submitted = iter(await self._submit(good) if good else ())
         return pb.BatchSubmitJobsResponse(
             results=[
                 pb.BatchSubmitJobsResult(error=status_of(outcome))
@@ -97,8 +100,6 @@ class Jobs(JobServiceServicer):
         return await self._estimates.put(new)
 
     async def _submit(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
-        if not new_jobs:
-            return []
         with self._dispatcher.room_for(len(new_jobs)) as fast:
             async with self._database.begin() as tx:
                 submitted = await jobs.submit(tx, new_jobs, release_at_once=fast)

@@ -51,7 +51,7 @@ async def gateway(
         webhooks=Webhooks(database, vault, guard),
     )
     await watchtower.start()
-    dispatcher.start()
+    await dispatcher.start()
     gauges.start()
     try:
         edge = Edge(Doorkeeper(database))

@@ -22,7 +22,7 @@ from imprimatur.runtime import Loop
 from imprimatur.storage import jobs
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Filter, Owner
-from imprimatur.wire.messages import JobChanged
+from imprimatur.wire.messages import JobsChanged
 
 log = structlog.get_logger(__name__)
 
@@ -255,16 +255,17 @@ class Watchtower:
 
     def _on_message(self, message: Message) -> None:
         try:
-            change = JobChanged.decode(message.body)
+            changed = JobsChanged.decode(message.body)
         except MalformedMessage as fault:
             metrics.messages_set_aside.labels("job.events").inc()
             log.warning("an event cannot be read", error=str(fault), message_id=message.message_id)
             return
-        if change.job_id in self._slots:
-            self._dirty.setdefault(change.job_id, time.perf_counter())
-            self._reader.wake()
-        for changes in self._followers.get(change.tenant_id, ()):
-            changes.add(change.job_id)
+        for change in changed.changes:
+            if change.job_id in self._slots:
+                self._dirty.setdefault(change.job_id, time.perf_counter())
+                self._reader.wake()
+            for changes in self._followers.get(change.tenant_id, ()):
+                changes.add(change.job_id)
 
     def _mark_everything(self) -> None:
         now = time.perf_counter()

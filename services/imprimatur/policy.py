@@ -8,6 +8,7 @@ table, for people, is docs/decision-table.md.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from datetime import datetime
 from enum import StrEnum
 
 from imprimatur.errors import InvalidRequest
@@ -137,6 +138,15 @@ def _categories(field: str, names: object) -> frozenset[Category]:
     if unknown := {str(name) for name in names} - set(Category):
         raise InvalidRequest(field, f"not a category: {min(unknown)}; allowed: {', '.join(Category)}")
     return frozenset(Category(str(name)) for name in names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LivePolicy:
+    """A tenant's policy in force, and the instant at which it was read."""
+
+    version: int
+    policy: Policy
+    at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,15 +13,15 @@ import structlog
 from imprimatur import metrics
 from imprimatur.broker import Broker, Delivery, Queue, Subscription
 from imprimatur.errors import MalformedMessage, Unavailable
+from imprimatur.gathering import Gathering
 from imprimatur.runtime import Loop
 from imprimatur.storage import announcements as stored
 from imprimatur.storage.announcements import EventKey, NewMessage, PendingEvent
 from imprimatur.storage.database import Database
 from imprimatur.vault import Vault
 from imprimatur.webhooks import ensure_default_secrets
-from imprimatur.wire.messages import JobChanged
+from imprimatur.wire.messages import JobChange, JobsChanged
 from imprimatur.wire.webhooks import body_of, event_type
-from notifier.batches import Batches
 from notifier.deliverer import Deliverer
 
 log = structlog.get_logger(__name__)
@@ -47,7 +47,7 @@ class Announcer:
         self._vault = vault
         self._deliverer = deliverer
         self._older_than_seconds = sweep.older_than_seconds
-        self._outcomes = Batches("webhook-messages", self._announce)
+        self._outcomes: Gathering[EventKey, None] = Gathering("webhook-messages", self._announce)
         self._loop = Loop("webhook-sweep", self._sweep, interval_seconds=sweep.every_seconds)
         self._subscription: Subscription | None = None
         self._handling: set[asyncio.Task[None]] = set()
@@ -55,7 +55,6 @@ class Announcer:
 
     async def start(self) -> None:
         """Begin to listen and to sweep."""
-        self._outcomes.start()
         self._subscription = await self._broker.consume(Queue.NOTIFIER_EVENTS, self._receive, prefetch=_PREFETCH)
         self._loop.start()
 
@@ -65,7 +64,7 @@ class Announcer:
         if self._subscription is not None:
             await self._subscription.close()
         await asyncio.gather(*self._handling, return_exceptions=True)
-        await self._outcomes.stop()
+        await self._outcomes.drained()
 
     @property
     def consuming(self) -> bool:
@@ -82,12 +81,16 @@ class Announcer:
     async def _handle(self, delivery: Delivery) -> None:
         metrics.messages_consumed.labels(Queue.NOTIFIER_EVENTS, str(delivery.redelivered).lower()).inc()
         try:
-            change = JobChanged.decode(delivery.message.body)
+            changed = JobsChanged.decode(delivery.message.body)
         except MalformedMessage as fault:
             metrics.messages_set_aside.labels(Queue.NOTIFIER_EVENTS).inc()
             log.error("an outcome cannot be read", error=str(fault), message_id=delivery.message.message_id)  # noqa: TRY400
             await delivery.set_aside()
             return
+        await asyncio.gather(*(self._tell_of(change) for change in changed.changes))
+        await delivery.ack()
+
+    async def _tell_of(self, change: JobChange) -> None:
         try:
             await self._outcomes.add((change.job_id, change.version))
         except Unavailable:
@@ -95,7 +98,6 @@ class Announcer:
         except Exception:
             metrics.loop_failures.labels("webhook-messages").inc()
             log.exception("an outcome is left to the sweep", job_id=str(change.job_id))
-        await delivery.ack()
 
     # --- what nobody told of -----------------------------------------------------------------------------
 
@@ -114,11 +116,12 @@ class Announcer:
 
     # --- both --------------------------------------------------------------------------------------------
 
-    async def _announce(self, keys: Sequence[EventKey]) -> None:
+    async def _announce(self, keys: Sequence[EventKey]) -> list[None]:
+        written = [None] * len(keys)
         async with self._database.read() as reader:
             pending = await stored.pending_events(reader, set(keys))
         if not pending:
-            return
+            return written
         messages = [_message_of(event) for event in pending]
         unsigned = {message.tenant_id for message in messages if message.callback_url} - self._have_default_secret
         lease_seconds = self._deliverer.lease_seconds
@@ -127,6 +130,7 @@ class Announcer:
             leases = await stored.store_messages(tx, messages, lease_seconds=lease_seconds)
         self._have_default_secret |= unsigned
         await self._deliverer.take(leases)
+        return written
 
 
 def _message_of(pending: PendingEvent) -> NewMessage:

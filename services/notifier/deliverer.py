@@ -14,6 +14,7 @@ import structlog
 
 from imprimatur import metrics, tracing
 from imprimatur.errors import Unavailable
+from imprimatur.gathering import Gathering
 from imprimatur.runtime import Loop
 from imprimatur.storage import deliveries as stored
 from imprimatur.storage import webhooks as endpoints
@@ -24,7 +25,6 @@ from imprimatur.tracing import Attribute, Kind, SpanContext
 from imprimatur.vault import Vault, VaultError
 from imprimatur.webhooks import MalformedSecret, key_of, unseal
 from notifier import signing
-from notifier.batches import Batches
 from notifier.post import Answer, Outcome, Poster
 from notifier.room import Limits, Room
 from notifier.schedule import RECOMMENDED_PAUSES_SECONDS, Abandoned, Again, Delivered, Verdict, after_attempt
@@ -64,7 +64,7 @@ class Deliverer:
         self._room = Room(limits)
         self._half = limits.total // 2
         self._posts: dict[asyncio.Task[None], Lease] = {}
-        self._records = Batches("webhook-records", self._write)
+        self._records: Gathering[AttemptRecord, None] = Gathering("webhook-records", self._write)
         self._loop = Loop("webhook-retries", self._deliver_due, interval_seconds=pace.poll_seconds)
         self._behind = ""  # the lane after which the next pass begins
         self._more = False  # more was due than there was room for
@@ -73,7 +73,6 @@ class Deliverer:
 
     def start(self) -> None:
         """Begin with what is due."""
-        self._records.start()
         self._loop.start()
 
     async def stop(self, *, drain_seconds: float) -> None:
@@ -88,7 +87,7 @@ class Deliverer:
         for task in unfinished:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
-        await self._records.stop()
+        await self._records.drained()
         await self.give_back(list(unfinished.values()))
 
     @property
@@ -236,13 +235,14 @@ class Deliverer:
         async with asyncio.timeout(self._pace.lease_seconds):
             while True:
                 try:
-                    return await self._records.add(record)
+                    return await asyncio.shield(self._records.put(record))  # the post was made, whoever stops
                 except Unavailable:
                     await asyncio.sleep(_RECORD_AGAIN_SECONDS)
 
-    async def _write(self, records: Sequence[AttemptRecord]) -> None:
+    async def _write(self, records: Sequence[AttemptRecord]) -> list[None]:
         async with self._database.begin() as tx:
             await stored.record_attempts(tx, records)
+        return [None] * len(records)
 
 
 def _record_of(lease: Lease, answer: Answer, verdict: Verdict) -> AttemptRecord:

@@ -6,7 +6,7 @@ Whatever happens in here ends in exactly one conclusion, or in none when the job
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,23 +14,18 @@ import structlog
 
 from imprimatur import metrics, tracing
 from imprimatur.errors import AttemptError, TimedOut, TransientError, Unavailable
-from imprimatur.job import DEFAULTS, AttemptOutcome, Claim, Happening, Job, JobError, JobType, State, outcome_of
+from imprimatur.job import DEFAULTS, AttemptOutcome, Claim, Happening, JobError, JobType, outcome_of
 from imprimatur.retry import Again, after_error
 from imprimatur.storage import claims
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion
-from imprimatur.storage.database import Database, Transaction
+from imprimatur.storage.database import Database
 from imprimatur.tracing import Attribute, Kind, SpanContext
+from reviewer.endings import Endings, uncancel
 from reviewer.leases import Leases
-from reviewer.tasks import NotEnough, Task, Work
+from reviewer.tasks import NotEnough, Task
 
 log = structlog.get_logger(__name__)
-
-#: How long the end of an attempt is tried to be written while the database is away; and of a process that stops.
-_INSIST_SECONDS = 60.0
-_INSIST_WHEN_STOPPING_SECONDS = 2.0
-
-_Decide = Callable[[Transaction], Awaitable[Conclusion]]
 
 
 class Attempts:
@@ -39,6 +34,7 @@ class Attempts:
     def __init__(self, database: Database, leases: Leases, tasks: Mapping[JobType, Task]) -> None:
         self._database = database
         self._leases = leases
+        self._endings = Endings(database)
         self._tasks = tasks
         self._stopping = False
 
@@ -65,19 +61,20 @@ class Attempts:
     def stop(self) -> None:
         """From here on, an attempt that is cancelled hands its job back."""
         self._stopping = True
+        self._endings.stop()
 
     async def _run(self, claim: Claim) -> Conclusion | None:
         try:
             return await self._to_its_end(claim, self._tasks[claim.type])
         except asyncio.CancelledError:
             if self._leases.taken(claim):
-                _uncancel()
+                uncancel()
                 tracing.current().fail("taken")
-                await self._book_abandoned(claim)
+                await self._endings.book(claim, _TAKEN)
                 return None
             if self._stopping:
-                _uncancel()
-                return await self._write(claim, _HANDED_BACK, Spent())
+                uncancel()
+                return await self._endings.write(claim, _HANDED_BACK, Spent())
             raise
 
     async def _to_its_end(self, claim: Claim, task: Task) -> Conclusion | None:
@@ -90,7 +87,7 @@ class Attempts:
             self._leases.concluding(claim)
             tracing.current().fail("database_away")
             log.warning("the database was away in the middle of an attempt; it is handed back", error=fault.message)
-            return await self._write(claim, _DATABASE_AWAY, Spent())
+            return await self._endings.write(claim, _DATABASE_AWAY, Spent())
         except Exception:
             log.exception("a task failed in a way it does not declare")
             unexpected = TransientError("the review failed unexpectedly; the operator's log says more", code="internal")
@@ -108,16 +105,10 @@ class Attempts:
             raise TimedOut(f"the attempt took longer than its time-out of {claim.timeout_seconds:g} s") from None
         self._leases.concluding(claim)
         try:
-            return await self._finish(claim, task, work)
+            return await self._endings.write(claim, partial(task.conclude, claim, work), work.spent)
         except NotEnough:
             self._leases.concluding(claim, really=False)
             return await self._work(claim, task, in_full=True)
-
-    async def _finish(self, claim: Claim, task: Task, work: Work) -> Conclusion | None:
-        async def write(tx: Transaction) -> Conclusion:
-            return await task.conclude(tx, claim, work)
-
-        return await self._write(claim, write, work.spent)
 
     async def _failed(self, claim: Claim, task: Task, error: AttemptError, after_seconds: float) -> Conclusion | None:
         self._leases.concluding(claim)
@@ -133,72 +124,8 @@ class Attempts:
             jitter=random.random(),  # noqa: S311  # spreads retries, guards nothing
         )
         if isinstance(step, Again):
-            return await self._write(claim, _retry(error, step), _spent(error))
-
-        async def give_up(tx: Transaction) -> Conclusion:
-            return await task.give_up(tx, claim, error)
-
-        return await self._write(claim, give_up, _spent(error))
-
-    async def _book_abandoned(self, claim: Claim) -> None:
-        try:
-            async with self._database.begin() as tx:
-                await claims.book(tx, claim, _TAKEN, Spent())
-        except Unavailable:
-            log.warning("an aborted attempt could not be booked")
-
-    @property
-    def _insist_seconds(self) -> float:
-        return _INSIST_WHEN_STOPPING_SECONDS if self._stopping else _INSIST_SECONDS
-
-    async def _write(self, claim: Claim, conclude: _Decide | Conclusion, spent: Spent) -> Conclusion | None:
-        """Write the end; None when it does not count, or could not be written."""
-        try:
-            with tracing.span("conclude"):
-                return await self._insist(claim, conclude, spent)
-        except _NotApplied as fault:
-            tracing.current().fail(fault.code)
-            return None
-
-    async def _insist(self, claim: Claim, conclude: _Decide | Conclusion, spent: Spent) -> Conclusion:
-        """Write the end, again and again while the database is away; the fence makes repetition harmless."""
-        began = time.monotonic()
-        pause, repeated = 0.1, False
-        while True:
-            try:
-                if repeated:
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, 2.0)
-                async with self._database.begin() as tx:
-                    conclusion = conclude if isinstance(conclude, Conclusion) else await conclude(tx)
-                    job = await claims.conclude(tx, claim, conclusion, spent)
-            except Unavailable:
-                if time.monotonic() - began > self._insist_seconds:
-                    log.error("the end of an attempt could not be written; its lease will run out")  # noqa: TRY400
-                    raise _NotApplied("not_written") from None
-                repeated = True
-                continue
-            except asyncio.CancelledError:
-                if not self._stopping:
-                    raise
-                _uncancel()  # the process stops; what was worked out, and paid for, is written all the same
-                began, repeated = time.monotonic(), True
-                continue
-            if job is None:
-                if not repeated:  # after an unknown commit the fence may be our own
-                    metrics.fenced_writes.inc()
-                    log.warning("a result was discarded: the job was cancelled or taken over")
-                raise _NotApplied("unknown" if repeated else "fenced")
-            _count(job, claim)
-            return conclusion
-
-
-class _NotApplied(Exception):
-    """The end of an attempt moved no job: it was `fenced`, `not_written`, or it is `unknown` which of two tries did."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
+            return await self._endings.write(claim, _retry(error, step), _spent(error))
+        return await self._endings.write(claim, partial(task.give_up, claim, error), _spent(error))
 
 
 _HANDED_BACK = Conclusion(
@@ -242,9 +169,14 @@ def _about(claim: Claim) -> dict[str, Attribute]:
 
 
 def _end_of(conclusion: Conclusion) -> dict[str, Attribute]:
-    shown = conclusion.shown or {}
-    decided = {f"imprimatur.{name}": str(shown[name]) for name in ("decision", "policy_triggered") if name in shown}
-    return {"imprimatur.outcome": conclusion.outcome, "imprimatur.event": conclusion.happening, **decided}
+    told: dict[str, Attribute] = {
+        "imprimatur.outcome": conclusion.outcome,
+        "imprimatur.event": conclusion.happening,
+    }
+    if conclusion.shown is not None:
+        told["imprimatur.decision"] = conclusion.shown.decision
+        told["imprimatur.policy_triggered"] = conclusion.shown.policy_triggered
+    return told
 
 
 def _spent(error: AttemptError) -> Spent:
@@ -265,20 +197,3 @@ def _retry(error: AttemptError, step: Again) -> Conclusion:
         error=JobError.of(error),
         details={"error": error.code, "delay_seconds": f"{step.delay_seconds:.1f}"},
     )
-
-
-def _count(job: Job, claim: Claim) -> None:
-    if job.state is State.QUEUED:
-        return
-    metrics.jobs_finished.labels(job.type, job.state).inc()
-    if job.policy_triggered:
-        metrics.decisions.labels(job.decision, job.policy_triggered).inc()
-    seconds = (job.updated_at - (claim.first_due_at or job.created_at)).total_seconds()
-    metrics.submit_to_end_seconds.labels(job.type, job.priority.name.lower()).observe(seconds)
-
-
-def _uncancel() -> None:
-    """This cancellation was ours and ends here."""
-    task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()

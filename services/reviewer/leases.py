@@ -7,7 +7,7 @@ a living worker look dead.
 
 import asyncio
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -93,9 +93,9 @@ class Leases:
         """Whether the claim was found to be cancelled or taken over."""
         return self._held[claim.job_id, claim.claim_no].taken
 
-    def doubt(self, job_id: uuid.UUID) -> None:
-        """A job is said to be cancelled: if it is held, ask the database at once whether it still is."""
-        if any(held_id == job_id for held_id, _ in self._held):
+    def doubt(self, job_ids: Collection[uuid.UUID]) -> None:
+        """Jobs are said to be cancelled: if one is held, ask the database at once whether it still is."""
+        if any(job_id in job_ids for job_id, _ in self._held):
             self._loop.wake()
 
     async def _renew(self) -> float | None:

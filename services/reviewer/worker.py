@@ -1,33 +1,36 @@
 """Slots and messages: takes review messages as slots come free, claims their jobs, and starts the attempts.
 
 A message is acknowledged once its claim is committed, not at the end of the work: the lease is the ownership.
-Messages in hand wait for a free slot, HIGH before NORMAL before LOW; one that found none for a second is given
-back for an idle peer.
+Messages in hand wait for a free slot in the `Inbox`.
 """
 
 import asyncio
-import heapq
-import itertools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 
 import structlog
 
 from imprimatur import metrics
 from imprimatur.broker import Broker, Delivery, Message, Queue, Subscription
 from imprimatur.errors import MalformedMessage, Unavailable
+from imprimatur.gathering import Gathering
 from imprimatur.identity import new_id
-from imprimatur.job import Claim, Happening
+from imprimatur.job import Claim, Happening, Priority
 from imprimatur.storage import claims
+from imprimatur.storage.claims import Wanted
 from imprimatur.storage.database import Database
 from imprimatur.storage.workers import Worker as Identity
-from imprimatur.wire.messages import JobChanged, ReviewRequested
+from imprimatur.wire.messages import JobsChanged, ReviewRequested
 from reviewer.attempt import Attempts
+from reviewer.inbox import Inbox
 from reviewer.leases import Leases
 
 log = structlog.get_logger(__name__)
 
-_QUEUES = (Queue.REVIEW_HIGH, Queue.REVIEW_NORMAL, Queue.REVIEW_LOW)
-_GIVE_BACK_AFTER_SECONDS = 1.0
+_QUEUES = {
+    Priority.HIGH: Queue.REVIEW_HIGH,
+    Priority.NORMAL: Queue.REVIEW_NORMAL,
+    Priority.LOW: Queue.REVIEW_LOW,
+}
 _CLAIM_TRIES = 5
 _CANCELLATIONS = f"outcome.{Happening.CANCELLED}"
 
@@ -48,11 +51,10 @@ class Worker:
         self._identity = identity
         self._attempts = attempts
         self._leases = leases
+        self._claims: Gathering[Wanted, Claim | None] = Gathering("claims", self._claim_all)
         self._prefetch = max(2, identity.slots // 2)
         self._free_slots = asyncio.Semaphore(identity.slots)
-        self._inbox: list[tuple[int, int, Delivery, asyncio.TimerHandle]] = []
-        self._arrived = asyncio.Event()
-        self._numbers = itertools.count()
+        self._inbox = Inbox(self._give_back)
         self._subscriptions: list[Subscription] = []
         self._cancellations: Subscription | None = None
         self._feeder: asyncio.Task[None] | None = None
@@ -67,9 +69,9 @@ class Worker:
 
     async def start(self) -> None:
         """Begin to take messages."""
-        for rank, queue in enumerate(_QUEUES):
+        for priority, queue in _QUEUES.items():
             self._subscriptions.append(
-                await self._broker.consume(queue, self._receiver(rank, queue), prefetch=self._prefetch)
+                await self._broker.consume(queue, self._receiver(priority, queue), prefetch=self._prefetch)
             )
         self._cancellations = await self._broker.listen((_CANCELLATIONS,), self._hear_of_cancellation, lambda: None)
         self._feeder = asyncio.create_task(self._feed(), name="worker-feeder")
@@ -83,8 +85,7 @@ class Worker:
         await asyncio.gather(*(one.close() for one in self._subscriptions))
         if self._cancellations is not None:
             await self._cancellations.close()
-        while self._inbox:  # closing has given them back
-            self._next_delivery()
+        self._inbox.clear()  # closing has given them back
         if self._running:
             await asyncio.wait(self._running, timeout=drain_seconds)
         self._attempts.stop()
@@ -94,37 +95,22 @@ class Worker:
 
     # --- messages ----------------------------------------------------------------------------------------
 
-    def _receiver(self, rank: int, queue: Queue) -> Callable[[Delivery], None]:
+    def _receiver(self, priority: Priority, queue: Queue) -> Callable[[Delivery], None]:
         def receive(delivery: Delivery) -> None:
             metrics.messages_consumed.labels(queue, str(delivery.redelivered).lower()).inc()
-            number = next(self._numbers)
-            timer = asyncio.get_running_loop().call_later(_GIVE_BACK_AFTER_SECONDS, self._tire, number)
-            heapq.heappush(self._inbox, (rank, number, delivery, timer))
-            self._arrived.set()
+            self._inbox.put(priority, delivery)
 
         return receive
 
     def _hear_of_cancellation(self, message: Message) -> None:
         """A hint, so that a cancelled engine call ends at once: the renewal of leases, which decides, comes sooner."""
         try:
-            self._leases.doubt(JobChanged.decode(message.body).job_id)
+            cancelled = JobsChanged.decode(message.body)
         except MalformedMessage as fault:
             metrics.messages_set_aside.labels("job.events").inc()
             log.warning("an event cannot be read", error=str(fault), message_id=message.message_id)
-
-    def _next_delivery(self) -> Delivery:
-        _, _, delivery, timer = heapq.heappop(self._inbox)
-        timer.cancel()
-        return delivery
-
-    def _tire(self, number: int) -> None:
-        """A message has waited long enough for a slot here."""
-        for entry in self._inbox:
-            if entry[1] == number:
-                self._inbox.remove(entry)
-                heapq.heapify(self._inbox)
-                self._give_back(entry[2])
-                return
+            return
+        self._leases.doubt({change.job_id for change in cancelled.changes})
 
     def _give_back(self, delivery: Delivery) -> None:
         metrics.claims.labels("given_back").inc()
@@ -141,13 +127,11 @@ class Worker:
         while True:
             await self._free_slots.acquire()
             try:
-                while not self._inbox:
-                    self._arrived.clear()
-                    await self._arrived.wait()
+                delivery = await self._inbox.next()
             except asyncio.CancelledError:
                 self._free_slots.release()
                 raise
-            task = asyncio.create_task(self._serve(self._next_delivery()))
+            task = asyncio.create_task(self._serve(delivery))
             self._running.add(task)
             task.add_done_callback(self._done)
 
@@ -189,20 +173,16 @@ class Worker:
 
     async def _claim(self, request: ReviewRequested) -> Claim | None:
         """Claim, asking again with the same id when the answer was lost."""
-        claim_id = new_id()
+        wanted = Wanted(job_id=request.job_id, release_no=request.release_no, claim_id=new_id())
         for last in (False,) * (_CLAIM_TRIES - 1) + (True,):
             try:
-                async with self._database.begin() as tx:
-                    return await claims.claim(
-                        tx,
-                        self._identity,
-                        job_id=request.job_id,
-                        release_no=request.release_no,
-                        claim_id=claim_id,
-                        lease_seconds=self._leases.lease_seconds,
-                    )
+                return await self._claims.add(wanted)
             except Unavailable:
                 if last:
                     raise
                 await asyncio.sleep(0.2)
         return None
+
+    async def _claim_all(self, wanted: Sequence[Wanted]) -> Sequence[Claim | None]:
+        async with self._database.begin() as tx:
+            return await claims.claim(tx, self._identity, wanted, lease_seconds=self._leases.lease_seconds)

@@ -5,15 +5,33 @@ discarded.
 """
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, case, exists, insert, literal, not_, null, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Integer,
+    Row,
+    Text,
+    Uuid,
+    and_,
+    case,
+    exists,
+    insert,
+    literal,
+    not_,
+    null,
+    select,
+    tuple_,
+    update,
+)
 
 from imprimatur.job import Attempt, AttemptOutcome, JobError
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import attempts
 
 
@@ -27,38 +45,69 @@ class Spent:
     cost_micros: int = 0
 
 
-async def begin(tx: Transaction, job_id: uuid.UUID, claim_no: int, worker: str) -> None:
-    """Write the beginning of an attempt."""
-    nothing_yet = asdict(Spent())
-    await tx.connection.execute(
-        insert(attempts).values(job_id=job_id, claim_no=claim_no, worker=worker, started_at=clock.now(), **nothing_yet)
-    )
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How one attempt ended."""
+
+    job_id: uuid.UUID
+    claim_no: int
+    outcome: AttemptOutcome
+    error: JobError | None
+    spent: Spent
 
 
-async def end(
-    tx: Transaction,
-    job_id: uuid.UUID,
-    claim_no: int,
-    outcome: AttemptOutcome,
-    *,
-    error: JobError | None,
-    spent: Spent,
-) -> AttemptOutcome | None:
-    """Write an attempt's end, and what it used: what is booked already only grows. Returns how it ended: as it was
-    ended before, if it was; None when there is no such attempt."""
-    mine = and_(attempts.c.job_id == job_id, attempts.c.claim_no == claim_no)
+async def begin(tx: Transaction, claimed: Collection[Row[Any]], worker: str) -> None:
+    """Write the beginning of an attempt at each of these job rows."""
+    await _BEGIN.execute(tx, [{"job_id": row.id, "claim_no": row.claim_no, "worker": worker} for row in claimed])
+
+
+def _beginning(each: Each) -> Executable:
+    nothing_yet = {name: literal(value, attempts.c[name].type) for name, value in asdict(Spent()).items()}
+    columns = {name: each[name] for name in _BEGUN} | nothing_yet | {"started_at": clock.now()}
+    return insert(attempts).from_select(list(columns), select(*columns.values()))
+
+
+_BEGUN: Types = {"job_id": Uuid(), "claim_no": Integer(), "worker": Text()}
+_BEGIN = Many(_BEGUN, _beginning)
+
+
+async def end(tx: Transaction, ends: Sequence[End]) -> list[tuple[uuid.UUID, int]]:
+    """Write how attempts ended, and what they used: what is booked already only grows.
+
+    Returns:
+        (job id, claim_no) of those that had been ended as lost before, in order.
+    """
+    rows = await _END.execute(tx, [_row_of(one) for one in ends])
+    return sorted((row.job_id, row.claim_no) for row in rows if row.outcome == AttemptOutcome.LOST)
+
+
+def _ending_each(each: Each) -> Executable:
     is_open = attempts.c.outcome.is_(None)
-    ending = {name: case((is_open, value), else_=attempts.c[name]) for name, value in _ending(outcome, error).items()}
-    changed = await tx.connection.execute(
-        update(attempts).where(mine).values(**_booked(spent), **ending).returning(attempts.c.outcome)
+    ending = {"finished_at": clock.now(), **{name: each[name] for name in ("outcome", "error", "error_code")}}
+    booked = {
+        name: case((each[name] > attempts.c[name], each[name]), else_=attempts.c[name]) for name in asdict(Spent())
+    }
+    return (
+        update(attempts)
+        .where(attempts.c.job_id == each["job_id"], attempts.c.claim_no == each["claim_no"])
+        .values({name: case((is_open, value), else_=attempts.c[name]) for name, value in ending.items()} | booked)
+        .returning(attempts.c.job_id, attempts.c.claim_no, attempts.c.outcome)
     )
-    found = changed.scalar_one_or_none()
-    return AttemptOutcome(found) if found else None
 
 
-def _booked(spent: Spent) -> dict[str, ColumnElement[Any]]:
-    columns = {name: (attempts.c[name], literal(value, attempts.c[name].type)) for name, value in asdict(spent).items()}
-    return {name: case((value > column, value), else_=column) for name, (column, value) in columns.items()}
+_ENDED = ("job_id", "claim_no", "outcome", "error", "error_code", *asdict(Spent()))
+_END = Many({name: attempts.c[name].type for name in _ENDED}, _ending_each)
+
+
+def _row_of(one: End) -> dict[str, Any]:
+    return {
+        "job_id": one.job_id,
+        "claim_no": one.claim_no,
+        "outcome": str(one.outcome),
+        "error": asdict(one.error) if one.error else None,
+        "error_code": one.error.code if one.error else None,
+        **vars(one.spent),
+    }
 
 
 async def has_returned(tx: Transaction, job_id: uuid.UUID, claim_no: int) -> bool:

@@ -5,12 +5,28 @@ was cancelled or taken over meanwhile; the result is discarded, but what it cost
 """
 
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, case, func, literal, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Float,
+    Integer,
+    LargeBinary,
+    Row,
+    Text,
+    Uuid,
+    and_,
+    case,
+    func,
+    literal,
+    select,
+    tuple_,
+    update,
+)
 
 from imprimatur.job import (
     LOSSES_OF_A_SUSPECT,
@@ -18,7 +34,6 @@ from imprimatur.job import (
     AttemptOutcome,
     Claim,
     Happening,
-    Job,
     JobError,
     JobType,
     Priority,
@@ -28,19 +43,42 @@ from imprimatur.retry import after_loss
 from imprimatur.storage import attempts, clock, outbox
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Transaction
-from imprimatur.storage.jobs import job_of
 from imprimatur.storage.locks import in_locked
-from imprimatur.storage.schema import jobs
-from imprimatur.storage.transitions import is_job, move
+from imprimatur.storage.many import Each, Many, Types
+from imprimatur.storage.schema import Document, jobs
+from imprimatur.storage.transitions import TOLD, is_job, move, moved, moving
 from imprimatur.storage.workers import Worker
-from imprimatur.wire.messages import JobChanged
+from imprimatur.wire.messages import JobChange
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A claim that is asked for.
+
+    `release_no` is the message's: a stale or duplicate one claims nothing. `claim_id` is chosen by the caller, and the
+    same on every repetition.
+    """
+
+    job_id: uuid.UUID
+    release_no: int
+    claim_id: uuid.UUID
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What callers and people see of an attempt's product."""
+
+    decision: str
+    policy_triggered: str
+    result: bytes
+    result_count: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusion:
     """What one attempt makes of its job, as `review` and `retry` decided it.
 
-    `delay_seconds` is when it may run again, for happenings that queue it. Columns in `shown` are set as given.
+    `delay_seconds` is when it may run again, for happenings that queue it. Without `shown`, what is shown stays.
     """
 
     happening: Happening
@@ -48,54 +86,97 @@ class Conclusion:
     spends_attempt: bool = True
     delay_seconds: float = 0.0
     error: JobError | None = None
-    shown: Mapping[str, Any] | None = None
+    shown: Shown | None = None
     details: Mapping[str, str] | None = None
 
 
-async def claim(
-    tx: Transaction,
-    worker: Worker,
-    *,
-    job_id: uuid.UUID,
-    release_no: int,
-    claim_id: uuid.UUID,
-    lease_seconds: float,
-) -> Claim | None:
-    """Take a released job, or find the claim again whose answer was lost.
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """The end of one attempt."""
 
-    Args:
-        release_no: from the message; a stale or duplicate one claims nothing.
-        claim_id: chosen by the caller and the same on every repetition of this call.
+    claim: Claim
+    conclusion: Conclusion
+    spent: Spent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """What became of a job whose attempt ended."""
+
+    type: JobType
+    state: State
+    priority: Priority
+    decision: str
+    policy_triggered: str
+    created_at: datetime
+    at: datetime
+
+
+# --- taking ----------------------------------------------------------------------------------------------
+
+
+async def claim(
+    tx: Transaction, worker: Worker, wanted: Sequence[Wanted], *, lease_seconds: float
+) -> list[Claim | None]:
+    """Take released jobs, or find the claims again whose answers were lost.
 
     Returns:
-        None when the job is not (any more) there to be claimed.
+        For each of `wanted`, in order; None for a job that is not (any more) there to be claimed.
     """
-    rows: list[Row[Any]] = await move(
-        tx,
+    given = [
+        {
+            "job_id": one.job_id,
+            "release_no": one.release_no,
+            "claim_id": one.claim_id,
+            "worker_id": worker.id,
+            "lease_seconds": lease_seconds,
+        }
+        for one in sorted(wanted, key=lambda one: one.job_id)
+    ]
+    rows = await _CLAIM.execute(tx, given)
+    await moved(tx, Happening.CLAIMED, rows, {"worker": worker.name})
+    await attempts.begin(tx, rows, worker.name)
+    if missing := {one.claim_id for one in wanted} - {row.claim_id for row in rows}:
+        ids = sorted(one.job_id for one in wanted if one.claim_id in missing)
+        mine = (jobs.c.id.in_(ids), jobs.c.claim_id.in_(sorted(missing)), jobs.c.state == State.RUNNING)
+        found: Any = await tx.connection.execute(select(*_CLAIMED).where(*mine))
+        rows += found.all()
+    claimed = {row.claim_id: _claim_of(row) for row in rows}
+    return [claimed.get(one.claim_id) for one in wanted]
+
+
+#: What a worker needs of a job.
+_CLAIMED = (
+    *TOLD,
+    *(jobs.c.claim_id, jobs.c.claim_no, jobs.c.input, jobs.c.attempts, jobs.c.max_attempts, jobs.c.timeout_seconds),
+    *(jobs.c.deadline_at, jobs.c.deadline_seconds, jobs.c.updated_at, jobs.c.run_at, jobs.c.priority, jobs.c.losses),
+    jobs.c.traceparent,
+)
+
+
+def _claiming(each: Each) -> Executable:
+    return moving(
         Happening.CLAIMED,
-        is_job(job_id),
-        jobs.c.release_no == release_no,
+        each.locked(jobs.c.id, "job_id"),
+        jobs.c.id == each["job_id"],
+        jobs.c.release_no == each["release_no"],
         jobs.c.released_at.is_not(None),
         jobs.c.deadline_at > clock.now(),
         values={
             "claim_no": jobs.c.claim_no + 1,
-            "claim_id": claim_id,
-            "worker_id": worker.id,
-            "lease_until": clock.after(lease_seconds),
-            "started_at": _first_start(),
+            "claim_id": each["claim_id"],
+            "worker_id": each["worker_id"],
+            "lease_until": clock.after(each["lease_seconds"]),
+            "started_at": func.coalesce(jobs.c.started_at, clock.now(), type_=jobs.c.started_at.type),
         },
-        details={"worker": worker.name},
+        returning=_CLAIMED,
     )
-    if rows:
-        await attempts.begin(tx, job_id, rows[0].claim_no, worker.name)
-    else:
-        mine = and_(is_job(job_id), jobs.c.claim_id == claim_id, jobs.c.state == State.RUNNING)
-        rows = list((await tx.connection.execute(select(*jobs.c).where(mine))).all())
-    return _claim_of(rows[0]) if rows else None
 
 
-def _first_start() -> ColumnElement[Any]:
-    return func.coalesce(jobs.c.started_at, clock.now(), type_=jobs.c.started_at.type)
+_CLAIM = Many(
+    {"job_id": Uuid(), "release_no": Integer(), "claim_id": Uuid(), "worker_id": Uuid(), "lease_seconds": Float()},
+    _claiming,
+)
 
 
 def _claim_of(row: Row[Any]) -> Claim:
@@ -115,6 +196,9 @@ def _claim_of(row: Row[Any]) -> Claim:
         losses=row.losses,
         traceparent=row.traceparent,
     )
+
+
+# --- keeping ---------------------------------------------------------------------------------------------
 
 
 def _held(claim: Claim) -> ColumnElement[bool]:
@@ -166,41 +250,135 @@ async def report_progress(tx: Transaction, claim: Claim, *, percent: int, stage:
     ).one_or_none()
     if row is None:
         return False
-    change = JobChanged(job_id=claim.job_id, tenant_id=row.tenant_id, version=row.version, state=State.RUNNING)
-    await outbox.add(tx, [outbox.job_changed(change, kind="progress", outcome=False)])
+    change = JobChange(job_id=claim.job_id, tenant_id=row.tenant_id, version=row.version, state=State.RUNNING)
+    await outbox.add(tx, outbox.jobs_changed([change], kind="progress", outcome=False))
     return True
 
 
-async def conclude(tx: Transaction, claim: Claim, conclusion: Conclusion, spent: Spent) -> Job | None:
-    """End the attempt and move the job. None: fenced off, nothing changed but the attempt's bookkeeping."""
-    queues = conclusion.happening in (Happening.RETRY_SCHEDULED, Happening.HANDED_BACK)
-    values: dict[str, Any] = {
-        "attempts": jobs.c.attempts + (1 if conclusion.spends_attempt else 0),
+# --- ending ----------------------------------------------------------------------------------------------
+
+
+async def conclude(tx: Transaction, endings: Sequence[Ending]) -> list[Ended | None]:
+    """End attempts and move their jobs.
+
+    Returns:
+        For each ending, in order; None for one that was fenced off: nothing changed but the attempt's bookkeeping.
+    """
+    await _lock(tx, endings)
+    ended: dict[tuple[uuid.UUID, int], Ended] = {}
+    kinds: dict[tuple[Happening, bool], list[Ending]] = {}
+    for ending in sorted(endings, key=lambda ending: ending.claim.job_id):
+        kinds.setdefault((ending.conclusion.happening, ending.conclusion.shown is not None), []).append(ending)
+    for (happening, shows), alike in kinds.items():
+        rows = await _CONCLUDE[happening, shows].execute(tx, [_row_of(ending) for ending in alike])
+        details = {(ending.claim.job_id, ending.claim.claim_no): ending.conclusion.details or {} for ending in alike}
+        await moved(tx, happening, rows, lambda row, details=details: details[row.id, row.claim_no])
+        ended |= {(row.id, row.claim_no): _ended_of(row) for row in rows}
+    await book(tx, endings)
+    return [ended.get((ending.claim.job_id, ending.claim.claim_no)) for ending in endings]
+
+
+_TOLD_OF_END = (
+    *TOLD,
+    *(jobs.c.claim_no, jobs.c.priority, jobs.c.decision, jobs.c.policy_triggered, jobs.c.created_at),
+    jobs.c.updated_at,
+)
+
+
+def _ended_of(row: Row[Any]) -> Ended:
+    return Ended(
+        type=JobType(row.type),
+        state=State(row.state),
+        priority=Priority(row.priority),
+        decision=row.decision,
+        policy_triggered=row.policy_triggered,
+        created_at=row.created_at,
+        at=row.updated_at,
+    )
+
+
+async def _lock(tx: Transaction, endings: Sequence[Ending]) -> None:
+    """Lock the jobs in one order, where more than one statement changes them."""
+    if tx.on_postgresql and len({ending.conclusion.happening for ending in endings}) > 1:
+        ids = sorted({ending.claim.job_id for ending in endings})
+        await tx.connection.execute(select(jobs.c.id).where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update())
+
+
+#: The happenings that end an attempt, and those of them that queue the job again.
+_ENDS = (
+    *(Happening.COMPLETED, Happening.REFERRED, Happening.GAVE_UP),
+    *(Happening.RETRY_SCHEDULED, Happening.HANDED_BACK),
+)
+_QUEUES = frozenset({Happening.RETRY_SCHEDULED, Happening.HANDED_BACK})
+
+_ENDED: Types = {"job_id": Uuid(), "claim_no": Integer(), "spent_attempts": Integer(), "error": Document}
+_DELAYED: Types = {"delay_seconds": Float()}
+_SHOWN: Types = {"decision": Text(), "policy_triggered": Text(), "result": LargeBinary(), "result_count": Integer()}
+
+
+def _concluding(happening: Happening, *, shows: bool) -> Many:
+    shown = _SHOWN if shows else {}
+    delayed = _DELAYED if happening in _QUEUES else {}
+
+    def build(each: Each) -> Executable:
+        values = {"attempts": jobs.c.attempts + each["spent_attempts"], "error": each["error"]}
+        values |= {name: each[name] for name in shown}
+        if delayed:
+            values["run_at"] = clock.after(each["delay_seconds"])
+        fence = (jobs.c.id == each["job_id"], jobs.c.state == State.RUNNING, jobs.c.claim_no == each["claim_no"])
+        return moving(
+            happening,
+            each.locked(jobs.c.id, "job_id"),
+            *fence,
+            values=values,
+            returning=_TOLD_OF_END,
+        )
+
+    return Many({**_ENDED, **delayed, **shown}, build)
+
+
+_CONCLUDE = {(happening, shows): _concluding(happening, shows=shows) for happening in _ENDS for shows in (False, True)}
+
+
+def _row_of(ending: Ending) -> dict[str, Any]:
+    conclusion = ending.conclusion
+    return {
+        "job_id": ending.claim.job_id,
+        "claim_no": ending.claim.claim_no,
+        "spent_attempts": int(conclusion.spends_attempt),
         "error": asdict(conclusion.error) if conclusion.error else None,
-        **(conclusion.shown or {}),
+        "delay_seconds": conclusion.delay_seconds,
+        **(vars(conclusion.shown) if conclusion.shown else {}),
     }
-    if queues:
-        values["run_at"] = clock.after(conclusion.delay_seconds)
-    rows = await move(tx, conclusion.happening, _held(claim), values=values, details=conclusion.details)
-    await book(tx, claim, conclusion, spent)
-    return job_of(rows[0]) if rows else None
 
 
-async def book(tx: Transaction, claim: Claim, conclusion: Conclusion, spent: Spent) -> None:
-    """Write the attempt's end and what it used, whatever became of the job.
+async def book(tx: Transaction, endings: Sequence[Ending]) -> None:
+    """Write how attempts ended and what they used, whatever became of their jobs.
 
     An attempt that was ended as lost had a worker that lives: it only was slow, or cut off. Its loss is no sign
     that the job kills workers, and is taken back; once for each job, which may be what stalls them.
     """
-    outcome = await attempts.end(
-        tx, claim.job_id, claim.claim_no, conclusion.outcome, error=conclusion.error, spent=spent
-    )
-    if outcome is AttemptOutcome.LOST and await attempts.has_returned(tx, claim.job_id, claim.claim_no):
-        unfinished = jobs.c.state.in_((State.QUEUED, State.RUNNING))
-        await tx.connection.execute(
-            update(jobs).where(is_job(claim.job_id), unfinished, jobs.c.losses > 0).values(losses=jobs.c.losses - 1)
-        )
+    for job_id, claim_no in await attempts.end(
+        tx,
+        [
+            attempts.End(
+                job_id=ending.claim.job_id,
+                claim_no=ending.claim.claim_no,
+                outcome=ending.conclusion.outcome,
+                error=ending.conclusion.error,
+                spent=ending.spent,
+            )
+            for ending in endings
+        ],
+    ):
+        if await attempts.has_returned(tx, job_id, claim_no):
+            unfinished = jobs.c.state.in_((State.QUEUED, State.RUNNING))
+            await tx.connection.execute(
+                update(jobs).where(is_job(job_id), unfinished, jobs.c.losses > 0).values(losses=jobs.c.losses - 1)
+            )
 
+
+# --- losing ----------------------------------------------------------------------------------------------
 
 #: By the losses before this one.
 _PAUSE_AFTER_LOSS = case(

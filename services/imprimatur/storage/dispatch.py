@@ -1,9 +1,7 @@
-"""Which waiting jobs are put up for claiming, and what becomes of those that waited too long.
-
-Minimal order: due by `run_at`, by priority, oldest first.
-"""
+"""Which waiting jobs are put up for claiming, and what becomes of those that waited too long."""
 
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, case, exists, func, select, text, update
 
 from imprimatur.job import MOST_LOSSES, WORKERS_LOST, AttemptOutcome, Happening, JobError, JobType, Priority, State
-from imprimatur.storage import attempts, clock, outbox
+from imprimatur.storage import attempts, clock, outbox, turns
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FIRST_REISSUE_AFTER_SECONDS
 from imprimatur.storage.locks import in_locked
@@ -28,6 +26,7 @@ class Backlog:
     """What the dispatcher has to reckon with."""
 
     released: int  #: put up for claiming, not claimed
+    running: int  #: claimed
     due: bool  #: whether anything is due and not put up
     slots: int  #: of live workers
     at: datetime  #: when it was looked at, by the database's clock
@@ -43,20 +42,23 @@ async def become_dispatcher(tx: Transaction) -> bool:
 
 async def backlog(reader: Reader, *, silent_seconds: float) -> Backlog:
     """Count what is released, due and free; workers silent for longer do not count. Uses partial indexes only."""
-    queued = select(func.count()).select_from(jobs).where(jobs.c.state == State.QUEUED)
+    counted = select(func.count()).select_from(jobs)
+    released = counted.where(jobs.c.state == State.QUEUED, jobs.c.released_at.is_not(None))
+    running = counted.where(jobs.c.state == State.RUNNING)
     due = exists().where(jobs.c.state == State.QUEUED, jobs.c.released_at.is_(None), jobs.c.run_at <= clock.now())
     slots = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > clock.after(-silent_seconds))
     row = (
         await reader.connection.execute(
             select(
-                queued.where(jobs.c.released_at.is_not(None)).scalar_subquery(),
+                released.scalar_subquery(),
+                running.scalar_subquery(),
                 due,
                 slots.scalar_subquery(),
                 clock.now(),
             )
         )
     ).one()
-    return Backlog(released=row[0], due=bool(row[1]), slots=row[2], at=row[3])
+    return Backlog(released=row[0], running=row[1], due=bool(row[2]), slots=row[3], at=row[4])
 
 
 async def idle_slots(reader: Reader, *, silent_seconds: float) -> int:
@@ -71,20 +73,14 @@ async def release_due(tx: Transaction, *, room: int) -> int:
     """Put up to `room` due jobs up for claiming; returns how many."""
     if room <= 0:
         return 0
-    next_ones = (
-        select(jobs.c.id)
-        .where(
-            jobs.c.state == State.QUEUED,
-            jobs.c.released_at.is_(None),
-            jobs.c.run_at <= clock.now(),
-            jobs.c.deadline_at > clock.now(),
-        )
-        .order_by(jobs.c.priority, jobs.c.run_at, jobs.c.id)
-        .limit(room)
-        .with_for_update(skip_locked=True)
-    )
+    order = {job_id: place for place, job_id in enumerate(await turns.next_ones(tx, room=room))}
+    chosen = select(jobs.c.id).where(jobs.c.id.in_(sorted(order)), jobs.c.released_at.is_(None)).order_by(jobs.c.id)
     return await _release(
-        tx, in_locked(jobs.c.id, next_ones), jobs.c.released_at.is_(None), reissue_after=FIRST_REISSUE_AFTER_SECONDS
+        tx,
+        in_locked(jobs.c.id, chosen.with_for_update(skip_locked=True)),
+        jobs.c.released_at.is_(None),
+        reissue_after=FIRST_REISSUE_AFTER_SECONDS,
+        place=lambda row: order[row.id],
     )
 
 
@@ -107,7 +103,9 @@ async def reissue(tx: Transaction, *, limit: int) -> int:
         (jobs.c.reissue_after_seconds < 300.0, jobs.c.reissue_after_seconds * 2),
         else_=jobs.c.reissue_after_seconds,
     )
-    return await _release(tx, in_locked(jobs.c.id, overdue), reissue_after=doubled)
+    return await _release(
+        tx, in_locked(jobs.c.id, overdue), reissue_after=doubled, place=lambda row: (row.priority, row.id)
+    )
 
 
 async def withdraw_releases(tx: Transaction) -> int:
@@ -121,7 +119,8 @@ async def withdraw_releases(tx: Transaction) -> int:
     return len(changed.all())
 
 
-async def _release(tx: Transaction, *conditions: Any, reissue_after: Any) -> int:
+async def _release(tx: Transaction, *conditions: Any, reissue_after: Any, place: Callable[[Row[Any]], Any]) -> int:
+    """`place` orders the messages."""
     rows = (
         await tx.connection.execute(
             update(jobs)
@@ -136,7 +135,7 @@ async def _release(tx: Transaction, *conditions: Any, reissue_after: Any) -> int
     ).all()
     requests = [
         outbox.review_requested(ReviewRequested(job_id=row.id, release_no=row.release_no), Priority(row.priority))
-        for row in sorted(rows, key=lambda row: (row.priority, row.id))
+        for row in sorted(rows, key=place)
     ]
     await outbox.add(tx, requests)
     return len(rows)

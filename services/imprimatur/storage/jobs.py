@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, func, or_, select
+from sqlalchemy import ColumnElement, Executable, Row, and_, case, func, literal, null, or_, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.job import (
@@ -23,7 +23,8 @@ from imprimatur.job import (
 )
 from imprimatur.storage import attempts, clock, outbox
 from imprimatur.storage.database import Reader, Transaction
-from imprimatur.storage.schema import job_events, jobs
+from imprimatur.storage.many import Each, Many
+from imprimatur.storage.schema import job_events, jobs, tenants
 from imprimatur.storage.transitions import is_job, move, record
 from imprimatur.wire.messages import ReviewRequested
 
@@ -93,8 +94,8 @@ def job_of(row: Any) -> Job:
 
 
 async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once: int) -> list[Submitted]:
-    """Accept jobs, in one statement. Idempotent by (tenant, request id), and by the job id for its caller's own
-    repetition after a lost answer.
+    """Accept jobs together. Idempotent by (tenant, request id), and by the job id for its caller's own repetition
+    after a lost answer.
 
     Args:
         release_at_once: how many due jobs may be put up for claiming in this same transaction; the rest
@@ -107,26 +108,22 @@ async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once
     fast = _fast_ones(new_jobs, now, release_at_once)
     # Batches that name the same requests wait for each other in one order, so that none waits in a circle.
     in_order = sorted(new_jobs, key=lambda new: (new.tenant_id, new.request_id or "", new.id))
-    rows = await tx.connection.execute(
-        _INSERT[tx.on_postgresql], [_row_of(new, now, fast=new.id in fast) for new in in_order]
+    written = await _INSERT.execute(tx, [_row_of(new, now, fast=new.id in fast) for new in in_order])
+    inserted = sorted(written, key=lambda row: row.id)
+    released = {row.id for row in inserted if row.released_at is not None}
+    await record(tx, inserted, kind=SUBMITTED, outcome=False, details={})
+    await outbox.add(
+        tx,
+        [
+            outbox.review_requested(ReviewRequested(job_id=row.id, release_no=1), Priority(row.priority))
+            for row in inserted
+            if row.id in released
+        ],
     )
-    inserted = sorted(rows.all(), key=lambda row: row.id)
-    if inserted:
-        await record(tx, inserted, kind=SUBMITTED, outcome=False, details={})
-        await outbox.add(
-            tx,
-            [
-                outbox.review_requested(
-                    ReviewRequested(job_id=row.id, release_no=row.release_no), Priority(row.priority)
-                )
-                for row in inserted
-                if row.released_at is not None
-            ],
-        )
-    created = {row.id: job_of(row) for row in inserted}
+    created = {row.id for row in inserted}
     known = await _known(tx, [new for new in new_jobs if new.id not in created])
     return [
-        Submitted(job=created[new.id], created=True, released=new.id in fast)
+        Submitted(job=_accepted(new, now), created=True, released=new.id in released)
         if new.id in created
         else _again(new, known)
         for new in new_jobs
@@ -143,13 +140,6 @@ def _again(new: NewJob, known: Mapping[Any, tuple[Job, bytes]]) -> Submitted:
 def _fast_ones(new_jobs: Sequence[NewJob], now: datetime, most: int) -> set[uuid.UUID]:
     due = [new.id for new in new_jobs if new.run_at is None or new.run_at <= now]
     return set(due[: max(most, 0)])
-
-
-#: Built once: putting a statement of so many columns together costs as much as running it.
-_INSERT = {
-    on_postgresql: dialect.insert(jobs).on_conflict_do_nothing().returning(*jobs.c)
-    for on_postgresql, dialect in ((True, postgresql), (False, sqlite))
-}
 
 
 #: Columns in which every new job begins alike.
@@ -170,36 +160,75 @@ FRESH: Mapping[str, Any] = {
     "held_by": "",
 }
 
+#: What a submission says of its job, as it is.
+_SAID = (
+    *("id", "tenant_id", "type", "user_id", "request_id", "content_hash", "subject_id", "labels", "parameters"),
+    *("input", "callback_url", "max_attempts", "timeout_seconds", "deadline_seconds", "retry_of"),
+    *("estimated_seconds", "traceparent"),
+)
+_GIVEN = {
+    name: jobs.c[name].type for name in (*_SAID, "priority", "run_at", "deadline_at", "released_at", "created_at")
+}
+
+
+def _insert(each: Each) -> Executable:
+    limited = each["tenant_id"].in_(select(tenants.c.id).where(tenants.c.concurrency_limit.is_not(None)))
+    columns: dict[str, ColumnElement[Any]] = {
+        **{name: literal(value, jobs.c[name].type) for name, value in FRESH.items()},
+        **{name: each[name] for name in _GIVEN},
+        # Whoever has a limit waits for the dispatcher, which counts.
+        "released_at": case((limited, null()), else_=each["released_at"]),
+        "release_no": case((or_(limited, each["released_at"].is_(None)), 0), else_=1),
+        "updated_at": each["created_at"],
+    }
+    inserting: Any = (postgresql if each.on_postgresql else sqlite).insert(jobs)
+    chosen = select(*columns.values()).where(true())  # without WHERE, SQLite takes ON for a join's
+    statement: Executable = (
+        inserting.from_select(list(columns), chosen)
+        .on_conflict_do_nothing()
+        .returning(jobs.c.id, jobs.c.tenant_id, jobs.c.version, jobs.c.state, jobs.c.priority, jobs.c.released_at)
+    )
+    return statement
+
+
+_INSERT = Many(_GIVEN, _insert)
+
 
 def _row_of(new: NewJob, now: datetime, *, fast: bool) -> dict[str, Any]:
     run_at = max(now, new.run_at or now)
     return {
-        **FRESH,
-        "id": new.id,
-        "tenant_id": new.tenant_id,
-        "type": new.type,
-        "user_id": new.user_id,
+        **{name: getattr(new, name) for name in _SAID},
         "priority": int(new.priority),
-        "request_id": new.request_id,
-        "content_hash": new.content_hash,
-        "subject_id": new.subject_id,
-        "labels": dict(new.labels),
-        "parameters": dict(new.parameters),
-        "input": new.input,
-        "callback_url": new.callback_url,
-        "max_attempts": new.max_attempts,
-        "timeout_seconds": new.timeout_seconds,
-        "deadline_seconds": new.deadline_seconds,
         "run_at": run_at,
         "deadline_at": run_at + timedelta(seconds=new.deadline_seconds),
         "released_at": now if fast else None,
-        "release_no": 1 if fast else 0,
-        "retry_of": new.retry_of,
-        "estimated_seconds": new.estimated_seconds,
-        "traceparent": new.traceparent,
         "created_at": now,
-        "updated_at": now,
     }
+
+
+def _accepted(new: NewJob, now: datetime) -> Job:
+    """The job as it has just been stored; reading it back would cost as much as writing it."""
+    run_at = max(now, new.run_at or now)
+    return Job(
+        **{name: getattr(new, name) for name in _SAID_AND_SEEN},
+        **_FRESH_AND_SEEN,
+        priority=new.priority,
+        error=None,
+        result=None,
+        appeal_of=None,
+        superseded_by=None,
+        created_at=now,
+        updated_at=now,
+        started_at=None,
+        finished_at=None,
+        run_at=run_at,
+        deadline_at=run_at + timedelta(seconds=new.deadline_seconds),
+    )
+
+
+_SEEN = frozenset(field.name for field in fields(Job))
+_SAID_AND_SEEN = tuple(name for name in _SAID if name in _SEEN)
+_FRESH_AND_SEEN = {name: value for name, value in FRESH.items() if name in _SEEN}
 
 
 async def _known(tx: Transaction, refused: Sequence[NewJob]) -> dict[Any, tuple[Job, bytes]]:

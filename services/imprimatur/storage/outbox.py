@@ -1,9 +1,9 @@
 """Messages on their way to the broker: written with the change they tell of, deleted once confirmed."""
 
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import Executable, LargeBinary, Text, Uuid, delete, func, insert, or_, select, update
 
 from imprimatur.broker import EVENTS, Queue
 from imprimatur.identity import new_id
@@ -11,14 +11,18 @@ from imprimatur.job import Priority
 from imprimatur.storage import clock
 from imprimatur.storage.database import OutboxRow, Reader, Transaction
 from imprimatur.storage.locks import in_locked
+from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import outbox
-from imprimatur.wire.messages import JobChanged, ReviewRequested
+from imprimatur.wire.messages import JobChange, JobsChanged, ReviewRequested
 
 _REVIEW_QUEUES = {
     Priority.HIGH: Queue.REVIEW_HIGH,
     Priority.NORMAL: Queue.REVIEW_NORMAL,
     Priority.LOW: Queue.REVIEW_LOW,
 }
+
+#: Changed jobs in one message at most, so that none grows beyond some 20 kB.
+_TOLD_TOGETHER = 256
 
 
 def review_requested(request: ReviewRequested, priority: Priority) -> OutboxRow:
@@ -27,27 +31,35 @@ def review_requested(request: ReviewRequested, priority: Priority) -> OutboxRow:
     return OutboxRow(id=new_id(), exchange="", routing_key=queue, body=request.encode(), stored=True)
 
 
-def job_changed(change: JobChanged, *, kind: str, outcome: bool) -> OutboxRow:
-    """The row that tells of a change. Outcomes are stored, since a webhook hangs on them."""
+def jobs_changed(changes: Sequence[JobChange], *, kind: str, outcome: bool) -> list[OutboxRow]:
+    """The rows that tell of what happened to jobs. Outcomes are stored, since webhooks hang on them."""
     key = f"outcome.{kind}" if outcome else f"state.{kind}"
-    return OutboxRow(id=new_id(), exchange=EVENTS, routing_key=key, body=change.encode(), stored=outcome)
-
-
-_INSERT = insert(outbox).values(created_at=clock.now())
+    return [
+        OutboxRow(
+            id=new_id(),
+            exchange=EVENTS,
+            routing_key=key,
+            body=JobsChanged(changes=changes[start : start + _TOLD_TOGETHER]).encode(),
+            stored=outcome,
+        )
+        for start in range(0, len(changes), _TOLD_TOGETHER)
+    ]
 
 
 async def add(tx: Transaction, rows: Iterable[OutboxRow]) -> None:
     """Put messages on their way with this transaction."""
     rows = list(rows)
     tx.outbox.extend(rows)
-    if stored := [row for row in rows if row.stored]:
-        await tx.connection.execute(
-            _INSERT,
-            [
-                {"id": row.id, "exchange": row.exchange, "routing_key": row.routing_key, "body": row.body}
-                for row in stored
-            ],
-        )
+    await _INSERT.execute(tx, [{name: getattr(row, name) for name in _ROW} for row in rows if row.stored])
+
+
+def _insert(each: Each) -> Executable:
+    columns = {name: each[name] for name in _ROW} | {"created_at": clock.now()}
+    return insert(outbox).from_select(list(columns), select(*columns.values()))
+
+
+_ROW: Types = {"id": Uuid(), "exchange": Text(), "routing_key": Text(), "body": LargeBinary()}
+_INSERT = Many(_ROW, _insert)
 
 
 async def lease(tx: Transaction, *, older_than_seconds: float, lease_seconds: float, limit: int) -> list[OutboxRow]:

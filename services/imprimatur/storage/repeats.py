@@ -36,7 +36,7 @@ from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FRESH, Filter, Owner, matching
 from imprimatur.storage.locks import in_locked
 from imprimatur.storage.schema import jobs
-from imprimatur.storage.transitions import move, record
+from imprimatur.storage.transitions import TOLD, move, record
 
 #: Tasks copied in one transaction, together; a single one may be larger.
 _MOST_BYTES_AT_ONCE = 32 * 1024 * 1024
@@ -179,7 +179,7 @@ async def review_again(tx: Transaction, scope: Scope, *, limit: int, asked_by: s
         in_locked(jobs.c.id, chosen),
         values=_AS_NEW,
         details={"by": asked_by},
-        in_short=True,
+        returning=TOLD,
     )
     return sorted(rows, key=lambda row: row.id)
 

@@ -48,6 +48,7 @@ tenants = Table(
     Column("id", Uuid, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("policy_version", Integer, nullable=False),  # the live one
+    Column("concurrency_limit", Integer),  # jobs under way at once; none: no limit
     Column("created_at", Instant, nullable=False),
 )
 
@@ -136,7 +137,13 @@ jobs = Table(
 )
 _partial(
     "ix_jobs_due",
+    jobs.c.run_at,
+    where="state = 'queued' AND released_at IS NULL",
+)
+_partial(
+    "ix_jobs_turns",
     jobs.c.priority,
+    jobs.c.tenant_id,
     jobs.c.run_at,
     jobs.c.id,
     where="state = 'queued' AND released_at IS NULL",

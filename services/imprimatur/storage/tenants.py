@@ -3,13 +3,14 @@
 import hashlib
 import secrets
 import uuid
+from collections.abc import Collection
 
-from sqlalchemy import and_, insert, select, update
+from sqlalchemy import ColumnElement, and_, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.errors import AlreadyExists, NotFound
 from imprimatur.identity import new_id
-from imprimatur.policy import Policy
+from imprimatur.policy import LivePolicy, Policy
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.schema import api_keys, policies, tenants
@@ -132,18 +133,29 @@ async def _keys(reader: Reader, condition: object) -> list[ApiKey]:
     ]
 
 
-async def live_policy(reader: Reader, tenant_id: uuid.UUID, *, lock: bool) -> tuple[int, Policy]:
-    """(version, policy) in force now. With `lock`, it stays in force until the transaction ends."""
-    live = select(tenants.c.policy_version).where(tenants.c.id == tenant_id)
-    if lock:
-        # Apart from the policy: a join that waits for the lock finds the new version but not its row.
-        version: int = (await reader.connection.execute(live.with_for_update(read=True))).scalar_one()
-        wanted = policies.c.version == version
-    else:
-        wanted = policies.c.version == live.scalar_subquery()
-    statement = select(policies.c.version, policies.c.document).where(policies.c.tenant_id == tenant_id, wanted)
-    row = (await reader.connection.execute(statement)).one()
-    return row.version, Policy.from_document(row.document)
+async def live_policy(reader: Reader, tenant_id: uuid.UUID) -> LivePolicy:
+    """The policy in force now."""
+    live = select(tenants.c.policy_version).where(tenants.c.id == tenant_id).scalar_subquery()
+    found = await _policies(reader, and_(policies.c.tenant_id == tenant_id, policies.c.version == live))
+    return found[tenant_id]
+
+
+async def keep_policies(tx: Transaction, tenant_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, LivePolicy]:
+    """The policies in force now, which stay in force until the transaction ends."""
+    # Apart from the policies: a join that waits for the lock finds the new version but not its row.
+    locked = select(tenants.c.id, tenants.c.policy_version).where(tenants.c.id.in_(sorted(tenant_ids)))
+    rows = await tx.connection.execute(locked.order_by(tenants.c.id).with_for_update(read=True))
+    live = [(row.id, row.policy_version) for row in rows]
+    return await _policies(tx, tuple_(policies.c.tenant_id, policies.c.version).in_(live))
+
+
+async def _policies(reader: Reader, condition: ColumnElement[bool]) -> dict[uuid.UUID, LivePolicy]:
+    found = select(policies.c.tenant_id, policies.c.version, policies.c.document, clock.now().label("at"))
+    rows = await reader.connection.execute(found.where(condition))
+    return {
+        row.tenant_id: LivePolicy(version=row.version, policy=Policy.from_document(row.document), at=row.at)
+        for row in rows
+    }
 
 
 async def put_policy(tx: Transaction, tenant_id: uuid.UUID, policy: Policy) -> int:

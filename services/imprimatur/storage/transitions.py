@@ -1,20 +1,35 @@
 """The one place that writes a job's state.
 
-`move` turns a happening of the transition table into one UPDATE, whose WHERE holds the allowed states, and
-writes the event and the message that tell of it in the same transaction.
+`moving` turns a happening of the transition table into one UPDATE, whose WHERE holds the allowed states; `moved`
+writes the events and the message that tell of what it changed, in the same transaction.
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, case, insert, null, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Executable,
+    Row,
+    Text,
+    Update,
+    Uuid,
+    case,
+    insert,
+    null,
+    select,
+    update,
+)
 
 from imprimatur.job import TRANSITIONS, Happening, State
 from imprimatur.storage import clock, outbox
 from imprimatur.storage.database import Transaction
-from imprimatur.storage.schema import job_events, jobs
-from imprimatur.wire.messages import JobChanged
+from imprimatur.storage.many import Each, Many, Types
+from imprimatur.storage.schema import Document, job_events, jobs
+from imprimatur.wire.messages import JobChange
 
 _UNHELD: dict[str, Any] = {"held_by": "", "held_until": null()}
 _NO_PROGRESS: dict[str, Any] = {"progress_percent": 0, "progress_stage": "", "progress_message": ""}
@@ -33,11 +48,48 @@ _ON_ENTERING: Mapping[State, dict[str, Any]] = {
     State.CANCELLED: {**_UNCLAIMED, **_UNHELD, "finished_at": clock.now()},
 }
 
+#: What `moved` needs of each changed row.
+TOLD = (jobs.c.id, jobs.c.tenant_id, jobs.c.version, jobs.c.state, jobs.c.type)
 
-#: Built once: putting a statement of so many columns together costs as much as running it.
-_UPDATE = update(jobs).returning(*jobs.c)
-_UPDATE_IN_SHORT = update(jobs).returning(jobs.c.id, jobs.c.tenant_id, jobs.c.version, jobs.c.state, jobs.c.type)
-_INSERT_EVENTS = insert(job_events).values(at=clock.now())
+#: What the history says about a change; of each row, or the same of all.
+Details = Mapping[str, str] | Callable[[Row[Any]], Mapping[str, str]]
+
+
+def moving(
+    happening: Happening,
+    *conditions: ColumnElement[bool],
+    values: Mapping[str, Any] | None = None,
+    returning: Sequence[ColumnElement[Any]] = tuple(jobs.c),
+) -> Update:
+    """The statement that lets `happening` happen to every job that the conditions name and whose state allows it.
+
+    Args:
+        conditions: which jobs; for more than one, an `id IN (… FOR UPDATE)` in id order.
+        values: other columns to set.
+        returning: what is wanted of the changed rows; at least `TOLD`.
+    """
+    transition = TRANSITIONS[happening]
+    return (
+        update(jobs)
+        .where(jobs.c.state.in_(transition.sources), *conditions)
+        .values(
+            {
+                **_ON_ENTERING[transition.target],
+                **(values or {}),
+                "state": transition.target,
+                "version": jobs.c.version + 1,
+                "updated_at": clock.now(),
+            }
+        )
+        .returning(*returning)
+    )
+
+
+async def moved(
+    tx: Transaction, happening: Happening, changed: Sequence[Row[Any]], details: Details | None = None
+) -> None:
+    """Tell of the rows that a statement made by `moving` has changed."""
+    await record(tx, changed, kind=happening, outcome=bool(TRANSITIONS[happening].notifies), details=details or {})
 
 
 async def move(
@@ -46,70 +98,56 @@ async def move(
     *conditions: ColumnElement[bool],
     values: Mapping[str, Any] | None = None,
     details: Mapping[str, str] | None = None,
-    in_short: bool = False,
+    returning: Sequence[ColumnElement[Any]] = tuple(jobs.c),
 ) -> list[Row[Any]]:
-    """Let `happening` happen to every job that the conditions name and whose state allows it.
-
-    Args:
-        conditions: which jobs; for more than one, an `id IN (… FOR UPDATE)` in id order.
-        values: other columns to set.
-        details: what the history says about it.
-        in_short: the rows are wanted without the tasks, which may be large: `id`, `tenant_id`, `version`,
-            `state` and `type` only.
+    """Both at once, as `moving` and `moved` describe it.
 
     Returns:
-        The changed rows, whole unless `in_short`. Empty: no such job, or not in a state in which this can happen.
+        The changed rows. Empty: no such job, or not in a state in which this can happen.
     """
-    transition = TRANSITIONS[happening]
-    statement = _UPDATE_IN_SHORT if in_short else _UPDATE
-    changed = (
-        await tx.connection.execute(
-            statement.where(jobs.c.state.in_(transition.sources), *conditions).values(
-                {
-                    **_ON_ENTERING[transition.target],
-                    **(values or {}),
-                    "state": transition.target,
-                    "version": jobs.c.version + 1,
-                    "updated_at": clock.now(),
-                }
-            )
-        )
-    ).all()
-    outcome = bool(transition.notifies)
-    if changed:
-        await record(tx, changed, kind=happening, outcome=outcome, details=details or {})
+    statement = moving(happening, *conditions, values=values, returning=returning)
+    changed = (await tx.connection.execute(statement)).all()
+    await moved(tx, happening, changed, details)
     return list(changed)
 
 
-async def record(
-    tx: Transaction, changed: list[Row[Any]] | Any, *, kind: str, outcome: bool, details: Mapping[str, str]
-) -> None:
-    """Write the event of each changed (or newly made) row, and the message that tells of it."""
-    await tx.connection.execute(
-        _INSERT_EVENTS,
-        [
-            {
-                "job_id": row.id,
-                "version": row.version,
-                "kind": str(kind),
-                "state": row.state,
-                "details": dict(details),
-                "webhook_pending": outcome,
-            }
-            for row in changed
-        ],
-    )
-    await outbox.add(
-        tx,
-        [
-            outbox.job_changed(
-                JobChanged(job_id=row.id, tenant_id=row.tenant_id, version=row.version, state=State(row.state)),
-                kind=kind,
-                outcome=outcome,
-            )
-            for row in changed
-        ],
-    )
+async def record(tx: Transaction, changed: Sequence[Row[Any]], *, kind: str, outcome: bool, details: Details) -> None:
+    """Write the event of each changed (or newly made) row, and the message that tells of them."""
+    if not changed:
+        return
+    events = [
+        {
+            "job_id": row.id,
+            "version": row.version,
+            "kind": str(kind),
+            "state": row.state,
+            "details": dict(details(row) if callable(details) else details),
+            "webhook_pending": outcome,
+        }
+        for row in changed
+    ]
+    await _INSERT_EVENTS.execute(tx, events)
+    changes = [
+        JobChange(job_id=row.id, tenant_id=row.tenant_id, version=row.version, state=State(row.state))
+        for row in changed
+    ]
+    await outbox.add(tx, outbox.jobs_changed(changes, kind=kind, outcome=outcome))
+
+
+def _insert_events(each: Each) -> Executable:
+    columns = {name: each[name] for name in _EVENT} | {"at": clock.now()}
+    return insert(job_events).from_select(list(columns), select(*columns.values()))
+
+
+_EVENT: Types = {
+    "job_id": Uuid(),
+    "version": BigInteger(),
+    "kind": Text(),
+    "state": Text(),
+    "details": Document,
+    "webhook_pending": Boolean(),
+}
+_INSERT_EVENTS = Many(_EVENT, _insert_events)
 
 
 def is_job(job_id: uuid.UUID) -> ColumnElement[bool]:

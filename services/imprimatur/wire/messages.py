@@ -1,6 +1,7 @@
 """The bodies of broker messages."""
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -34,8 +35,8 @@ class ReviewRequested:
         return cls(job_id=_uuid(parsed.job_id), release_no=parsed.release_no)
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobChanged:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobChange:
     """A job has a new version."""
 
     job_id: uuid.UUID
@@ -43,34 +44,57 @@ class JobChanged:
     version: int
     state: State
 
+
+@dataclass(frozen=True, kw_only=True)
+class JobsChanged:
+    """What one transaction did to jobs, all in the same way."""
+
+    changes: Sequence[JobChange]
+
     def encode(self) -> bytes:
         """The message's body."""
-        return message_pb2.JobChanged(
+        return message_pb2.JobsChanged(
             format=FORMAT,
-            job_id=self.job_id.bytes,
-            tenant_id=self.tenant_id.bytes,
-            version=self.version,
-            state=job_pb2.JobState.Value(f"JOB_STATE_{self.state.name}"),
+            changes=[
+                message_pb2.JobChange(
+                    job_id=one.job_id.bytes,
+                    tenant_id=one.tenant_id.bytes,
+                    version=one.version,
+                    state=_TO_WIRE[one.state],
+                )
+                for one in self.changes
+            ],
         ).SerializeToString()
 
     @classmethod
-    def decode(cls, body: bytes) -> "JobChanged":
+    def decode(cls, body: bytes) -> "JobsChanged":
         """Raises MalformedMessage for anything that is not a body of this format."""
-        parsed = message_pb2.JobChanged()
+        parsed = message_pb2.JobsChanged()
         _parse(parsed, body)
-        try:
-            state = State[job_pb2.JobState.Name(parsed.state).removeprefix("JOB_STATE_")]
-        except (KeyError, ValueError):
-            raise MalformedMessage(f"unknown state {parsed.state}") from None
         return cls(
-            job_id=_uuid(parsed.job_id),
-            tenant_id=_uuid(parsed.tenant_id),
-            version=parsed.version,
-            state=state,
+            changes=[
+                JobChange(
+                    job_id=_uuid(one.job_id),
+                    tenant_id=_uuid(one.tenant_id),
+                    version=one.version,
+                    state=_state(one.state),
+                )
+                for one in parsed.changes
+            ]
         )
 
 
-def _parse(parsed: message_pb2.ReviewRequested | message_pb2.JobChanged, body: bytes) -> None:
+_TO_WIRE = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.name}") for state in State}
+_FROM_WIRE: dict[int, State] = {value: state for state, value in _TO_WIRE.items()}
+
+
+def _state(value: int) -> State:
+    if value not in _FROM_WIRE:
+        raise MalformedMessage(f"unknown state {value}")
+    return _FROM_WIRE[value]
+
+
+def _parse(parsed: message_pb2.ReviewRequested | message_pb2.JobsChanged, body: bytes) -> None:
     try:
         parsed.ParseFromString(body)
     except DecodeError:

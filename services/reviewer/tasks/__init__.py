@@ -1,7 +1,7 @@
 """Job types, one module each: what the work is, and what its end makes of the job.
 
-A task works outside any transaction and may take minutes; it concludes inside one, reading there whatever must
-hold at that moment, such as the tenant's live policy.
+A task works outside any transaction and may take minutes. What its end makes of the job is decided inside one, by
+the tenant's policy that is live at that moment.
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from imprimatur.errors import AttemptError
 from imprimatur.job import Claim
+from imprimatur.policy import LivePolicy
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion
-from imprimatur.storage.database import Transaction
 
 #: report(percent, stage, message): shows how far the job is.
 Report = Callable[[int, str, str], Awaitable[None]]
@@ -45,7 +45,7 @@ class Task(Protocol):
         """
         ...
 
-    async def conclude(self, tx: Transaction, claim: Claim, work: Work) -> Conclusion:
+    def conclude(self, claim: Claim, work: Work, live: LivePolicy) -> Conclusion:
         """What the finished work makes of the job.
 
         Raises:
@@ -53,6 +53,6 @@ class Task(Protocol):
         """
         ...
 
-    async def give_up(self, tx: Transaction, claim: Claim, error: AttemptError) -> Conclusion:
+    def give_up(self, claim: Claim, error: AttemptError, live: LivePolicy) -> Conclusion:
         """What it makes of the job that no attempt is left."""
         ...

@@ -8,8 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
-from datetime import datetime
-from typing import Any
 
 import structlog
 
@@ -17,11 +15,11 @@ from imprimatur import metrics, tracing
 from imprimatur.errors import AttemptError, TransientError
 from imprimatur.evidence import Evidence
 from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up, outcome_of
-from imprimatur.policy import Decision, EngineFailure, Mode, Verdict, decide, decide_failure, flaw_of
-from imprimatur.storage import clock, tenants
+from imprimatur.policy import Decision, EngineFailure, LivePolicy, Mode, Verdict, decide, decide_failure, flaw_of
+from imprimatur.storage import tenants
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion
-from imprimatur.storage.database import Database, Transaction
+from imprimatur.storage.claims import Conclusion, Shown
+from imprimatur.storage.database import Database
 from imprimatur.tracing import Attribute
 from imprimatur.wire.creatives import ai_result, creative_of
 from reviewer.engines import Engine, OpenEngine
@@ -73,34 +71,32 @@ class CreativeReview:
 
     async def _approves_everything(self, claim: Claim) -> bool:
         async with self._database.read() as reader:
-            _, policy = await tenants.live_policy(reader, claim.tenant_id, lock=False)
-        return policy.mode is Mode.AUTO_APPROVE
+            live = await tenants.live_policy(reader, claim.tenant_id)
+        return live.policy.mode is Mode.AUTO_APPROVE
 
-    async def conclude(self, tx: Transaction, claim: Claim, work: Work) -> Conclusion:
+    def conclude(self, claim: Claim, work: Work, live: LivePolicy) -> Conclusion:
         """Decide by the policy that is live now, so that the roll-back switch holds for running jobs too."""
-        version, policy = await tenants.live_policy(tx, claim.tenant_id, lock=True)
         evidence: Evidence | None = work.product
-        if evidence is None and policy.mode is not Mode.AUTO_APPROVE:
+        if evidence is None and live.policy.mode is not Mode.AUTO_APPROVE:
             raise NotEnough
-        verdict = decide(policy, creative_of(claim.input).declared_categories, evidence)
+        verdict = decide(live.policy, creative_of(claim.input).declared_categories, evidence)
         happening = Happening.REFERRED if verdict.decision is Decision.PENDING else Happening.COMPLETED
         return Conclusion(
             happening=happening,
             outcome=AttemptOutcome.SUCCEEDED,
-            shown=_shown(verdict, evidence, version, await clock.present(tx)),
+            shown=_shown(verdict, evidence, live),
             details=_details(verdict),
         )
 
-    async def give_up(self, tx: Transaction, claim: Claim, error: AttemptError) -> Conclusion:
+    def give_up(self, claim: Claim, error: AttemptError, live: LivePolicy) -> Conclusion:
         """Leave the creative with a person; only one that cannot be reviewed at all fails."""
         happening = after_giving_up(claim.type, error)
-        shown: dict[str, Any] = {}
+        shown: Shown | None = None
         details = {"error": error.code, "error_message": error.message}
         if happening is Happening.REFERRED:
-            version, policy = await tenants.live_policy(tx, claim.tenant_id, lock=True)
             declared = creative_of(claim.input).declared_categories
-            verdict = decide_failure(policy, declared, EngineFailure(message=error.message))
-            shown = _shown(verdict, None, version, await clock.present(tx))
+            verdict = decide_failure(live.policy, declared, EngineFailure(message=error.message))
+            shown = _shown(verdict, None, live)
             details |= _details(verdict)
         return Conclusion(
             happening=happening,
@@ -131,13 +127,13 @@ def _spent(evidence: Evidence) -> Spent:
     )
 
 
-def _shown(verdict: Verdict, evidence: Evidence | None, version: int, now: datetime) -> dict[str, Any]:
-    return {
-        "decision": verdict.decision,
-        "policy_triggered": verdict.trigger,
-        "result": ai_result(verdict, evidence, policy_version=version, reviewed_at=now),
-        "result_count": 0 if verdict.decision is Decision.PENDING else 1,
-    }
+def _shown(verdict: Verdict, evidence: Evidence | None, live: LivePolicy) -> Shown:
+    return Shown(
+        decision=verdict.decision,
+        policy_triggered=verdict.trigger,
+        result=ai_result(verdict, evidence, policy_version=live.version, reviewed_at=live.at),
+        result_count=0 if verdict.decision is Decision.PENDING else 1,
+    )
 
 
 def _details(verdict: Verdict) -> dict[str, str]:

@@ -1,0 +1,211 @@
+"""Whose job is next: by turns among tenants, with a share for each priority, within each tenant's limit."""
+
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import update
+from tests import makers
+
+from imprimatur.job import Job, NewJob, Priority
+from imprimatur.storage import clock, schema, turns
+from imprimatur.storage.database import Database
+
+Chances = Callable[[Priority], float]
+
+
+def strictly(priority: Priority) -> float:
+    """Chances of a moment at which every HIGH goes before every NORMAL, and that before every LOW."""
+    return {Priority.HIGH: 0.0, Priority.NORMAL: 1 - 1e-6, Priority.LOW: 1 - 1e-12}[priority]
+
+
+def together(_: Priority) -> float:
+    """Chances of a moment at which the first jobs of all priorities stand side by side."""
+    return 0.0
+
+
+async def waiting(database: Database, *new_jobs: NewJob) -> list[Job]:
+    """Accepted and not put up."""
+    return await makers.submit(database, *new_jobs, release_at_once=0)
+
+
+async def next_ones(database: Database, *, room: int = 100, chances: Chances = strictly) -> list[uuid.UUID]:
+    async with database.read() as reader:
+        return await turns.next_ones(reader, room=room, chances=chances)
+
+
+async def limit(database: Database, tenant: uuid.UUID, jobs: int) -> None:
+    async with database.begin() as tx:
+        await tx.connection.execute(
+            update(schema.tenants).where(schema.tenants.c.id == tenant).values(concurrency_limit=jobs)
+        )
+
+
+async def two_tenants(database: Database) -> tuple[uuid.UUID, uuid.UUID]:
+    """In the order of their ids, so that no order by accident looks like turns."""
+    one, other = sorted([await makers.make_tenant(database), await makers.make_tenant(database)])
+    return one, other
+
+
+async def test_of_one_tenant_the_earlier_time_goes_first_then_the_older_job(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    async with database.read() as reader:
+        now = await clock.present(reader)
+    older, younger, later = await waiting(
+        database, makers.new_job(tenant), makers.new_job(tenant), makers.new_job(tenant)
+    )
+    async with database.begin() as tx:
+        for job, ago in ((older, 20), (younger, 20), (later, 10)):
+            at = now - timedelta(seconds=ago)
+            await tx.connection.execute(update(schema.jobs).where(schema.jobs.c.id == job.id).values(run_at=at))
+    assert await next_ones(database) == [older.id, younger.id, later.id]
+    assert await next_ones(database, room=1) == [older.id]
+
+
+async def test_what_is_not_due_or_past_its_deadline_has_no_turn(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    async with database.read() as reader:
+        tomorrow = await clock.present(reader) + timedelta(days=1)
+    overdue, due, _ = await waiting(
+        database, makers.new_job(tenant), makers.new_job(tenant), makers.new_job(tenant, run_at=tomorrow)
+    )
+    async with database.begin() as tx:
+        await tx.connection.execute(
+            update(schema.jobs).where(schema.jobs.c.id == overdue.id).values(deadline_at=clock.after(-1))
+        )
+    assert await next_ones(database) == [due.id]
+
+
+async def test_tenants_take_turns_however_long_ones_queue_is(database: Database) -> None:
+    one, other = await two_tenants(database)
+    many = await waiting(database, *(makers.new_job(one) for _ in range(30)))
+    few = await waiting(database, *(makers.new_job(other) for _ in range(2)))
+    assert await next_ones(database, room=5) == [many[0].id, few[0].id, many[1].id, few[1].id, many[2].id]
+
+
+async def test_whoever_has_much_under_way_waits_for_those_who_have_nothing(database: Database) -> None:
+    one, other = await two_tenants(database)
+    for _ in range(2):
+        await makers.running(database, one)
+    await makers.submit(database, makers.new_job(one))  # put up, not claimed
+    mine = await waiting(database, *(makers.new_job(one) for _ in range(3)))
+    theirs = await waiting(database, *(makers.new_job(other) for _ in range(5)))
+    assert await next_ones(database, room=1) == [theirs[0].id]
+    assert await next_ones(database, room=5) == [
+        *(theirs[place].id for place in range(3)),
+        mine[0].id,
+        theirs[3].id,
+    ]
+
+
+async def test_a_tenants_limit_counts_what_is_under_way(database: Database) -> None:
+    one, other = await two_tenants(database)
+    await limit(database, one, 3)
+    await makers.submit(database, makers.new_job(other))
+    mine = await waiting(database, *(makers.new_job(one) for _ in range(6)))
+    theirs = await waiting(database, *(makers.new_job(other) for _ in range(3)))
+    assert set(await next_ones(database)) == {*(job.id for job in mine[:3]), *(job.id for job in theirs)}
+    assert await makers.release(database) == 6
+    assert await next_ones(database) == []
+    held = await makers.claim(database, mine[0])
+    assert held is not None
+    assert await next_ones(database) == []  # it is still under way
+    await makers.cancel(database, mine[0])
+    assert await next_ones(database) == [mine[3].id]
+
+
+async def test_a_limit_spans_priorities(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    await limit(database, tenant, 2)
+    low, normal, high = await waiting(
+        database,
+        makers.new_job(tenant, priority=Priority.LOW),
+        makers.new_job(tenant, priority=Priority.NORMAL),
+        makers.new_job(tenant, priority=Priority.HIGH),
+    )
+    assert await next_ones(database) == [high.id, normal.id]
+    assert low.id not in await next_ones(database)
+
+
+async def test_jobs_of_a_tenant_with_a_limit_are_not_put_up_by_their_submission(database: Database) -> None:
+    one, other = await two_tenants(database)
+    await limit(database, one, 1)
+    mine, theirs = await makers.submit(database, makers.new_job(one), makers.new_job(other))
+    assert await makers.claim(database, mine) is None
+    assert await makers.claim(database, theirs) is not None
+    assert await makers.release(database) == 1
+    assert await makers.claim(database, mine) is not None
+
+
+async def test_a_limit_that_is_lowered_below_what_is_under_way_stops_nothing_and_starts_nothing(
+    database: Database,
+) -> None:
+    tenant = await makers.make_tenant(database)
+    for _ in range(3):
+        await makers.running(database, tenant)
+    await limit(database, tenant, 1)
+    await waiting(database, makers.new_job(tenant))
+    assert await next_ones(database) == []
+
+
+async def test_priorities_stand_in_line_as_their_shares_say(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    for priority in Priority:
+        await waiting(database, *(makers.new_job(tenant, priority=priority) for _ in range(40)))
+    chosen = await next_ones(database, room=40, chances=together)
+    counted = await _priorities(database, chosen)
+    assert counted == Counter({Priority.HIGH: 30, Priority.NORMAL: 8, Priority.LOW: 2})  # each with the first in line
+
+
+async def test_the_priority_with_the_best_chance_has_a_lone_place(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    jobs = {priority: (await waiting(database, makers.new_job(tenant, priority=priority)))[0] for priority in Priority}
+    for first in Priority:
+
+        def first_alone(priority: Priority, first: Priority = first) -> float:
+            return 0.0 if priority is first else 0.999
+
+        assert await next_ones(database, room=1, chances=first_alone) == [jobs[first].id]
+
+
+async def test_more_tenants_than_room_all_come_to_their_turn(database: Database) -> None:
+    tenants = [await makers.make_tenant(database) for _ in range(12)]
+    await waiting(database, *(makers.new_job(tenant) for tenant in tenants for _ in range(5)))
+    owner = {}
+    for tenant in tenants:
+        for job_id in await _ids(database, tenant):
+            owner[job_id] = tenant
+    first: Counter[uuid.UUID] = Counter()
+    for _ in range(4):
+        chosen = await next_ones(database, room=3)
+        first.update(owner[job_id] for job_id in chosen)
+        assert await makers.release(database, room=3) == 3
+    assert first == Counter(dict.fromkeys(tenants, 1))
+
+
+@pytest.mark.parametrize("room", [0, 1, 7])
+async def test_no_more_than_there_is_room_for(database: Database, room: int) -> None:
+    for _ in range(3):
+        tenant = await makers.make_tenant(database)
+        await waiting(database, *(makers.new_job(tenant) for _ in range(4)))
+    assert len(await next_ones(database, room=room)) == room
+
+
+async def _ids(database: Database, tenant: uuid.UUID) -> list[uuid.UUID]:
+    async with database.read() as reader:
+        found = await reader.connection.execute(
+            schema.jobs.select().with_only_columns(schema.jobs.c.id).where(schema.jobs.c.tenant_id == tenant)
+        )
+        return list(found.scalars())
+
+
+async def _priorities(database: Database, ids: list[uuid.UUID]) -> Counter[Priority]:
+    async with database.read() as reader:
+        found = await reader.connection.execute(
+            schema.jobs.select()
+            .with_only_columns(schema.jobs.c.id, schema.jobs.c.priority)
+            .where(schema.jobs.c.id.in_(ids))
+        )
+        return Counter(Priority(row.priority) for row in found)

@@ -1,0 +1,79 @@
+"""Messages in hand."""
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from imprimatur.broker import Delivery
+from imprimatur.job import Priority
+from reviewer import inbox as inboxes
+from reviewer.inbox import Inbox
+
+
+def message(name: str) -> Delivery:
+    """Nothing of a delivery is looked at here but which one it is."""
+    return cast(Delivery, name)
+
+
+@pytest.fixture
+def chance(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What is drawn next, again and again."""
+    drawn = [0.0]
+    monkeypatch.setattr(cast(Any, inboxes).random, "random", lambda: drawn[0])
+    return drawn
+
+
+async def test_the_higher_priority_goes_first_save_for_the_share_of_the_others(chance: list[float]) -> None:
+    inbox = Inbox(lambda _: None)
+    for priority, name in ((Priority.LOW, "low"), (Priority.NORMAL, "normal"), (Priority.HIGH, "high")):
+        inbox.put(priority, message(name))
+        inbox.put(priority, message(f"{name} too"))
+    assert await inbox.next() == "high"
+    chance[0] = 0.96
+    assert await inbox.next() == "low"
+    chance[0] = 0.76
+    assert await inbox.next() == "normal"
+    chance[0] = 0.0
+    assert [await inbox.next() for _ in range(3)] == ["high too", "normal too", "low too"]
+
+
+async def test_who_waits_for_a_message_gets_it_when_it_comes() -> None:
+    inbox = Inbox(lambda _: None)
+    waiting = asyncio.ensure_future(inbox.next())
+    await asyncio.sleep(0)
+    inbox.put(Priority.LOW, message("late"))
+    assert await waiting == "late"
+
+
+async def test_messages_without_a_slot_are_given_up_in_their_order_and_the_others_stay() -> None:
+    given_up: list[Delivery] = []
+    all_three = asyncio.Event()
+
+    def tired(delivery: Delivery) -> None:
+        given_up.append(delivery)
+        if len(given_up) == 3:
+            all_three.set()
+
+    inbox = Inbox(tired, patience_seconds=0.01)
+    inbox.put(Priority.HIGH, message("taken"))
+    assert await inbox.next() == "taken"
+    for name in ("a", "b"):
+        inbox.put(Priority.NORMAL, message(name))
+    inbox.put(Priority.LOW, message("c"))
+    async with asyncio.timeout(30):
+        await all_three.wait()
+    assert sorted(given_up) == ["a", "b", "c"]  # type: ignore[type-var]  # they are texts here
+    assert given_up.index(message("a")) < given_up.index(message("b"))
+    inbox.put(Priority.LOW, message("d"))
+    assert await inbox.next() == "d"
+
+
+async def test_what_is_forgotten_does_not_come_back() -> None:
+    given_up: list[Delivery] = []
+    inbox = Inbox(given_up.append, patience_seconds=0.01)
+    inbox.put(Priority.HIGH, message("gone"))
+    inbox.clear()
+    inbox.put(Priority.LOW, message("here"))
+    assert await inbox.next() == "here"
+    assert given_up == []
