@@ -26,7 +26,7 @@ from imprimatur.job import AttemptOutcome, Happening, JobType, Priority, State
 from imprimatur.storage import clock
 from imprimatur.storage.clock import Instant
 from imprimatur.storage.database import Reader
-from imprimatur.storage.jobs import Owner
+from imprimatur.storage.jobs import UNFINISHED, Owner
 from imprimatur.storage.schema import attempts, job_events, jobs
 
 #: The most error codes that are listed.
@@ -177,7 +177,7 @@ async def error_counts(reader: Reader, owner: Owner, since: datetime, until: dat
     """The errors that attempts ended with in the window, the most frequent first."""
     number = func.count().label("number")
     # Whatever ended in the window belongs to a job that is unfinished or was finished later: few of all.
-    candidates = or_(jobs.c.finished_at.is_(None), jobs.c.finished_at >= since - _LONGEST_ATTEMPT)
+    candidates = or_(UNFINISHED, jobs.c.finished_at >= since - _LONGEST_ATTEMPT)
     rows = await reader.connection.execute(
         select(attempts.c.error_code, number)
         .join_from(jobs, attempts, attempts.c.job_id == jobs.c.id)

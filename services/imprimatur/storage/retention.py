@@ -1,0 +1,296 @@
+"""Clean-up: what finished longer ago than it is kept goes, one bounded step after the other.
+
+A step looks at so many jobs in the order of their ids, which is the order in which they were made, and removes what
+may go of them. So no step takes longer the more there is, and none needs an index of its own. A job is left alone, with
+all that belongs to it, while it is unfinished, one of its outcomes is untold, or a delivery is open.
+
+A new kind is a member of `retention.Kind`, an entry in `_WALKS` and one in `_PARTS`. What people decided is in neither.
+"""
+
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import chain
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Table, delete, exists, func, literal, not_, null, or_, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from imprimatur.identity import first_id_at
+from imprimatur.job import TERMINAL
+from imprimatur.retention import Kind, Retention
+from imprimatur.storage import clock
+from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.deliveries import is_pending
+from imprimatur.storage.locks import in_locked
+from imprimatur.storage.schema import (
+    attempts,
+    cleanup,
+    job_events,
+    jobs,
+    tenants,
+    webhook_attempts,
+    webhook_deliveries,
+    webhook_messages,
+)
+
+#: Jobs looked at in one step.
+STEP = 500
+#: Ids are made by the gateways' clocks, ends are the database's: one may be so far from the other.
+_MOST_SKEW = timedelta(days=1)
+_NO_ID = uuid.UUID(int=0)
+
+#: Rows by the name of their table; request ids under their kind's.
+Rows = Mapping[str, int]
+_Ids = Collection[uuid.UUID]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a pass has come to: behind the job `after`; among request ids behind its end, in one tenant."""
+
+    kind: Kind = Kind.JOBS
+    after: uuid.UUID = _NO_ID
+    tenant_id: uuid.UUID | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step removed, or with `dry_run` would have; and where the next one begins, if there is one."""
+
+    rows: Rows
+    following: Place | None
+
+
+# --- what belongs to a job -------------------------------------------------------------------------------
+
+
+def _messages_of(ids: _Ids) -> ColumnElement[bool]:
+    return webhook_messages.c.job_id.in_(ids)
+
+
+def _deliveries_of(ids: _Ids) -> ColumnElement[bool]:
+    return webhook_deliveries.c.message_id.in_(select(webhook_messages.c.id).where(_messages_of(ids)))
+
+
+def _webhook_attempts_of(ids: _Ids) -> ColumnElement[bool]:
+    return webhook_attempts.c.delivery_id.in_(select(webhook_deliveries.c.id).where(_deliveries_of(ids)))
+
+
+_Part = tuple[Table, Any]  # a table, and the condition for its rows by the ids of their jobs
+
+#: What goes when a kind goes, in an order in which nothing refers to what is gone.
+_PARTS: dict[Kind, tuple[_Part, ...]] = {
+    Kind.WEBHOOKS: (
+        (webhook_attempts, _webhook_attempts_of),
+        (webhook_deliveries, _deliveries_of),
+        (webhook_messages, _messages_of),
+    ),
+    Kind.ATTEMPTS: ((attempts, attempts.c.job_id.in_),),
+    Kind.EVENTS: ((job_events, job_events.c.job_id.in_),),
+}
+_PARTS[Kind.JOBS] = (*chain.from_iterable(_PARTS.values()), (jobs, jobs.c.id.in_))
+#: The column, first of a unique index, that names the jobs of which there is something left.
+_WALKS = {
+    Kind.JOBS: jobs.c.id,
+    Kind.EVENTS: job_events.c.job_id,
+    Kind.ATTEMPTS: attempts.c.job_id,
+    Kind.WEBHOOKS: webhook_messages.c.job_id,
+}
+
+
+# --- steps -----------------------------------------------------------------------------------------------
+
+
+async def clean_some(
+    tx: Transaction,
+    retention: Retention,
+    place: Place,
+    *,
+    now: datetime,
+    tenant_id: uuid.UUID | None = None,
+    dry_run: bool = False,
+    limit: int = STEP,
+) -> Step:
+    """One step of a pass. Steps at the same time take different jobs, and may be repeated.
+
+    Args:
+        now: the pass's own, the same in all its steps.
+        tenant_id: only this tenant's.
+        dry_run: count instead.
+    """
+    before = retention.ended_before(place.kind, now)
+    if before is None:
+        return Step(rows={}, following=_next_kind(place.kind))
+    if place.kind is Kind.REQUEST_IDS:
+        return await _forget_some(
+            tx, place, since=await _forgotten_until(tx, retention, now), before=before, only=tenant_id,
+            dry_run=dry_run, limit=limit,
+        )  # fmt: skip
+    ids = await _looked_at(tx, place, before, tenant_id, limit)
+    following = Place(kind=place.kind, after=ids[-1]) if len(ids) == limit else _next_kind(place.kind)
+    conditions = [jobs.c.finished_at < before]
+    if tenant_id is not None:
+        conditions.append(jobs.c.tenant_id == tenant_id)
+    if place.kind is not Kind.JOBS and (gone_before := retention.ended_before(Kind.JOBS, now)):
+        conditions.append(jobs.c.finished_at >= gone_before)  # the others go, and were counted, with their jobs
+    done = await _settled(tx, ids, *conditions, locked=not dry_run)
+    due = _without_retries_of_the_kept(done) if place.kind is Kind.JOBS else [row.id for row in done]
+    rows = {table.name: await _remove(tx, table, of(due), dry_run=dry_run) for table, of in _PARTS[place.kind]}
+    return Step(rows=rows if due else {}, following=following)
+
+
+def _next_kind(kind: Kind) -> Place | None:
+    later = list(Kind)[list(Kind).index(kind) + 1 :]
+    return Place(kind=later[0]) if later else None
+
+
+async def _looked_at(
+    reader: Reader, place: Place, before: datetime, tenant_id: uuid.UUID | None, limit: int
+) -> list[uuid.UUID]:
+    """The next jobs, by id, that may have ended before. What was made later has not."""
+    column = _WALKS[place.kind] if tenant_id is None else jobs.c.id
+    found = select(column).where(column > place.after, column < first_id_at(before + _MOST_SKEW))
+    if tenant_id is not None:
+        found = found.where(jobs.c.tenant_id == tenant_id)
+    return list((await reader.connection.execute(found.distinct().order_by(column).limit(limit))).scalars())
+
+
+async def _settled(reader: Reader, ids: _Ids, *conditions: ColumnElement[bool], locked: bool) -> list[Row[Any]]:
+    """Those of the jobs that have ended, and of which everything has been told to whom it is to be told."""
+    untold = exists().where(job_events.c.job_id == jobs.c.id, job_events.c.webhook_pending)
+    is_open = exists().where(
+        webhook_messages.c.job_id == jobs.c.id,
+        webhook_deliveries.c.message_id == webhook_messages.c.id,
+        is_pending(webhook_deliveries),
+    )
+    older = jobs.alias("older")
+    statement = (
+        select(jobs.c.id, jobs.c.retry_of, exists().where(older.c.id == jobs.c.retry_of).label("is_kept"))
+        .where(jobs.c.id.in_(ids), jobs.c.state.in_(sorted(TERMINAL)), *conditions, not_(untold), not_(is_open))
+        .order_by(jobs.c.id)
+    )
+    if locked:
+        statement = statement.with_for_update(of=jobs, skip_locked=True)
+    return list(await reader.connection.execute(statement))
+
+
+def _without_retries_of_the_kept(rows: Collection[Row[Any]]) -> list[uuid.UUID]:
+    """A job that is still there, and whose retry is not, could be retried a second time."""
+    going: dict[uuid.UUID, None] = {}
+    for row in rows:
+        if not row.is_kept or row.retry_of in going:
+            going[row.id] = None
+    return list(going)
+
+
+async def _remove(tx: Transaction, table: Table, which: ColumnElement[bool], *, dry_run: bool) -> int:
+    if dry_run:
+        counted = select(func.count()).select_from(table).where(which)
+        return (await tx.connection.execute(counted)).scalar_one()
+    return (await tx.connection.execute(delete(table).where(which))).rowcount
+
+
+# --- request ids -----------------------------------------------------------------------------------------
+
+
+async def _forgotten_until(reader: Reader, retention: Retention, now: datetime) -> datetime | None:
+    """No job that ended before has a request id, or none is left."""
+    done = (await reader.connection.execute(select(cleanup.c.forgotten_until))).scalar_one_or_none()
+    with_their_jobs = retention.ended_before(Kind.JOBS, now)
+    return max((instant for instant in (done, with_their_jobs) if instant is not None), default=None)
+
+
+async def _forget_some(
+    tx: Transaction,
+    place: Place,
+    *,
+    since: datetime | None,
+    before: datetime,
+    only: uuid.UUID | None,
+    dry_run: bool,
+    limit: int,
+) -> Step:
+    """Forget the request ids of some jobs of one tenant, by the time of their end."""
+    tenant_id = place.tenant_id or only or await _tenant_behind(tx, _NO_ID)
+    if tenant_id is None:
+        return Step(rows={}, following=None)
+    statement = select(jobs.c.id, jobs.c.finished_at).where(jobs.c.tenant_id == tenant_id, jobs.c.finished_at < before)
+    if place.ended_at is not None:
+        behind = tuple_(literal(place.ended_at, jobs.c.finished_at.type), literal(place.after, jobs.c.id.type))
+        statement = statement.where(
+            jobs.c.finished_at >= place.ended_at, tuple_(jobs.c.finished_at, jobs.c.id) > behind
+        )
+    elif since is not None:
+        statement = statement.where(jobs.c.finished_at >= since)
+    ordered = statement.order_by(jobs.c.finished_at, jobs.c.id).limit(limit)
+    found = (await tx.connection.execute(ordered)).all()
+    which = (jobs.c.id.in_([row.id for row in found]), jobs.c.request_id.is_not(None))
+    if dry_run:
+        counted = select(func.count()).select_from(jobs).where(*which)
+        number = (await tx.connection.execute(counted)).scalar_one()
+    else:
+        locked = in_locked(jobs.c.id, select(jobs.c.id).where(*which).order_by(jobs.c.id).with_for_update())
+        number = (await tx.connection.execute(update(jobs).where(locked).values(request_id=null()))).rowcount
+    following: Place | None = None
+    if len(found) == limit:
+        last = found[-1]
+        following = Place(kind=place.kind, after=last.id, tenant_id=tenant_id, ended_at=last.finished_at)
+    elif only is None and (another := await _tenant_behind(tx, tenant_id)):
+        following = Place(kind=place.kind, tenant_id=another)
+    return Step(rows={str(Kind.REQUEST_IDS): number} if number else {}, following=following)
+
+
+async def _tenant_behind(reader: Reader, tenant_id: uuid.UUID) -> uuid.UUID | None:
+    found = select(tenants.c.id).where(tenants.c.id > tenant_id).order_by(tenants.c.id).limit(1)
+    return (await reader.connection.execute(found)).scalar_one_or_none()
+
+
+# --- passes ----------------------------------------------------------------------------------------------
+
+_NAME = "retention"  # of the one row
+
+
+async def begin_pass(
+    tx: Transaction, holder: uuid.UUID, *, every_seconds: float, hold_seconds: float
+) -> datetime | None:
+    """Begin a pass over everything, whose `now` is returned; None while another is under way, or it is too early."""
+    dialect = postgresql if tx.on_postgresql else sqlite
+    mine = {"holder": holder, "held_until": clock.after(hold_seconds)}
+    free = or_(cleanup.c.held_until.is_(None), cleanup.c.held_until < clock.now())
+    due = or_(cleanup.c.succeeded_at.is_(None), cleanup.c.succeeded_at < clock.after(-every_seconds))
+    begun = await tx.connection.execute(
+        dialect.insert(cleanup)
+        .values(name=_NAME, **mine)
+        .on_conflict_do_update(index_elements=["name"], set_=mine, where=free & due)
+        .returning(clock.now())
+    )
+    return begun.scalar_one_or_none()
+
+
+async def keep_pass(tx: Transaction, holder: uuid.UUID, *, hold_seconds: float) -> bool:
+    """Go on with one's pass, in the transaction of a step. False: it took so long that another has taken it over."""
+    kept = await tx.connection.execute(
+        update(cleanup)
+        .where(cleanup.c.holder == holder)
+        .values(held_until=clock.after(hold_seconds))
+        .returning(cleanup.c.name)
+    )
+    return kept.one_or_none() is not None
+
+
+async def end_pass(tx: Transaction, holder: uuid.UUID, *, forgotten_until: datetime | None) -> datetime:
+    """The pass has come to its end: returns when. `forgotten_until`: jobs that ended before have no request id now."""
+    values: dict[str, Any] = {"holder": null(), "held_until": null(), "succeeded_at": clock.now()}
+    if forgotten_until is not None:
+        values["forgotten_until"] = forgotten_until
+    ended = update(cleanup).where(cleanup.c.holder == holder).values(values).returning(cleanup.c.succeeded_at)
+    succeeded_at: datetime = (await tx.connection.execute(ended)).scalar_one()
+    return succeeded_at
+
+
+async def last_success(reader: Reader) -> datetime | None:
+    """When a pass last came to its end, in whatever process."""
+    return (await reader.connection.execute(select(cleanup.c.succeeded_at))).scalar_one_or_none()
