@@ -25,8 +25,9 @@ log = structlog.get_logger(__name__)
 #: A pass whose gateway was not heard of for so long is taken over: longer than a failing step waits for its next try.
 _HOLD_SECONDS = 300.0
 _LOOK_SECONDS = 60.0
-#: After a step that removed something: about a quarter of the time is work.
+#: After a step that removed something, and not less than `_REST` times what it took.
 _PAUSE_SECONDS = 0.25
+_REST = 3.0
 #: After one that found nothing.
 _BREATH_SECONDS = 0.01
 _CALL_SECONDS = 1.0
@@ -94,7 +95,7 @@ class Cleaner:
 
     async def _go_on(self) -> float | None:
         assert self._now is not None
-        succeeded_at = None
+        began, succeeded_at = time.monotonic(), None
         async with self._database.begin() as tx:
             if not await stored.keep_pass(tx, self._id, hold_seconds=_HOLD_SECONDS):
                 self._now = None
@@ -107,7 +108,8 @@ class Cleaner:
         self._removed.update(step.rows)
         if step.following is not None:
             self._place = step.following
-            return self._pause_seconds if step.rows else _BREATH_SECONDS
+            took = time.monotonic() - began
+            return max(self._pause_seconds, _REST * took) if step.rows else _BREATH_SECONDS
         self._now = None
         _tell_success(succeeded_at)
         if self._removed:

@@ -158,9 +158,7 @@ class RetentionSettings(BaseSettings):
     def _goes_with_its_job(cls, days: int, info: ValidationInfo) -> int:
         job_days = info.data.get("retention_job_days", 0)
         if 0 < job_days < days:
-            raise ValueError(
-                f"must be at most IMPRIMATUR_RETENTION_JOB_DAYS ({job_days}), or 0: all goes with its job at the latest"
-            )
+            raise ValueError(f"must not be more than jobs are kept ({job_days}), with which it goes at the latest")
         return days
 
     def retention(self) -> Retention:

@@ -14,7 +14,22 @@ from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Table, delete, exists, func, literal, not_, null, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Row,
+    Table,
+    delete,
+    exists,
+    func,
+    literal,
+    not_,
+    null,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.identity import first_id_at
@@ -136,7 +151,7 @@ async def clean_some(
         conditions.append(jobs.c.tenant_id == tenant_id)
     if place.kind is not Kind.JOBS and (gone_before := retention.ended_before(Kind.JOBS, now)):
         conditions.append(jobs.c.finished_at >= gone_before)  # the others go, and were counted, with their jobs
-    done = await _settled(tx, ids, *conditions, locked=not dry_run)
+    done = await _settled(tx, ids, *conditions, dry_run=dry_run)
     due = _without_retries_of_the_kept(done) if place.kind is Kind.JOBS else [row.id for row in done]
     rows = {table.name: await _remove(tx, table, of(due), dry_run=dry_run) for table, of in _PARTS[place.kind]}
     return Step(rows=rows if due else {}, following=following)
@@ -158,23 +173,31 @@ async def _looked_at(
     return list((await reader.connection.execute(found.distinct().order_by(column).limit(limit))).scalars())
 
 
-async def _settled(reader: Reader, ids: _Ids, *conditions: ColumnElement[bool], locked: bool) -> list[Row[Any]]:
+async def _settled(reader: Reader, ids: _Ids, *conditions: ColumnElement[bool], dry_run: bool) -> list[Row[Any]]:
     """Those of the jobs that have ended, and of which everything has been told to whom it is to be told."""
-    untold = exists().where(job_events.c.job_id == jobs.c.id, job_events.c.webhook_pending)
-    is_open = exists().where(
-        webhook_messages.c.job_id == jobs.c.id,
+    older = jobs.alias("older")
+    kept = exists().where(older.c.id == jobs.c.retry_of)
+    if dry_run:  # nothing is gone yet of what a pass would have taken before
+        kept = kept.where(_untold(older))
+    statement = (
+        select(jobs.c.id, jobs.c.retry_of, kept.label("is_kept"))
+        .where(jobs.c.id.in_(ids), jobs.c.state.in_(sorted(TERMINAL)), *conditions, not_(_untold(jobs)))
+        .order_by(jobs.c.id)
+    )
+    if not dry_run:
+        statement = statement.with_for_update(of=jobs, skip_locked=True)
+    return list(await reader.connection.execute(statement))
+
+
+def _untold(table: FromClause) -> ColumnElement[bool]:
+    """Whether an outcome of such a job has no message yet, or a message of it is still to be delivered."""
+    without_message = exists().where(job_events.c.job_id == table.c.id, job_events.c.webhook_pending)
+    undelivered = exists().where(
+        webhook_messages.c.job_id == table.c.id,
         webhook_deliveries.c.message_id == webhook_messages.c.id,
         is_pending(webhook_deliveries),
     )
-    older = jobs.alias("older")
-    statement = (
-        select(jobs.c.id, jobs.c.retry_of, exists().where(older.c.id == jobs.c.retry_of).label("is_kept"))
-        .where(jobs.c.id.in_(ids), jobs.c.state.in_(sorted(TERMINAL)), *conditions, not_(untold), not_(is_open))
-        .order_by(jobs.c.id)
-    )
-    if locked:
-        statement = statement.with_for_update(of=jobs, skip_locked=True)
-    return list(await reader.connection.execute(statement))
+    return or_(without_message, undelivered)
 
 
 def _without_retries_of_the_kept(rows: Collection[Row[Any]]) -> list[uuid.UUID]:
@@ -233,7 +256,8 @@ async def _forget_some(
         number = (await tx.connection.execute(counted)).scalar_one()
     else:
         locked = in_locked(jobs.c.id, select(jobs.c.id).where(*which).order_by(jobs.c.id).with_for_update())
-        number = (await tx.connection.execute(update(jobs).where(locked).values(request_id=null()))).rowcount
+        forgotten = update(jobs).where(locked).values(request_id=null()).returning(jobs.c.id)
+        number = len((await tx.connection.execute(forgotten)).all())
     following: Place | None = None
     if len(found) == limit:
         last = found[-1]
