@@ -15,7 +15,7 @@ from imprimatur import metrics
 from imprimatur.identity import new_id
 from imprimatur.retention import Kind, Retention
 from imprimatur.runtime import Loop
-from imprimatur.storage import clock
+from imprimatur.storage import clock, passes
 from imprimatur.storage import retention as stored
 from imprimatur.storage.database import Database
 from imprimatur.storage.retention import Place, Rows, Step
@@ -81,13 +81,11 @@ class Cleaner:
 
     async def _look(self) -> None:
         async with self._database.read() as reader:
-            _tell_success(await stored.last_success(reader))
+            _tell_success(await passes.last_success(reader))
 
     async def _begin(self) -> bool:
         async with self._database.begin() as tx:
-            self._now = await stored.begin_pass(
-                tx, self._id, every_seconds=self._every_seconds, hold_seconds=_HOLD_SECONDS
-            )
+            self._now = await passes.begin(tx, self._id, every_seconds=self._every_seconds, hold_seconds=_HOLD_SECONDS)
         self._place, self._removed = Place(), Counter()
         if self._now is None:
             await self._look()
@@ -97,13 +95,13 @@ class Cleaner:
         assert self._now is not None
         began, succeeded_at = time.monotonic(), None
         async with self._database.begin() as tx:
-            if not await stored.keep_pass(tx, self._id, hold_seconds=_HOLD_SECONDS):
+            if not await passes.keep(tx, self._id, hold_seconds=_HOLD_SECONDS):
                 self._now = None
                 return None
             step = await stored.clean_some(tx, self._retention, self._place, now=self._now)
             if step.following is None:
                 forgotten_until = self._retention.ended_before(Kind.REQUEST_IDS, self._now)
-                succeeded_at = await stored.end_pass(tx, self._id, forgotten_until=forgotten_until)
+                succeeded_at = await passes.end(tx, self._id, forgotten_until=forgotten_until)
         _count(step.rows)
         self._removed.update(step.rows)
         if step.following is not None:

@@ -13,12 +13,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, select, update
 from tests import makers
-from tests.contract.pasts import Left, Past, Told, clean, left, made
+from tests.pasts import Left, Past, Told, clean, left, made
 
 from imprimatur.identity import new_id
 from imprimatur.job import TERMINAL, State
 from imprimatur.retention import Kind, Retention
-from imprimatur.storage import clock, deliveries, jobs, people, repeats, retention, schema
+from imprimatur.storage import clock, deliveries, jobs, passes, people, repeats, retention, schema
 from imprimatur.storage.database import Database
 from imprimatur.storage.deliveries import AttemptRecord, DeliveryState
 from imprimatur.storage.jobs import Filter, Owner
@@ -290,12 +290,12 @@ async def test_one_pass_is_made_at_a_time_and_the_next_after_a_while(database: D
     assert began is not None
     assert await begin(database, second) is None
     async with database.begin() as tx:
-        assert await retention.keep_pass(tx, first, hold_seconds=60.0)
-        assert not await retention.keep_pass(tx, second, hold_seconds=60.0)
-        assert await retention.last_success(tx) is None
-        ended = await retention.end_pass(tx, first, forgotten_until=None)
+        assert await passes.keep(tx, first, hold_seconds=60.0)
+        assert not await passes.keep(tx, second, hold_seconds=60.0)
+        assert await passes.last_success(tx) is None
+        ended = await passes.end(tx, first, forgotten_until=None)
     async with database.read() as reader:
-        assert await retention.last_success(reader) == ended >= began
+        assert await passes.last_success(reader) == ended >= began
     assert await begin(database, second) is None, "too early"
     await turn_back(database, "succeeded_at")
     assert await begin(database, second) is not None
@@ -307,8 +307,8 @@ async def test_a_pass_whose_process_fell_silent_is_taken_over(database: Database
     await turn_back(database, "held_until")
     assert await begin(database, other) is not None
     async with database.begin() as tx:
-        assert not await retention.keep_pass(tx, silent, hold_seconds=60.0)
-        assert await retention.keep_pass(tx, other, hold_seconds=60.0)
+        assert not await passes.keep(tx, silent, hold_seconds=60.0)
+        assert await passes.keep(tx, other, hold_seconds=60.0)
 
 
 async def test_request_ids_are_looked_at_from_where_the_last_pass_ended(database: Database) -> None:
@@ -320,7 +320,7 @@ async def test_request_ids_are_looked_at_from_where_the_last_pass_ended(database
     assert now is not None
     day = Retention(days={Kind.REQUEST_IDS: 1})
     async with database.begin() as tx:
-        await retention.end_pass(tx, me, forgotten_until=day.ended_before(Kind.REQUEST_IDS, now))
+        await passes.end(tx, me, forgotten_until=day.ended_before(Kind.REQUEST_IDS, now))
         await tx.connection.execute(update(schema.cleanup).values(forgotten_until=clock.after(-2 * 86_400.0)))
     assert await clean(database, day) == Counter(request_ids=1)
     assert (await left(database)).request_ids == {behind} != {ahead}
@@ -328,7 +328,7 @@ async def test_request_ids_are_looked_at_from_where_the_last_pass_ended(database
 
 async def begin(database: Database, holder: uuid.UUID) -> datetime | None:
     async with database.begin() as tx:
-        return await retention.begin_pass(tx, holder, every_seconds=3600.0, hold_seconds=60.0)
+        return await passes.begin(tx, holder, every_seconds=3600.0, hold_seconds=60.0)
 
 
 async def turn_back(database: Database, column: str) -> None:

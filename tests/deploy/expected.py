@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from tests.deploy.load import UNKNOWN, WATCHES, Round
 
 from imprimatur.broker import Queue
+from imprimatur.metrics import ROWS_REMOVED
 
 Number = float | tuple[float, float]
 Shown = Mapping[str, Number]
@@ -55,6 +56,7 @@ def standing(rounds: Iterable[Round], addresses: Mapping[str, str], node: str) -
         "people: Oldest": {"": (0.1, 300.0)},
         "people: Waiting, by priority": {"creative_review normal": waiting},
         "infrastructure: Outbox": {"messages": 0},
+        "infrastructure: Since the last clean-up": {"": (0.0, 300.0)},
         "infrastructure: Connected to the broker": dict.fromkeys(each, 1),
         "infrastructure: Consuming": {f"{service} {addresses[service]}": 1 for service in ("reviewer", "notifier")},
         "infrastructure: Database connections in use": dict.fromkeys(each, (0.0, 1.0)),
@@ -86,6 +88,7 @@ def counted(done: Round, addresses: Mapping[str, str]) -> dict[str, Shown]:
             "": sum(number for (_, overrides), number in done.by_people.items() if overrides) / done.by_people.total()
         },
         "infrastructure: Set aside": dict.fromkeys((*_REVIEW_QUEUES, Queue.NOTIFIER_EVENTS, "job.events"), 0),
+        "infrastructure: Cleaned up": dict.fromkeys(ROWS_REMOVED, 0),
         "infrastructure: Failing background passes": dict.fromkeys((*_LOOPS, "outbox-poller", "dispatcher"), 0),
         **dict.fromkeys(
             (

@@ -8,7 +8,7 @@ A new kind is a member of `retention.Kind`, an entry in `_WALKS` and one in `_PA
 """
 
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
@@ -30,18 +30,16 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.identity import first_id_at
 from imprimatur.job import TERMINAL
 from imprimatur.retention import Kind, Retention
-from imprimatur.storage import clock
+from imprimatur.storage import passes
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.deliveries import is_pending
 from imprimatur.storage.locks import in_locked
 from imprimatur.storage.schema import (
     attempts,
-    cleanup,
     job_events,
     jobs,
     tenants,
@@ -127,7 +125,7 @@ async def clean_some(
     now: datetime,
     tenant_id: uuid.UUID | None = None,
     dry_run: bool = False,
-    limit: int = STEP,
+    limit: int | None = None,
 ) -> Step:
     """One step of a pass. Steps at the same time take different jobs, and may be repeated.
 
@@ -135,15 +133,15 @@ async def clean_some(
         now: the pass's own, the same in all its steps.
         tenant_id: only this tenant's.
         dry_run: count instead.
+        limit: jobs looked at; by default STEP.
     """
+    limit = limit or STEP
     before = retention.ended_before(place.kind, now)
     if before is None:
         return Step(rows={}, following=_next_kind(place.kind))
     if place.kind is Kind.REQUEST_IDS:
-        return await _forget_some(
-            tx, place, since=await _forgotten_until(tx, retention, now), before=before, only=tenant_id,
-            dry_run=dry_run, limit=limit,
-        )  # fmt: skip
+        since = await _since(tx, retention, now)
+        return await _forget_some(tx, place, before=before, since=since, only=tenant_id, dry_run=dry_run, limit=limit)
     ids = await _looked_at(tx, place, before, tenant_id, limit)
     following = Place(kind=place.kind, after=ids[-1]) if len(ids) == limit else _next_kind(place.kind)
     conditions = [jobs.c.finished_at < before]
@@ -151,10 +149,11 @@ async def clean_some(
         conditions.append(jobs.c.tenant_id == tenant_id)
     if place.kind is not Kind.JOBS and (gone_before := retention.ended_before(Kind.JOBS, now)):
         conditions.append(jobs.c.finished_at >= gone_before)  # the others go, and were counted, with their jobs
-    done = await _settled(tx, ids, *conditions, dry_run=dry_run)
+    done = await _settled(tx, ids, *conditions, dry_run=dry_run) if ids else []
     due = _without_retries_of_the_kept(done) if place.kind is Kind.JOBS else [row.id for row in done]
-    rows = {table.name: await _remove(tx, table, of(due), dry_run=dry_run) for table, of in _PARTS[place.kind]}
-    return Step(rows=rows if due else {}, following=following)
+    parts = _PARTS[place.kind] if due else ()
+    rows = {table.name: await _remove(tx, table, of(due), dry_run=dry_run) for table, of in parts}
+    return Step(rows=rows, following=following)
 
 
 def _next_kind(kind: Kind) -> Place | None:
@@ -219,19 +218,18 @@ async def _remove(tx: Transaction, table: Table, which: ColumnElement[bool], *, 
 # --- request ids -----------------------------------------------------------------------------------------
 
 
-async def _forgotten_until(reader: Reader, retention: Retention, now: datetime) -> datetime | None:
-    """No job that ended before has a request id, or none is left."""
-    done = (await reader.connection.execute(select(cleanup.c.forgotten_until))).scalar_one_or_none()
-    with_their_jobs = retention.ended_before(Kind.JOBS, now)
-    return max((instant for instant in (done, with_their_jobs) if instant is not None), default=None)
+async def _since(reader: Reader, retention: Retention, now: datetime) -> datetime | None:
+    """No job that ended before has a request id, or none will be left."""
+    bounds = (await passes.forgotten_until(reader), retention.ended_before(Kind.JOBS, now))
+    return max((bound for bound in bounds if bound is not None), default=None)
 
 
 async def _forget_some(
     tx: Transaction,
     place: Place,
     *,
-    since: datetime | None,
     before: datetime,
+    since: datetime | None,
     only: uuid.UUID | None,
     dry_run: bool,
     limit: int,
@@ -240,81 +238,40 @@ async def _forget_some(
     tenant_id = place.tenant_id or only or await _tenant_behind(tx, _NO_ID)
     if tenant_id is None:
         return Step(rows={}, following=None)
-    statement = select(jobs.c.id, jobs.c.finished_at).where(jobs.c.tenant_id == tenant_id, jobs.c.finished_at < before)
-    if place.ended_at is not None:
-        behind = tuple_(literal(place.ended_at, jobs.c.finished_at.type), literal(place.after, jobs.c.id.type))
-        statement = statement.where(
-            jobs.c.finished_at >= place.ended_at, tuple_(jobs.c.finished_at, jobs.c.id) > behind
-        )
-    elif since is not None:
-        statement = statement.where(jobs.c.finished_at >= since)
-    ordered = statement.order_by(jobs.c.finished_at, jobs.c.id).limit(limit)
-    found = (await tx.connection.execute(ordered)).all()
-    which = (jobs.c.id.in_([row.id for row in found]), jobs.c.request_id.is_not(None))
-    if dry_run:
-        counted = select(func.count()).select_from(jobs).where(*which)
-        number = (await tx.connection.execute(counted)).scalar_one()
-    else:
-        locked = in_locked(jobs.c.id, select(jobs.c.id).where(*which).order_by(jobs.c.id).with_for_update())
-        forgotten = update(jobs).where(locked).values(request_id=null()).returning(jobs.c.id)
-        number = len((await tx.connection.execute(forgotten)).all())
+    ended = await _ended(tx, tenant_id, place, before=before, since=since, limit=limit)
+    forgotten = await _forget(tx, [row.id for row in ended], dry_run=dry_run) if ended else 0
     following: Place | None = None
-    if len(found) == limit:
-        last = found[-1]
+    if len(ended) == limit:
+        last = ended[-1]
         following = Place(kind=place.kind, after=last.id, tenant_id=tenant_id, ended_at=last.finished_at)
     elif only is None and (another := await _tenant_behind(tx, tenant_id)):
         following = Place(kind=place.kind, tenant_id=another)
-    return Step(rows={str(Kind.REQUEST_IDS): number} if number else {}, following=following)
+    return Step(rows={str(Kind.REQUEST_IDS): forgotten} if forgotten else {}, following=following)
+
+
+async def _ended(
+    reader: Reader, tenant_id: uuid.UUID, place: Place, *, before: datetime, since: datetime | None, limit: int
+) -> Sequence[Any]:
+    """The next jobs that ended `since`, with a request id or without: so that one look has an end."""
+    order = (jobs.c.finished_at, jobs.c.id)
+    found = select(jobs.c.id, jobs.c.finished_at).where(jobs.c.tenant_id == tenant_id, jobs.c.finished_at < before)
+    if place.ended_at is not None:
+        behind = (literal(place.ended_at, jobs.c.finished_at.type), literal(place.after, jobs.c.id.type))
+        found = found.where(jobs.c.finished_at >= place.ended_at, tuple_(*order) > tuple_(*behind))
+    elif since is not None:
+        found = found.where(jobs.c.finished_at >= since)
+    return (await reader.connection.execute(found.order_by(*order).limit(limit))).all()
+
+
+async def _forget(tx: Transaction, ids: _Ids, *, dry_run: bool) -> int:
+    which = (jobs.c.id.in_(ids), jobs.c.request_id.is_not(None))
+    if dry_run:
+        return (await tx.connection.execute(select(func.count()).select_from(jobs).where(*which))).scalar_one()
+    locked = in_locked(jobs.c.id, select(jobs.c.id).where(*which).order_by(jobs.c.id).with_for_update())
+    forgotten = update(jobs).where(locked).values(request_id=null()).returning(jobs.c.id)
+    return len((await tx.connection.execute(forgotten)).all())
 
 
 async def _tenant_behind(reader: Reader, tenant_id: uuid.UUID) -> uuid.UUID | None:
     found = select(tenants.c.id).where(tenants.c.id > tenant_id).order_by(tenants.c.id).limit(1)
     return (await reader.connection.execute(found)).scalar_one_or_none()
-
-
-# --- passes ----------------------------------------------------------------------------------------------
-
-_NAME = "retention"  # of the one row
-
-
-async def begin_pass(
-    tx: Transaction, holder: uuid.UUID, *, every_seconds: float, hold_seconds: float
-) -> datetime | None:
-    """Begin a pass over everything, whose `now` is returned; None while another is under way, or it is too early."""
-    dialect = postgresql if tx.on_postgresql else sqlite
-    mine = {"holder": holder, "held_until": clock.after(hold_seconds)}
-    free = or_(cleanup.c.held_until.is_(None), cleanup.c.held_until < clock.now())
-    due = or_(cleanup.c.succeeded_at.is_(None), cleanup.c.succeeded_at < clock.after(-every_seconds))
-    begun = await tx.connection.execute(
-        dialect.insert(cleanup)
-        .values(name=_NAME, **mine)
-        .on_conflict_do_update(index_elements=["name"], set_=mine, where=free & due)
-        .returning(clock.now())
-    )
-    return begun.scalar_one_or_none()
-
-
-async def keep_pass(tx: Transaction, holder: uuid.UUID, *, hold_seconds: float) -> bool:
-    """Go on with one's pass, in the transaction of a step. False: it took so long that another has taken it over."""
-    kept = await tx.connection.execute(
-        update(cleanup)
-        .where(cleanup.c.holder == holder)
-        .values(held_until=clock.after(hold_seconds))
-        .returning(cleanup.c.name)
-    )
-    return kept.one_or_none() is not None
-
-
-async def end_pass(tx: Transaction, holder: uuid.UUID, *, forgotten_until: datetime | None) -> datetime:
-    """The pass has come to its end: returns when. `forgotten_until`: jobs that ended before have no request id now."""
-    values: dict[str, Any] = {"holder": null(), "held_until": null(), "succeeded_at": clock.now()}
-    if forgotten_until is not None:
-        values["forgotten_until"] = forgotten_until
-    ended = update(cleanup).where(cleanup.c.holder == holder).values(values).returning(cleanup.c.succeeded_at)
-    succeeded_at: datetime = (await tx.connection.execute(ended)).scalar_one()
-    return succeeded_at
-
-
-async def last_success(reader: Reader) -> datetime | None:
-    """When a pass last came to its end, in whatever process."""
-    return (await reader.connection.execute(select(cleanup.c.succeeded_at))).scalar_one_or_none()

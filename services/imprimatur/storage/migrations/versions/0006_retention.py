@@ -74,9 +74,10 @@ def _describe_decisions(connection: sa.Connection) -> None:
 
 def _index_live_rows_alone() -> None:
     op.drop_index("ix_jobs_tenant_id_finished_at", "jobs")
-    for name, columns, condition in (
-        ("ix_jobs_finished", ["tenant_id", "finished_at"], "finished_at IS NOT NULL"),
-        ("ix_jobs_unfinished", ["tenant_id", "id"], "state IN ('queued', 'running', 'awaiting_review')"),
+    for name, table, columns, condition in (
+        ("ix_jobs_finished", "jobs", ["tenant_id", "finished_at"], "finished_at IS NOT NULL"),
+        ("ix_jobs_unfinished", "jobs", ["tenant_id", "id"], "state IN ('queued', 'running', 'awaiting_review')"),
+        ("ix_attempts_failed", "attempts", ["finished_at"], "error_code IS NOT NULL"),
     ):
         where = sa.text(condition)
-        op.create_index(name, "jobs", columns, postgresql_where=where, sqlite_where=where)
+        op.create_index(name, table, columns, postgresql_where=where, sqlite_where=where)

@@ -143,7 +143,7 @@ async def clean(
     *,
     tenant_id: uuid.UUID | None = None,
     dry_run: bool = False,
-    limit: int = retention.STEP,
+    limit: int | None = None,
 ) -> Counter[str]:
     """A whole pass; how many rows went."""
     removed: Counter[str] = Counter()
