@@ -301,6 +301,6 @@ POSTGRESQL = Row(
 DASHBOARD = Dashboard(
     name="infrastructure",
     title="Imprimatur: infrastructure",
-    description="Outbox, broker, database, clean-up, processes; RabbitMQ and PostgreSQL by their exporters where present.",
+    description="Outbox, broker, database, clean-up, processes; RabbitMQ and PostgreSQL by their exporters if present.",
     rows=(OUTBOX, LINES, CLEANING, PROCESSES, RABBITMQ, POSTGRESQL),
 )
