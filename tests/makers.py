@@ -35,6 +35,7 @@ def new_job(
     deadline_seconds: float = 3600.0,
     max_attempts: int = 3,
     callback_url: str = "",
+    retry_of: uuid.UUID | None = None,
 ) -> NewJob:
     """A creative review about to be accepted. `content` is its input, and hashed."""
     return NewJob(
@@ -54,6 +55,7 @@ def new_job(
         timeout_seconds=120.0,
         run_at=run_at,
         deadline_seconds=deadline_seconds,
+        retry_of=retry_of,
     )
 
 

@@ -1,4 +1,4 @@
-"""What everything stands on: outbox, broker, database, processes."""
+"""What everything stands on: outbox, broker, database, clean-up, processes."""
 
 from deploy.grafana.panels import OURS, Dashboard, Panel, Query, Row
 
@@ -100,6 +100,39 @@ LINES = Row(
                 ),
             ),
             runbook="ImprimaturBackgroundFailing",
+        ),
+    ),
+)
+
+CLEANING = Row(
+    title="Clean-up of finished work",
+    panels=(
+        Panel(
+            title="Cleaned up",
+            description="Rows removed, by kind; request_ids are forgotten while their jobs stay.",
+            unit="short",
+            queries=(
+                Query(
+                    expr=f"sum by (kind) (increase(imprimatur_rows_removed_total{{{OURS}}}[$__range]))",
+                    legend="{{kind}}",
+                ),
+            ),
+            stacked=True,
+            runbook="ImprimaturCleanUpStalled",
+        ),
+        Panel(
+            title="Since the last clean-up",
+            description="Since a pass last came to its end, in whatever gateway: an hour and a little at most.",
+            unit="s",
+            queries=(
+                Query(
+                    expr="time() - max by (namespace)"
+                    f" (imprimatur_cleanup_last_success_timestamp_seconds{{{OURS}}} > 0)",
+                    legend="{{namespace}}",
+                ),
+            ),
+            steps=((86_400, "red"),),
+            runbook="ImprimaturCleanUpStalled",
         ),
     ),
 )
@@ -255,7 +288,7 @@ POSTGRESQL = Row(
         ),
         Panel(
             title="Size",
-            description="Of each database. Finished jobs are not cleaned up by this version.",
+            description="Of each database. It stops growing when as much is cleaned up as comes in.",
             unit="bytes",
             queries=(
                 Query(
@@ -271,6 +304,6 @@ POSTGRESQL = Row(
 DASHBOARD = Dashboard(
     name="infrastructure",
     title="Imprimatur: infrastructure",
-    description="Outbox, broker, database, processes; RabbitMQ and PostgreSQL by their own exporters where present.",
-    rows=(OUTBOX, LINES, PROCESSES, RABBITMQ, POSTGRESQL),
+    description="Outbox, broker, database, clean-up, processes; RabbitMQ and PostgreSQL by their exporters if present.",
+    rows=(OUTBOX, LINES, CLEANING, PROCESSES, RABBITMQ, POSTGRESQL),
 )

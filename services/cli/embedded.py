@@ -25,6 +25,7 @@ from imprimatur.errors import ConfigurationError
 from imprimatur.guard import Guard
 from imprimatur.outbox import Outbox
 from imprimatur.process import Surroundings
+from imprimatur.retention import Retention
 from imprimatur.runtime import HttpPort, http_port
 from imprimatur.storage import dispatch, migrations, tenants
 from imprimatur.storage.database import Database
@@ -59,6 +60,7 @@ async def serving(
     port: int = 7443,
     metrics_port: int = 9100,
     slots: int = 8,
+    retention: Retention = Retention(),
     drain_seconds: float = 10.0,
 ) -> AsyncIterator[Access]:
     """Run everything inside the block, on the data folder `data`; engines as for `reviewer.service.reviewer`.
@@ -90,6 +92,7 @@ async def serving(
                 vault,
                 guard,
                 Listener(host=host, port=port, reflection=True),
+                retention=retention,
                 drain_seconds=drain_seconds,
             ) as running,
             http.ready(

@@ -30,27 +30,38 @@ def serve(
 ) -> None:
     """Run everything in one process: no server to install, everything kept in one folder.
 
-    The engine is chosen by the environment, as for a reviewer (docs/engines.md); the default is the builtin one.
+    The engine is chosen by the environment, as for a reviewer (docs/engines.md); the default is the builtin one. So are
+    the days for which finished work is kept (IMPRIMATUR_RETENTION_…, docs/settings.md).
     """
     from functools import partial
 
     from cli.embedded import serving
     from imprimatur.process import read_settings, traced
     from imprimatur.runtime import StopSignal, configure_logging, run_until_signalled
-    from imprimatur.settings import TracingSettings
+    from imprimatur.settings import RetentionSettings, TracingSettings
     from reviewer.engines.apart import EngineApart
     from reviewer.engines.registry import open_engine
     from reviewer.settings import EngineSettings
 
     configure_logging(level=log_level)
     settings, where = read_settings(EngineSettings), read_settings(TracingSettings)
+    retention = read_settings(RetentionSettings).retention()
 
     async def run(stop: StopSignal) -> None:
         engine = open_engine(settings)
         apart = EngineApart(partial(open_engine, settings.of_child()), identity=engine.identity)
         async with (
             traced(where, name="serve"),
-            serving(data, engine, apart.opened, host=host, port=port, metrics_port=metrics_port, slots=slots) as access,
+            serving(
+                data,
+                engine,
+                apart.opened,
+                host=host,
+                port=port,
+                metrics_port=metrics_port,
+                slots=slots,
+                retention=retention,
+            ) as access,
         ):
             _announce(access, data, json=json)
             await stop.wait()

@@ -1,4 +1,6 @@
-"""Commands about the whole: status and stats."""
+"""Commands about the whole: status, stats and cleanup."""
+
+from typing import Annotated
 
 import typer
 from rich.console import RenderableType
@@ -6,7 +8,8 @@ from rich.console import RenderableType
 from cli import tables
 from cli.arguments import SinceOption, UntilOption
 from cli.commands import Session, client_command
-from cli.output import plain
+from cli.output import note, plain
+from imprimatur.v1.admin_service_pb2 import CleanUpResponse
 from imprimatur.v1.job_pb2 import JobType, Priority
 from imprimatur.v1.job_service_pb2 import DependencyStatus, GetStatsResponse, GetSystemStatusResponse
 
@@ -25,6 +28,32 @@ async def stats(session: Session, *, since: SinceOption = None, until: UntilOpti
     """Show what was created and finished; without --since, in 24 hours."""
     answer = await session.client.stats(since, until)
     session.output.show(answer, lambda: _stats(answer))
+
+
+@client_command(app, "cleanup")
+async def cleanup(
+    session: Session,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would go.")] = False,
+    job_days: Annotated[
+        int, typer.Option("--job-days", min=0, help="Finished jobs go after so many days; 0: as the server is set.")
+    ] = 0,
+) -> None:
+    """Remove finished jobs that were kept for their days, with all that belongs to them but people's decisions.
+
+    The server does so by itself every hour. Needs a key of the role admin.
+    """
+    answer = await session.client.clean_up(job_days=job_days, dry_run=dry_run)
+    session.output.show(answer, lambda: _cleaned_up(answer, dry_run=dry_run))
+    days = answer.job_days
+    note(f"finished jobs are kept for {days} days" if days else "finished jobs are kept for ever")
+
+
+def _cleaned_up(answer: CleanUpResponse, *, dry_run: bool) -> RenderableType:
+    shown = tables.table("KIND", "WOULD GO" if dry_run else "REMOVED")
+    for one in answer.cleaned_up:
+        shown.add_row(plain(one.kind.replace("_", " ")), str(one.rows))
+    return shown if answer.cleaned_up else plain("nothing to remove" if dry_run else "nothing was to be removed")
 
 
 def _status(answer: GetSystemStatusResponse) -> RenderableType:

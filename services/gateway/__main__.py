@@ -29,6 +29,7 @@ async def run(settings: GatewaySettings, stop: StopSignal) -> None:
             settings.guard(),
             listener,
             lease_seconds=settings.lease_seconds,
+            retention=settings.retention(),
             drain_seconds=settings.drain_seconds,
         ),
         # Not the broker: without it jobs are accepted, shown and cancelled, and it would be away for every gateway.

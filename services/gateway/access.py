@@ -31,6 +31,7 @@ _READING = {
     "GetSystemStatus",
     "GetStats",
 }
+_OF_ALL_USERS = {"WebhookService", "AdminService"}
 #: What a reviewer may do to jobs: they are the ones before whom it piles up.
 _REVIEWING = {"ReviewJobsAgain"}
 
@@ -69,12 +70,13 @@ def may(role: Role, method: str, *, bound: bool) -> bool:
     """Whether a key may call "/imprimatur.v1.Service/Method".
 
     Args:
-        bound: the key is bound to a user; webhook endpoints hear of every user's jobs, so it may not manage them.
+        bound: the key is bound to a user; webhook endpoints hear of every user's jobs, and administration is of all
+            of them, so both are not for it.
     """
     service, _, name = method.rpartition("/")
     service = service.rpartition(".")[2]
     if role is Role.ADMIN:
-        return not (bound and service == "WebhookService")
+        return not (bound and service in _OF_ALL_USERS)
     if service == "JobService":
         return role is Role.SUBMITTER or name in _READING or name in _REVIEWING
     return service == "ReviewService" and role is Role.REVIEWER

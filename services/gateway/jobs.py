@@ -29,6 +29,7 @@ from imprimatur.errors import (
 from imprimatur.gathering import Gathering
 from imprimatur.guard import Guard
 from imprimatur.job import Job, NewJob, State
+from imprimatur.retention import Retention
 from imprimatur.storage import attempts, jobs
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Submitted
@@ -50,13 +51,21 @@ class Jobs(JobServiceServicer):
     """The service for those who have work reviewed."""
 
     def __init__(
-        self, database: Database, broker: Broker, dispatcher: Dispatcher, watchtower: Watchtower, guard: Guard
+        self,
+        database: Database,
+        broker: Broker,
+        dispatcher: Dispatcher,
+        watchtower: Watchtower,
+        guard: Guard,
+        *,
+        retention: Retention,
     ) -> None:
         self._database = database
         self._broker = broker
         self._dispatcher = dispatcher
         self._watchtower = watchtower
         self._guard = guard
+        self._retention = retention
         self._estimates = statistics.Estimates(database)
         self._together: Gathering[NewJob, Submitted] = Gathering("submits", self._submit, most=_SUBMITTED_TOGETHER)
 
@@ -117,7 +126,7 @@ class Jobs(JobServiceServicer):
         async with self._database.read() as reader:
             job = await jobs.find(reader, caller().owner, job_id)
             if job is None:
-                raise job_not_found(job_id)
+                raise job_not_found(job_id, self._retention)
             history = await attempts.of_job(reader, job_id)
         return pb.GetJobResponse(job=job_to_wire(job, caller().tenant_name, history))
 
@@ -145,7 +154,7 @@ class Jobs(JobServiceServicer):
         after = int(position[1]) if position else 0
         async with self._database.read() as reader:
             if await jobs.find(reader, caller().owner, job_id) is None:
-                raise job_not_found(job_id)
+                raise job_not_found(job_id, self._retention)
             found = await jobs.history(reader, job_id, after_version=after, limit=size + 1)
         page = found[:size]
         more = token_of([str(job_id), str(page[-1].version)]) if len(found) > size else ""
@@ -166,7 +175,7 @@ class Jobs(JobServiceServicer):
             if job.version > request.after_version or job.state.terminal:
                 yield pb.WatchJobResponse(job=job_to_wire(job, tenant))
         if first:
-            raise job_not_found(job_id)
+            raise job_not_found(job_id, self._retention)
 
     async def WatchJobs(self, request: pb.WatchJobsRequest, context: Any) -> AsyncIterator[pb.WatchJobsResponse]:
         """Every matching job now, and every change after which one matches."""
@@ -190,7 +199,7 @@ class Jobs(JobServiceServicer):
             job = await jobs.cancel(tx, caller().owner, job_id, reason=reason)
             found = job or await jobs.find(tx, caller().owner, job_id)
         if found is None:
-            raise job_not_found(job_id)
+            raise job_not_found(job_id, self._retention)
         if found.state is not State.CANCELLED:
             raise FailedPrecondition(
                 f"the job has {found.state} and cannot be cancelled any more",
@@ -210,7 +219,7 @@ class Jobs(JobServiceServicer):
         async with self._database.read() as reader:
             old = await jobs.content_of(reader, who.owner, job_id)
         if old is None:
-            raise job_not_found(job_id)
+            raise job_not_found(job_id, self._retention)
         if old.state not in _RETRYABLE:
             raise FailedPrecondition(
                 f"the job is {old.state}; only failed and cancelled jobs can be tried again",

@@ -14,6 +14,7 @@ from imprimatur.errors import FailedPrecondition, InvalidRequest, PermissionDeni
 from imprimatur.evidence import Recommendation
 from imprimatur.job import Priority, State
 from imprimatur.policy import Decision
+from imprimatur.retention import Retention
 from imprimatur.storage import clock, jobs, people
 from imprimatur.storage.database import Database, Reader
 from imprimatur.storage.people import HumanDecision, Position, Waiting
@@ -34,8 +35,9 @@ _AGREES = {
 class Reviews(ReviewServiceServicer):
     """The service for the people who decide."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, retention: Retention) -> None:
         self._database = database
+        self._retention = retention
 
     async def ListPendingReviews(
         self, request: pb.ListPendingReviewsRequest, context: Any
@@ -69,7 +71,7 @@ class Reviews(ReviewServiceServicer):
         async with self._database.begin() as tx:
             waiting = await people.hold(tx, who.owner, job_id, reviewer=reviewer, seconds=seconds)
             if waiting is None:
-                raise await _why_not(tx, who, job_id)
+                raise await _why_not(tx, who, job_id, self._retention)
             now = await clock.present(tx)
         return pb.ClaimReviewResponse(review=_pending(waiting, who, now, with_images=True))
 
@@ -86,7 +88,7 @@ class Reviews(ReviewServiceServicer):
         async with self._database.begin() as tx:
             waiting = await people.lock_waiting(tx, who.owner, job_id, reviewer=reviewer)
             if waiting is None:
-                raise await _why_not(tx, who, job_id)
+                raise await _why_not(tx, who, job_id, self._retention)
             decided = _decided(waiting, decision, reason, reviewer, await clock.present(tx))
             job = await people.decide(tx, waiting, decided, result=_result(waiting, decision, decided))
         metrics.human_decisions.labels(decision, str(decided.overrides_ai).lower()).inc()
@@ -138,11 +140,11 @@ def _pending(waiting: Waiting, who: Caller, now: datetime, *, with_images: bool)
     )
 
 
-async def _why_not(reader: Reader, who: Caller, job_id: uuid.UUID) -> RequestError:
+async def _why_not(reader: Reader, who: Caller, job_id: uuid.UUID, retention: Retention) -> RequestError:
     """Why a review can be neither taken nor decided."""
     job = await jobs.find(reader, who.owner, job_id)
     if job is None:
-        return job_not_found(job_id)
+        return job_not_found(job_id, retention)
     if holder := await people.holder(reader, job_id):
         return FailedPrecondition(f"{holder} is reviewing this one now", reason="CLAIMED_BY_ANOTHER", claimed_by=holder)
     decided = await people.latest_decision(reader, job_id)

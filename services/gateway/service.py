@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from gateway.access import Doorkeeper
+from gateway.administration import Administration
+from gateway.cleaning import Cleaner
 from gateway.dispatcher import Dispatcher
 from gateway.health import Health
 from gateway.interception import Edge
@@ -16,6 +18,7 @@ from gateway.watching import Watchtower
 from gateway.webhooks import Webhooks
 from imprimatur.broker import Broker
 from imprimatur.guard import Guard
+from imprimatur.retention import Retention
 from imprimatur.storage.database import Database
 from imprimatur.vault import Vault
 
@@ -36,6 +39,7 @@ async def gateway(
     listener: Listener,
     *,
     lease_seconds: float = 3.0,
+    retention: Retention = Retention(),  # noqa: B008  # frozen
     drain_seconds: float = 20.0,
 ) -> AsyncIterator[Gateway]:
     """Run a gateway inside the block, and drain it at the end.
@@ -45,14 +49,17 @@ async def gateway(
     dispatcher = Dispatcher(database, broker, lease_seconds=lease_seconds)
     watchtower = Watchtower(database, broker)
     gauges = Gauges(database)
+    cleaner = Cleaner(database, retention)
     servicers = Servicers(
-        jobs=Jobs(database, broker, dispatcher, watchtower, guard),
-        reviews=Reviews(database),
+        jobs=Jobs(database, broker, dispatcher, watchtower, guard, retention=retention),
+        reviews=Reviews(database, retention),
         webhooks=Webhooks(database, vault, guard),
+        administration=Administration(database, retention),
     )
     await watchtower.start()
     await dispatcher.start()
     gauges.start()
+    cleaner.start()
     try:
         edge = Edge(Doorkeeper(database))
         health = Health(database, SERVICES)
@@ -60,5 +67,6 @@ async def gateway(
             yield Gateway(port=port)
     finally:
         await watchtower.stop()
+        await cleaner.stop()
         await gauges.stop()
         await dispatcher.stop()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from imprimatur.settings import AddressSettings, LeaseSettings, SharedSettings, VaultSettings
+from imprimatur.settings import AddressSettings, LeaseSettings, RetentionSettings, SharedSettings, VaultSettings
 
 
-class GatewaySettings(SharedSettings, LeaseSettings, VaultSettings, AddressSettings):
+class GatewaySettings(SharedSettings, LeaseSettings, VaultSettings, AddressSettings, RetentionSettings):
     """What `imprimatur gateway` reads from the environment."""
 
     grpc_host: str = Field(default="0.0.0.0", description="Address of the gRPC port")  # noqa: S104  # in a container, all

@@ -17,6 +17,7 @@ from imprimatur.errors import InvalidRequest, NotFound
 from imprimatur.evidence import Category
 from imprimatur.job import JobType, Priority, State
 from imprimatur.policy import Decision, Trigger
+from imprimatur.retention import Retention
 from imprimatur.storage.jobs import Filter
 from imprimatur.v1 import creative_pb2, job_pb2, job_service_pb2
 from imprimatur.wire.enums import from_wire
@@ -152,6 +153,8 @@ def filter_of(asked: job_service_pb2.JobFilter) -> Filter:
     )
 
 
-def job_not_found(job_id: uuid.UUID) -> NotFound:
-    """The one answer for jobs that do not exist and for those of others."""
-    return NotFound(f"there is no job {job_id}", reason="JOB_NOT_FOUND", job_id=str(job_id))
+def job_not_found(job_id: uuid.UUID, retention: Retention) -> NotFound:
+    """The one answer for jobs that do not exist, for those of others, and for those that were cleaned up."""
+    days = retention.job_days
+    kept = f"; finished jobs are kept for {days} {'day' if days == 1 else 'days'}" if days else ""
+    return NotFound(f"there is no job {job_id}{kept}", reason="JOB_NOT_FOUND", job_id=str(job_id))

@@ -98,6 +98,11 @@ reviewed_again = Counter(
     "imprimatur_jobs_reviewed_again_total", "Jobs sent back to the engine after it had failed, by type.", ["type"]
 )
 leases_lost = Counter("imprimatur_leases_lost_total", "Jobs queued again because their worker fell silent.")
+rows_removed = Counter("imprimatur_rows_removed_total", "Rows that clean-up removed, by kind.", ["kind"])
+cleanup_succeeded = Gauge(
+    "imprimatur_cleanup_last_success_timestamp_seconds",
+    "When clean-up last looked through everything, in whatever gateway; 0: never.",
+)
 human_decisions = Counter(
     "imprimatur_human_decisions_total",
     "Decisions by people, and whether they override the AI.",
@@ -225,6 +230,10 @@ ATTEMPT_ERRORS = (
     *("provider_credentials", "provider_error", "provider_model", "provider_quota", "provider_rejected"),
     *("provider_timeout", "provider_unreachable"),
 )
+#: What clean-up removes: tables, and request ids.
+ROWS_REMOVED = (
+    *("jobs", "job_events", "attempts", "webhook_messages", "webhook_deliveries", "webhook_attempts", "request_ids"),
+)
 for _type in _TYPES:
     for _code in ATTEMPT_ERRORS:
         attempt_errors.labels(_type, _code)
@@ -248,5 +257,7 @@ for _result in ("confirmed", "failed"):
     outbox_published.labels(_result)
 for _queue in (Queue.REVIEW_HIGH, Queue.REVIEW_NORMAL, Queue.REVIEW_LOW, Queue.NOTIFIER_EVENTS, "job.events"):
     messages_set_aside.labels(_queue)
+for _kind in ROWS_REMOVED:
+    rows_removed.labels(_kind)
 for _reason in ("queue_full", "not_sent"):
     spans_dropped.labels(_reason)

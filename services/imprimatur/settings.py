@@ -7,15 +7,17 @@ Read from the environment (prefix IMPRIMATUR_) in `__main__` only. The table in 
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imprimatur.errors import ConfigurationError
 from imprimatur.guard import Guard
+from imprimatur.retention import JOB_DAYS, Kind, Retention
 from imprimatur.vault import Vault
 
 #: Each class has it: commands read a single one, such as the vault's.
 _CONFIG = SettingsConfigDict(env_prefix="IMPRIMATUR_", extra="ignore")
+_MOST_DAYS = 36_500
 
 
 class TracingSettings(BaseSettings):
@@ -118,6 +120,58 @@ class AddressSettings(BaseSettings):
     def guard(self) -> Guard:
         """The guard that these settings make."""
         return Guard(allow_private=self.allow_private_addresses, allow_http=self.allow_http)
+
+
+class RetentionSettings(BaseSettings):
+    """How long finished work is kept."""
+
+    model_config = _CONFIG
+
+    retention_job_days: int = Field(
+        default=JOB_DAYS,
+        ge=0,
+        le=_MOST_DAYS,
+        description="Finished jobs are removed after so many days, with all that belongs to them but people's "
+        "decisions; 0: never",
+    )
+    retention_event_days: int = Field(
+        default=0, ge=0, le=_MOST_DAYS, description="The same for the histories of finished jobs; 0: with their jobs"
+    )
+    retention_attempt_days: int = Field(
+        default=0, ge=0, le=_MOST_DAYS, description="The same for the attempts at finished jobs; 0: with their jobs"
+    )
+    retention_webhook_days: int = Field(
+        default=0,
+        ge=0,
+        le=_MOST_DAYS,
+        description="The same for finished jobs' webhook messages, deliveries and posts; 0: with their jobs",
+    )
+    retention_request_id_days: int = Field(
+        default=0,
+        ge=0,
+        le=_MOST_DAYS,
+        description="Finished jobs' request ids may be used anew after so many days; 0: with their jobs",
+    )
+
+    @field_validator(*(f"retention_{name}_days" for name in ("event", "attempt", "webhook", "request_id")))
+    @classmethod
+    def _goes_with_its_job(cls, days: int, info: ValidationInfo) -> int:
+        job_days = info.data.get("retention_job_days", 0)
+        if 0 < job_days < days:
+            raise ValueError(f"must not be more than jobs are kept ({job_days}), with which it goes at the latest")
+        return days
+
+    def retention(self) -> Retention:
+        """What these settings say."""
+        return Retention(
+            days={
+                Kind.JOBS: self.retention_job_days,
+                Kind.EVENTS: self.retention_event_days,
+                Kind.ATTEMPTS: self.retention_attempt_days,
+                Kind.WEBHOOKS: self.retention_webhook_days,
+                Kind.REQUEST_IDS: self.retention_request_id_days,
+            }
+        )
 
 
 def explain(fault: ValidationError) -> ConfigurationError:

@@ -14,6 +14,7 @@ from tests.deploy.load import UNKNOWN, WATCHES, Round
 
 from imprimatur import metrics
 from imprimatur.broker import Queue
+from imprimatur.metrics import ROWS_REMOVED
 
 Number = float | tuple[float, float]
 Shown = Mapping[str, Number]
@@ -77,6 +78,7 @@ def standing(
         "people: Oldest": {"": (done[-1].ended - done[0].ended, at - done[0].began)},
         "people: Waiting, by priority": {"creative_review normal": waiting},
         "infrastructure: Outbox": {"messages": 0},
+        "infrastructure: Since the last clean-up": {"": (0.0, 300.0)},
         "infrastructure: Connected to the broker": dict.fromkeys(each, 1),
         "infrastructure: Consuming": {f"{service} {addresses[service]}": 1 for service in ("reviewer", "notifier")},
         "infrastructure: Database connections in use": dict.fromkeys(each, (0.0, 1.0)),
@@ -114,6 +116,7 @@ def counted(done: Round, addresses: Mapping[str, str]) -> dict[str, Shown]:
             "": sum(number for (_, overrides), number in done.by_people.items() if overrides) / done.by_people.total()
         },
         "infrastructure: Set aside": dict.fromkeys((*_REVIEW_QUEUES, Queue.NOTIFIER_EVENTS, "job.events"), 0),
+        "infrastructure: Cleaned up": dict.fromkeys(ROWS_REMOVED, 0),
         "infrastructure: Failing background passes": dict.fromkeys((*_LOOPS, "outbox-poller", "dispatcher"), 0),
         "overview: Submit to start": _quantiles(metrics.submit_to_start_seconds, done.work_seconds),
         "overview: Submit to end": _quantiles(metrics.submit_to_end_seconds, done.work_seconds),

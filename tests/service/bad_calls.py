@@ -9,6 +9,7 @@ from grpc import StatusCode
 from tests.service.bad_submissions import URL, YEAR_10000, Refused, duration, submission
 
 from imprimatur.v1 import job_service_pb2 as pb
+from imprimatur.v1.admin_service_pb2 import CleanUpRequest
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED, DECISION_PENDING
 from imprimatur.v1.job_pb2 import JobState
 from imprimatur.v1.job_service_pb2 import JobFilter
@@ -50,13 +51,14 @@ _REQUESTS: dict[str, Callable[..., Any]] = {
     "WatchJobs": pb.WatchJobsRequest,
     "GetStats": pb.GetStatsRequest,
     "ListPendingReviews": ListPendingReviewsRequest,
+    "CleanUp": CleanUpRequest,
     "CreateWebhookEndpoint": CreateWebhookEndpointRequest,
     "DeleteWebhookEndpoint": DeleteWebhookEndpointRequest,
 }
 
 
 def _service(rpc: str) -> str:
-    return "webhooks" if "Webhook" in rpc else "reviews" if "Review" in rpc else "jobs"
+    return "admin" if rpc == "CleanUp" else "webhooks" if "Webhook" in rpc else "reviews" if "Review" in rpc else "jobs"
 
 
 def _call(says: str, rpc: str, refused: Refused, job: str, metadata: Mapping[str, str], **fields: Any) -> BadCall:
@@ -170,6 +172,9 @@ CALLS = (
     invalid("a claim for 9 s", "ClaimReview", "lease", job="waiting", lease=duration(9)),
     invalid("a claim for 9 h", "ClaimReview", "lease", job="waiting", lease=duration(9 * 3600)),
     invalid("a claim of mixed signs", "ClaimReview", "lease", job="waiting", lease=duration(60, -5)),
+    invalid("clean-up of what ended tomorrow", "CleanUp", "job_days", job_days=-1),
+    invalid("clean-up of what ended in antiquity", "CleanUp", "job_days", job_days=2**31 - 1),
+    invalid("clean-up from anywhere", "CleanUp", "page_token", "INVALID_PAGE_TOKEN", page_token="WzFd"),
     invalid("an endpoint without a URL", "CreateWebhookEndpoint", "url", _EMPTY),
     invalid("an endpoint on oneself", "CreateWebhookEndpoint", "url", "INVALID_URL", url="https://[::1]/"),
     invalid(

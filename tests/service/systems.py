@@ -21,6 +21,7 @@ from imprimatur.outbox import Outbox
 from imprimatur.storage import tenants
 from imprimatur.storage.database import Database
 from imprimatur.tenancy import Role
+from imprimatur.v1.admin_service_pb2_grpc import AdminServiceStub
 from imprimatur.v1.creative_pb2 import Creative, CreativeReviewTask
 from imprimatur.v1.job_pb2 import Job, JobState
 from imprimatur.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WatchJobRequest
@@ -33,6 +34,7 @@ from reviewer.engines.apart import EngineApart
 from reviewer.service import Reviewer, reviewer
 
 if TYPE_CHECKING:  # they exist for type checkers alone
+    from imprimatur.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
     from imprimatur.v1.job_service_pb2_grpc import JobServiceAsyncStub
     from imprimatur.v1.review_service_pb2_grpc import ReviewServiceAsyncStub
     from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceAsyncStub
@@ -63,6 +65,7 @@ class Caller:
         self.key = key
         self.jobs = cast("JobServiceAsyncStub", _WithKey(JobServiceStub(channel), key))
         self.reviews = cast("ReviewServiceAsyncStub", _WithKey(ReviewServiceStub(channel), key))
+        self.admin = cast("AdminServiceAsyncStub", _WithKey(AdminServiceStub(channel), key))
         self.webhooks = cast("WebhookServiceAsyncStub", _WithKey(WebhookServiceStub(channel), key))
 
     async def submit(self, headline: str, creative_id: str = "cr-1", **fields: Any) -> Job:

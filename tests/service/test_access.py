@@ -15,8 +15,9 @@ from tests.service.systems import Caller, System, on_sqlite, submission
 from gateway import access
 from imprimatur.storage.tenants import KEY_PREFIX
 from imprimatur.tenancy import Role
+from imprimatur.v1 import admin_service_pb2, review_service_pb2, webhook_service_pb2
 from imprimatur.v1 import job_service_pb2 as pb
-from imprimatur.v1 import review_service_pb2, webhook_service_pb2
+from imprimatur.v1.admin_service_pb2 import CleanUpRequest
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import Job
@@ -49,6 +50,7 @@ RPCS: dict[str, tuple[str, Any, set[Role]]] = {
     "ListPendingReviews": ("reviews", review_service_pb2.ListPendingReviewsRequest(), REVIEWERS),
     "ClaimReview": ("reviews", ClaimReviewRequest(job_id=NOBODYS), REVIEWERS),
     "DecideReview": ("reviews", decision(NOBODYS), REVIEWERS),
+    "CleanUp": ("admin", CleanUpRequest(job_days=-1), ADMINS),
     "CreateWebhookEndpoint": ("webhooks", CreateWebhookEndpointRequest(), ADMINS),
     "ListWebhookEndpoints": ("webhooks", ListWebhookEndpointsRequest(), ADMINS),
     "DeleteWebhookEndpoint": ("webhooks", DeleteWebhookEndpointRequest(endpoint_id=NOBODYS), ADMINS),
@@ -78,7 +80,7 @@ async def refused(caller: Caller, rpc: str) -> Refusal | None:
 
 
 def test_every_rpc_is_in_the_table() -> None:
-    described = (pb.DESCRIPTOR, review_service_pb2.DESCRIPTOR, webhook_service_pb2.DESCRIPTOR)
+    described = (module.DESCRIPTOR for module in (pb, admin_service_pb2, review_service_pb2, webhook_service_pb2))
     services = [service for file in described for service in file.services_by_name.values()]
     assert {method.name for service in services for method in service.methods} == set(RPCS)
 
@@ -148,7 +150,7 @@ async def test_another_tenants_job_does_not_exist(system: System, me: Caller, en
         for rpc, make in ABOUT_A_JOB.items():
             seen = await refusal(rpc_of(stranger, rpc)(make(job.id)))
             assert (seen.code, seen.reason) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND"), rpc
-            assert seen.message == f"there is no job {job.id}"
+            assert seen.message == f"there is no job {job.id}; finished jobs are kept for 7 days"
     assert (await me.get(waiting)).version == waiting.version
     await sees_nothing(stranger)
     own = await stranger.submit(engines.APPROVE, request_id="r-1")  # request ids are each tenant's own
@@ -188,9 +190,9 @@ async def test_another_tenants_endpoint_cannot_be_deleted(system: System, me: Ca
 
 
 @on_sqlite
-async def test_an_admin_key_that_is_bound_to_a_user_may_not_touch_webhooks(system: System) -> None:
+async def test_an_admin_key_that_is_bound_to_a_user_may_not_touch_webhooks_nor_clean_up(system: System) -> None:
     ada = await system.caller(Role.ADMIN, user_id="ada")
-    for rpc in ("CreateWebhookEndpoint", "ListWebhookEndpoints", "DeleteWebhookEndpoint"):
+    for rpc in ("CreateWebhookEndpoint", "ListWebhookEndpoints", "DeleteWebhookEndpoint", "CleanUp"):
         seen = await refused(ada, rpc)
         assert seen is not None
         assert (seen.code, seen.reason) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_NOT_ALLOWED"), rpc

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from notifier.batches import Batches
 
 from imprimatur.errors import Unavailable
-from notifier.batches import Batches
 
 
 class Table:

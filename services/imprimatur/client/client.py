@@ -9,6 +9,7 @@ from typing import Self, Unpack
 
 from imprimatur.client.calls import Calls
 from imprimatur.client.channel import KEEPALIVE_SECONDS, open_channel
+from imprimatur.client.cleaning import clean_everything
 from imprimatur.client.errors import ClientError
 from imprimatur.client.repeats import retry_all, review_all_again
 from imprimatur.client.submissions import SubmitFields, batches, repeatable, submission
@@ -18,6 +19,8 @@ from imprimatur.identity import new_id
 from imprimatur.v1 import job_service_pb2 as jobs_v1
 from imprimatur.v1 import review_service_pb2 as reviews_v1
 from imprimatur.v1 import webhook_service_pb2 as webhooks_v1
+from imprimatur.v1.admin_service_pb2 import CleanUpRequest, CleanUpResponse
+from imprimatur.v1.admin_service_pb2_grpc import AdminServiceStub
 from imprimatur.v1.creative_pb2 import Creative, Decision
 from imprimatur.v1.job_pb2 import Job, JobEvent
 from imprimatur.v1.job_service_pb2_grpc import JobServiceStub
@@ -81,6 +84,7 @@ class Client:
         self._jobs = JobServiceStub(self._channel)
         self._reviews = ReviewServiceStub(self._channel)
         self._webhooks = WebhookServiceStub(self._channel)
+        self._admin = AdminServiceStub(self._channel)
 
     def __repr__(self) -> str:
         return f"Client({self.target!r})"
@@ -277,6 +281,16 @@ class Client:
         """Remove an endpoint. Not repeated by itself."""
         request = webhooks_v1.DeleteWebhookEndpointRequest(endpoint_id=endpoint_id)
         await self._calls.unary(self._webhooks.DeleteWebhookEndpoint, request, repeatable=False)
+
+    # --- administration ----------------------------------------------------------------------------------
+
+    async def clean_up(self, *, job_days: int = 0, dry_run: bool = False) -> CleanUpResponse:
+        """Remove the tenant's finished work that was kept for its days, or only count it.
+
+        `job_days` (from 1 on): finished jobs go after so many, whatever the server is set to.
+        """
+        request = CleanUpRequest(job_days=job_days, dry_run=dry_run)
+        return await clean_everything(self._calls, self._admin, request)
 
     async def _submit_one_batch(self, batch: Requests) -> Outcomes:
         request = jobs_v1.BatchSubmitJobsRequest(items=batch)

@@ -84,7 +84,7 @@ def tenant_and_host(lane: str) -> tuple[str, str]:
     return tenant, host
 
 
-def _pending(table: Any) -> ColumnElement[bool]:
+def is_pending(table: Any) -> ColumnElement[bool]:
     """Spelled as the partial indexes spell it, so that they serve with any parameters."""
     condition: ColumnElement[bool] = table.c.state == literal_column("'pending'")
     return condition
@@ -92,16 +92,16 @@ def _pending(table: Any) -> ColumnElement[bool]:
 
 def _due(table: Any) -> ColumnElement[bool]:
     free = or_(table.c.leased_until.is_(None), table.c.leased_until < clock.now())
-    return and_(_pending(table), table.c.next_attempt_at <= clock.now(), free)
+    return and_(is_pending(table), table.c.next_attempt_at <= clock.now(), free)
 
 
 async def due_lanes(reader: Reader, *, after: str, limit: int) -> list[str]:
     """The lanes behind `after` in which something is due, in order. Costs one look into the index a lane."""
     first, following, waiting = (webhook_deliveries.alias() for _ in range(3))
     lanes = (
-        select(func.min(first.c.lane).label("lane")).where(_pending(first), first.c.lane > after).cte(recursive=True)
+        select(func.min(first.c.lane).label("lane")).where(is_pending(first), first.c.lane > after).cte(recursive=True)
     )
-    onward = select(func.min(following.c.lane)).where(_pending(following), following.c.lane > lanes.c.lane)
+    onward = select(func.min(following.c.lane)).where(is_pending(following), following.c.lane > lanes.c.lane)
     lanes = lanes.union_all(select(onward.scalar_subquery()).where(lanes.c.lane.is_not(None)))
     something_due = exists().where(_due(waiting), waiting.c.lane == lanes.c.lane)
     found = await reader.connection.execute(
@@ -176,12 +176,18 @@ async def give_back(tx: Transaction, held: Collection[Lease], *, delay_seconds: 
 async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> None:
     """Add attempts to the record and let each delivery be delivered, wait for its next time or be given up.
 
-    A success counts whoever holds the lease by now; a failure only for its holder.
+    A success counts whoever holds the lease by now; a failure only for its holder. What somebody else delivered long
+    ago may have been cleaned up since.
     """
-    records = sorted(records, key=lambda record: record.lease.delivery_id)
-    ids = [record.lease.delivery_id for record in records]
     table = webhook_deliveries
-    await tx.connection.execute(select(table.c.id).where(table.c.id.in_(ids)).order_by(table.c.id).with_for_update())
+    ids = {record.lease.delivery_id for record in records}
+    locked = select(table.c.id).where(table.c.id.in_(sorted(ids))).order_by(table.c.id).with_for_update()
+    kept = set((await tx.connection.execute(locked)).scalars())
+    records = sorted(
+        (record for record in records if record.lease.delivery_id in kept), key=lambda record: record.lease.delivery_id
+    )
+    if not records:
+        return
     await tx.connection.execute(insert(webhook_attempts).values(at=clock.now()), [_attempt_row(r) for r in records])
     for record in records:
         fence = () if record.state is DeliveryState.DELIVERED else _held(record.lease)
@@ -222,7 +228,7 @@ async def abandon_open(tx: Transaction, endpoint_id: uuid.UUID) -> None:
     table = webhook_deliveries
     still_open = (
         select(table.c.id)
-        .where(table.c.endpoint_id == endpoint_id, _pending(table))
+        .where(table.c.endpoint_id == endpoint_id, is_pending(table))
         .order_by(table.c.id)
         .with_for_update()
     )
@@ -235,7 +241,7 @@ async def abandon_open(tx: Transaction, endpoint_id: uuid.UUID) -> None:
 
 async def counts(reader: Reader) -> Counts:
     """What is not done yet, for the metrics."""
-    waiting = select(func.count()).select_from(webhook_deliveries).where(_pending(webhook_deliveries))
+    waiting = select(func.count()).select_from(webhook_deliveries).where(is_pending(webhook_deliveries))
     untold = select(func.count()).select_from(job_events).where(job_events.c.webhook_pending)
     row = (
         await reader.connection.execute(
@@ -253,7 +259,7 @@ def _oldest_untried_seconds() -> ColumnElement[float]:
     table = webhook_deliveries
     untried = (
         select(table.c.id, table.c.message_id)
-        .where(_pending(table), table.c.attempts == 0)
+        .where(is_pending(table), table.c.attempts == 0)
         .cte("untried")
         .prefix_with("MATERIALIZED")  # or the first by id is looked for among all deliveries that ever were
     )

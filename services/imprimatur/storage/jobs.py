@@ -31,6 +31,9 @@ from imprimatur.wire.messages import ReviewRequested
 #: The columns that make a `Job`; the task's input is read only where it is needed.
 VISIBLE = tuple(jobs.c[field.name] for field in fields(Job))
 
+#: As the index over them spells it.
+UNFINISHED = jobs.c.state.in_([State.QUEUED, State.RUNNING, State.AWAITING_REVIEW])
+
 #: A released job that nobody claims is asked for again after this long, then after twice as long, and so on.
 FIRST_REISSUE_AFTER_SECONDS = 10.0
 
@@ -278,8 +281,7 @@ async def list_newest(
 
 async def list_unfinished(reader: Reader, owner: Owner, wanted: Filter, *, limit: int) -> list[Job]:
     """Matching jobs that are not terminal, oldest first."""
-    live = [state for state in State if not state.terminal]
-    found = select(*VISIBLE).where(matching(reader, owner, wanted), jobs.c.state.in_(live))
+    found = select(*VISIBLE).where(matching(reader, owner, wanted), UNFINISHED)
     return [job_of(row) for row in await reader.connection.execute(found.order_by(jobs.c.id).limit(limit))]
 
 

@@ -1,5 +1,6 @@
 """The human queue: what waits for a person, who holds it, and what they decided."""
 
+import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,6 +129,11 @@ async def decide(tx: Transaction, waiting_job: Waiting, decision: HumanDecision,
             ai_recommendation=decision.ai_recommendation,
             overrides_ai=decision.overrides_ai,
             decided_at=decision.decided_at,
+            job_type=waiting_job.job.type,
+            subject_id=waiting_job.job.subject_id,
+            input_hash=hashlib.sha256(waiting_job.input).digest(),
+            submitted_by=waiting_job.job.user_id,
+            policy_triggered=waiting_job.job.policy_triggered,
         )
     )
     rows = await move(

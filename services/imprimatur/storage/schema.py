@@ -132,7 +132,6 @@ jobs = Table(
     UniqueConstraint("tenant_id", "request_id"),
     Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
     Index("ix_jobs_tenant_id_subject_id_id", "tenant_id", "subject_id", "id"),
-    Index("ix_jobs_tenant_id_finished_at", "tenant_id", "finished_at"),
     Index("ix_jobs_tenant_id_created_at", "tenant_id", "created_at"),
 )
 _partial(
@@ -166,6 +165,8 @@ _partial(  # the gauges count by it, too, and need no row of the table for that
     jobs.c.priority,
     where="state = 'awaiting_review'",
 )
+_partial("ix_jobs_unfinished", jobs.c.tenant_id, jobs.c.id, where="state IN ('queued', 'running', 'awaiting_review')")
+_partial("ix_jobs_finished", jobs.c.tenant_id, jobs.c.finished_at, where="finished_at IS NOT NULL")
 _partial("ix_jobs_retryable", jobs.c.tenant_id, jobs.c.id, where="state IN ('failed', 'cancelled')")
 _partial("ix_jobs_retry_of", jobs.c.retry_of, where="retry_of IS NOT NULL")
 
@@ -186,6 +187,7 @@ attempts = Table(
     Column("output_tokens", BigInteger, nullable=False),
     Column("cost_micros", BigInteger, nullable=False),
 )
+_partial("ix_attempts_failed", attempts.c.finished_at, where="error_code IS NOT NULL")
 
 job_events = Table(
     "job_events",
@@ -223,11 +225,12 @@ workers = Table(
     Column("seen_at", Instant, nullable=False),
 )
 
+#: Outlives its job, and so says itself what was decided on.
 human_decisions = Table(
     "human_decisions",
     metadata,
     Column("id", Uuid, primary_key=True),
-    Column("job_id", Uuid, ForeignKey("jobs.id"), nullable=False),
+    Column("job_id", Uuid, nullable=False),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
     Column("reviewer", Text, nullable=False),
     Column("decision", Text, nullable=False),
@@ -235,6 +238,11 @@ human_decisions = Table(
     Column("ai_recommendation", Text, nullable=False),  # empty: the AI gave none
     Column("overrides_ai", Boolean, nullable=False),
     Column("decided_at", Instant, nullable=False),
+    Column("job_type", Text),
+    Column("subject_id", Text),
+    Column("input_hash", LargeBinary),  # SHA-256 of the task as it was decided on
+    Column("submitted_by", Text),  # the job's user
+    Column("policy_triggered", Text),  # why it was given to a person
     Index("ix_human_decisions_job_id", "job_id"),
 )
 
@@ -310,11 +318,21 @@ _partial("ix_webhook_deliveries_endpoint_id", webhook_deliveries.c.endpoint_id, 
 webhook_attempts = Table(
     "webhook_attempts",
     metadata,
+    Column("delivery_id", Uuid, ForeignKey("webhook_deliveries.id"), primary_key=True),
     Column("id", Uuid, primary_key=True),
-    Column("delivery_id", Uuid, ForeignKey("webhook_deliveries.id"), nullable=False),
     Column("at", Instant, nullable=False),
     Column("status_code", Integer),
     Column("error", Text, nullable=False),
     Column("duration_ms", Integer, nullable=False),
-    Index("ix_webhook_attempts_delivery_id", "delivery_id"),
+)
+
+#: One row: the pass of clean-up that is under way, over all gateways, and the last one that came to its end.
+cleanup = Table(
+    "cleanup",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Uuid),  # the process whose pass is under way
+    Column("held_until", Instant),
+    Column("succeeded_at", Instant),
+    Column("forgotten_until", Instant),  # jobs that ended before have no request id any more
 )

@@ -6,7 +6,7 @@ Windows are half open: `since` belongs to them, `until` does not. Only reads, an
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -18,7 +18,6 @@ from sqlalchemy import (
     and_,
     func,
     literal,
-    or_,
     select,
     type_coerce,
     union_all,
@@ -35,8 +34,6 @@ from imprimatur.storage.schema import attempts, jobs
 MOST_ERRORS = 20
 #: How many of the newest successful attempts the expected duration is taken from.
 RECENT_ATTEMPTS = 100
-#: An attempt may be booked so long after its job was cancelled: the longest time-out of an attempt.
-_LONGEST_ATTEMPT = timedelta(hours=1)
 _HOUR_MICROSECONDS = 3_600_000_000
 
 _DURATION = clock.seconds_between(jobs.c.finished_at, jobs.c.started_at)
@@ -178,14 +175,11 @@ def _p95_by_type(finished: ColumnElement[bool]) -> Any:
 async def error_counts(reader: Reader, owner: Owner, since: datetime, until: datetime) -> list[ErrorCount]:
     """The errors that attempts ended with in the window, the most frequent first."""
     number = func.count().label("number")
-    # Whatever ended in the window belongs to a job that is unfinished or was finished later: few of all.
-    candidates = or_(jobs.c.finished_at.is_(None), jobs.c.finished_at >= since - _LONGEST_ATTEMPT)
     rows = await reader.connection.execute(
         select(attempts.c.error_code, number)
         .join_from(jobs, attempts, attempts.c.job_id == jobs.c.id)
         .where(
             owner.condition(),
-            candidates,
             attempts.c.error_code.is_not(None),
             attempts.c.finished_at >= since,
             attempts.c.finished_at < until,

@@ -1,0 +1,36 @@
+"""How long finished work is kept, by kind. No clock and no storage here: what is removed, is `storage.retention`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+#: Finished jobs are kept so many days unless a setting says otherwise.
+JOB_DAYS = 7
+
+
+class Kind(StrEnum):
+    """What has a time of its own, in the order in which it is cleaned up."""
+
+    JOBS = "jobs"  #: with everything below
+    EVENTS = "events"  #: their history
+    ATTEMPTS = "attempts"  #: who worked on them, with errors, tokens and cost
+    WEBHOOKS = "webhooks"  #: messages, with their deliveries and the attempts at those
+    REQUEST_IDS = "request_ids"  #: by which a repeated submit finds them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """Whole days from the end of a job, by kind. 0 or absent: jobs for ever, all else for as long as its job."""
+
+    days: Mapping[Kind, int] = field(default_factory=lambda: {Kind.JOBS: JOB_DAYS})
+
+    @property
+    def job_days(self) -> int:
+        """How long finished jobs are kept; 0: for ever."""
+        return self.days.get(Kind.JOBS, 0)
+
+    def ended_before(self, kind: Kind, now: datetime) -> datetime | None:
+        """What is removed at `now`: that whose job ended before this instant; None: nothing."""
+        days = self.days.get(kind, 0)
+        return now - timedelta(days=days) if days else None

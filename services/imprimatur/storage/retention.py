@@ -1,0 +1,277 @@
+"""Clean-up: what finished longer ago than it is kept goes, one bounded step after the other.
+
+A step looks at so many jobs in the order of their ids, which is the order in which they were made, and removes what
+may go of them. So no step takes longer the more there is, and none needs an index of its own. A job is left alone, with
+all that belongs to it, while it is unfinished, one of its outcomes is untold, or a delivery is open.
+
+A new kind is a member of `retention.Kind`, an entry in `_WALKS` and one in `_PARTS`. What people decided is in neither.
+"""
+
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import chain
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Row,
+    Table,
+    delete,
+    exists,
+    func,
+    literal,
+    not_,
+    null,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+
+from imprimatur.identity import first_id_at
+from imprimatur.job import TERMINAL
+from imprimatur.retention import Kind, Retention
+from imprimatur.storage import passes
+from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.deliveries import is_pending
+from imprimatur.storage.locks import in_locked
+from imprimatur.storage.schema import (
+    attempts,
+    job_events,
+    jobs,
+    tenants,
+    webhook_attempts,
+    webhook_deliveries,
+    webhook_messages,
+)
+
+#: Jobs looked at in one step.
+STEP = 500
+#: Ids are made by the gateways' clocks, ends are the database's: one may be so far from the other.
+_MOST_SKEW = timedelta(days=1)
+_NO_ID = uuid.UUID(int=0)
+
+#: Rows by the name of their table; request ids under their kind's.
+Rows = Mapping[str, int]
+_Ids = Collection[uuid.UUID]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a pass has come to: behind the job `after`; among request ids behind its end, in one tenant."""
+
+    kind: Kind = Kind.JOBS
+    after: uuid.UUID = _NO_ID
+    tenant_id: uuid.UUID | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step removed, or with `dry_run` would have; and where the next one begins, if there is one."""
+
+    rows: Rows
+    following: Place | None
+
+
+# --- what belongs to a job -------------------------------------------------------------------------------
+
+
+def _messages_of(ids: _Ids) -> ColumnElement[bool]:
+    return webhook_messages.c.job_id.in_(ids)
+
+
+def _deliveries_of(ids: _Ids) -> ColumnElement[bool]:
+    return webhook_deliveries.c.message_id.in_(select(webhook_messages.c.id).where(_messages_of(ids)))
+
+
+def _webhook_attempts_of(ids: _Ids) -> ColumnElement[bool]:
+    return webhook_attempts.c.delivery_id.in_(select(webhook_deliveries.c.id).where(_deliveries_of(ids)))
+
+
+_Part = tuple[Table, Any]  # a table, and the condition for its rows by the ids of their jobs
+
+#: What goes when a kind goes, in an order in which nothing refers to what is gone.
+_PARTS: dict[Kind, tuple[_Part, ...]] = {
+    Kind.WEBHOOKS: (
+        (webhook_attempts, _webhook_attempts_of),
+        (webhook_deliveries, _deliveries_of),
+        (webhook_messages, _messages_of),
+    ),
+    Kind.ATTEMPTS: ((attempts, attempts.c.job_id.in_),),
+    Kind.EVENTS: ((job_events, job_events.c.job_id.in_),),
+}
+_PARTS[Kind.JOBS] = (*chain.from_iterable(_PARTS.values()), (jobs, jobs.c.id.in_))
+#: The column, first of a unique index, that names the jobs of which there is something left.
+_WALKS = {
+    Kind.JOBS: jobs.c.id,
+    Kind.EVENTS: job_events.c.job_id,
+    Kind.ATTEMPTS: attempts.c.job_id,
+    Kind.WEBHOOKS: webhook_messages.c.job_id,
+}
+
+
+# --- steps -----------------------------------------------------------------------------------------------
+
+
+async def clean_some(
+    tx: Transaction,
+    retention: Retention,
+    place: Place,
+    *,
+    now: datetime,
+    tenant_id: uuid.UUID | None = None,
+    dry_run: bool = False,
+    limit: int | None = None,
+) -> Step:
+    """One step of a pass. Steps at the same time take different jobs, and may be repeated.
+
+    Args:
+        now: the pass's own, the same in all its steps.
+        tenant_id: only this tenant's.
+        dry_run: count instead.
+        limit: jobs looked at; by default STEP.
+    """
+    limit = limit or STEP
+    before = retention.ended_before(place.kind, now)
+    if before is None:
+        return Step(rows={}, following=_next_kind(place.kind))
+    if place.kind is Kind.REQUEST_IDS:
+        since = await _since(tx, retention, now)
+        return await _forget_some(tx, place, before=before, since=since, only=tenant_id, dry_run=dry_run, limit=limit)
+    ids = await _looked_at(tx, place, before, tenant_id, limit)
+    following = Place(kind=place.kind, after=ids[-1]) if len(ids) == limit else _next_kind(place.kind)
+    conditions = [jobs.c.finished_at < before]
+    if tenant_id is not None:
+        conditions.append(jobs.c.tenant_id == tenant_id)
+    if place.kind is not Kind.JOBS and (gone_before := retention.ended_before(Kind.JOBS, now)):
+        conditions.append(jobs.c.finished_at >= gone_before)  # the others go, and were counted, with their jobs
+    done = await _settled(tx, ids, *conditions, dry_run=dry_run) if ids else []
+    due = _without_retries_of_the_kept(done) if place.kind is Kind.JOBS else [row.id for row in done]
+    parts = _PARTS[place.kind] if due else ()
+    rows = {table.name: await _remove(tx, table, of(due), dry_run=dry_run) for table, of in parts}
+    return Step(rows=rows, following=following)
+
+
+def _next_kind(kind: Kind) -> Place | None:
+    later = list(Kind)[list(Kind).index(kind) + 1 :]
+    return Place(kind=later[0]) if later else None
+
+
+async def _looked_at(
+    reader: Reader, place: Place, before: datetime, tenant_id: uuid.UUID | None, limit: int
+) -> list[uuid.UUID]:
+    """The next jobs, by id, that may have ended before. What was made later has not."""
+    column = _WALKS[place.kind] if tenant_id is None else jobs.c.id
+    found = select(column).where(column > place.after, column < first_id_at(before + _MOST_SKEW))
+    if tenant_id is not None:
+        found = found.where(jobs.c.tenant_id == tenant_id)
+    return list((await reader.connection.execute(found.distinct().order_by(column).limit(limit))).scalars())
+
+
+async def _settled(reader: Reader, ids: _Ids, *conditions: ColumnElement[bool], dry_run: bool) -> list[Row[Any]]:
+    """Those of the jobs that have ended, and of which everything has been told to whom it is to be told."""
+    older = jobs.alias("older")
+    kept = exists().where(older.c.id == jobs.c.retry_of)
+    if dry_run:  # nothing is gone yet of what a pass would have taken before
+        kept = kept.where(_untold(older))
+    statement = (
+        select(jobs.c.id, jobs.c.retry_of, kept.label("is_kept"))
+        .where(jobs.c.id.in_(ids), jobs.c.state.in_(sorted(TERMINAL)), *conditions, not_(_untold(jobs)))
+        .order_by(jobs.c.id)
+    )
+    if not dry_run:
+        statement = statement.with_for_update(of=jobs, skip_locked=True)
+    return list(await reader.connection.execute(statement))
+
+
+def _untold(table: FromClause) -> ColumnElement[bool]:
+    """Whether an outcome of such a job has no message yet, or a message of it is still to be delivered."""
+    without_message = exists().where(job_events.c.job_id == table.c.id, job_events.c.webhook_pending)
+    undelivered = exists().where(
+        webhook_messages.c.job_id == table.c.id,
+        webhook_deliveries.c.message_id == webhook_messages.c.id,
+        is_pending(webhook_deliveries),
+    )
+    return or_(without_message, undelivered)
+
+
+def _without_retries_of_the_kept(rows: Collection[Row[Any]]) -> list[uuid.UUID]:
+    """A job that is still there, and whose retry is not, could be retried a second time."""
+    going: dict[uuid.UUID, None] = {}
+    for row in rows:
+        if not row.is_kept or row.retry_of in going:
+            going[row.id] = None
+    return list(going)
+
+
+async def _remove(tx: Transaction, table: Table, which: ColumnElement[bool], *, dry_run: bool) -> int:
+    if dry_run:
+        counted = select(func.count()).select_from(table).where(which)
+        return (await tx.connection.execute(counted)).scalar_one()
+    return (await tx.connection.execute(delete(table).where(which))).rowcount
+
+
+# --- request ids -----------------------------------------------------------------------------------------
+
+
+async def _since(reader: Reader, retention: Retention, now: datetime) -> datetime | None:
+    """No job that ended before has a request id, or none will be left."""
+    bounds = (await passes.forgotten_until(reader), retention.ended_before(Kind.JOBS, now))
+    return max((bound for bound in bounds if bound is not None), default=None)
+
+
+async def _forget_some(
+    tx: Transaction,
+    place: Place,
+    *,
+    before: datetime,
+    since: datetime | None,
+    only: uuid.UUID | None,
+    dry_run: bool,
+    limit: int,
+) -> Step:
+    """Forget the request ids of some jobs of one tenant, by the time of their end."""
+    tenant_id = place.tenant_id or only or await _tenant_behind(tx, _NO_ID)
+    if tenant_id is None:
+        return Step(rows={}, following=None)
+    ended = await _ended(tx, tenant_id, place, before=before, since=since, limit=limit)
+    forgotten = await _forget(tx, [row.id for row in ended], dry_run=dry_run) if ended else 0
+    following: Place | None = None
+    if len(ended) == limit:
+        last = ended[-1]
+        following = Place(kind=place.kind, after=last.id, tenant_id=tenant_id, ended_at=last.finished_at)
+    elif only is None and (another := await _tenant_behind(tx, tenant_id)):
+        following = Place(kind=place.kind, tenant_id=another)
+    return Step(rows={str(Kind.REQUEST_IDS): forgotten} if forgotten else {}, following=following)
+
+
+async def _ended(
+    reader: Reader, tenant_id: uuid.UUID, place: Place, *, before: datetime, since: datetime | None, limit: int
+) -> Sequence[Any]:
+    """The next jobs that ended `since`, with a request id or without: so that one look has an end."""
+    order = (jobs.c.finished_at, jobs.c.id)
+    found = select(jobs.c.id, jobs.c.finished_at).where(jobs.c.tenant_id == tenant_id, jobs.c.finished_at < before)
+    if place.ended_at is not None:
+        behind = (literal(place.ended_at, jobs.c.finished_at.type), literal(place.after, jobs.c.id.type))
+        found = found.where(jobs.c.finished_at >= place.ended_at, tuple_(*order) > tuple_(*behind))
+    elif since is not None:
+        found = found.where(jobs.c.finished_at >= since)
+    return (await reader.connection.execute(found.order_by(*order).limit(limit))).all()
+
+
+async def _forget(tx: Transaction, ids: _Ids, *, dry_run: bool) -> int:
+    which = (jobs.c.id.in_(ids), jobs.c.request_id.is_not(None))
+    if dry_run:
+        return (await tx.connection.execute(select(func.count()).select_from(jobs).where(*which))).scalar_one()
+    locked = in_locked(jobs.c.id, select(jobs.c.id).where(*which).order_by(jobs.c.id).with_for_update())
+    forgotten = update(jobs).where(locked).values(request_id=null()).returning(jobs.c.id)
+    return len((await tx.connection.execute(forgotten)).all())
+
+
+async def _tenant_behind(reader: Reader, tenant_id: uuid.UUID) -> uuid.UUID | None:
+    found = select(tenants.c.id).where(tenants.c.id > tenant_id).order_by(tenants.c.id).limit(1)
+    return (await reader.connection.execute(found)).scalar_one_or_none()
