@@ -4,6 +4,7 @@ company, so a lone item is as fast as without."""
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import copy_context
 from typing import Generic, TypeAlias, TypeVar
 
 from imprimatur.errors import Unavailable
@@ -28,6 +29,7 @@ class Gathering(Generic[_Item, _Result]):
         self._name = name
         self._write = write
         self._most = most
+        self._context = copy_context()  # not a caller's: what befalls a batch would be logged as the first one's
         self._waiting: deque[tuple[_Item, asyncio.Future[_Result]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -43,7 +45,7 @@ class Gathering(Generic[_Item, _Result]):
         answer: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, answer))
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._write_all(), name=self._name)
+            self._task = asyncio.create_task(self._write_all(), name=self._name, context=self._context)
         return answer
 
     async def drained(self) -> None:

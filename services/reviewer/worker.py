@@ -32,7 +32,8 @@ _QUEUES = {
     Priority.LOW: Queue.REVIEW_LOW,
 }
 _CLAIM_TRIES = 5
-_CANCELLATIONS = f"outcome.{Happening.CANCELLED}"
+#: Whether a webhook tells of it or not.
+_CANCELLATIONS = (f"outcome.{Happening.CANCELLED}", f"state.{Happening.CANCELLED}")
 
 
 class Worker:
@@ -73,7 +74,7 @@ class Worker:
             self._subscriptions.append(
                 await self._broker.consume(queue, self._receiver(priority, queue), prefetch=self._prefetch)
             )
-        self._cancellations = await self._broker.listen((_CANCELLATIONS,), self._hear_of_cancellation, lambda: None)
+        self._cancellations = await self._broker.listen(_CANCELLATIONS, self._hear_of_cancellation, lambda: None)
         self._feeder = asyncio.create_task(self._feed(), name="worker-feeder")
 
     async def stop(self, *, drain_seconds: float) -> None:
@@ -88,6 +89,7 @@ class Worker:
         self._inbox.clear()  # closing has given them back
         if self._running:
             await asyncio.wait(self._running, timeout=drain_seconds)
+        await self._claims.drained()  # what is claimed while nobody waits for it any more would be with nobody
         self._attempts.stop()
         for task in self._running:
             task.cancel()

@@ -10,16 +10,19 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     ColumnElement,
     Executable,
+    Insert,
     Row,
     Text,
     Update,
     Uuid,
     case,
+    exists,
+    false,
     insert,
     null,
+    or_,
     select,
     update,
 )
@@ -28,7 +31,7 @@ from imprimatur.job import TRANSITIONS, Happening, State
 from imprimatur.storage import clock, outbox
 from imprimatur.storage.database import Transaction
 from imprimatur.storage.many import Each, Many, Types
-from imprimatur.storage.schema import Document, job_events, jobs
+from imprimatur.storage.schema import Document, job_events, jobs, webhook_endpoints
 from imprimatur.wire.messages import JobChange
 
 _UNHELD: dict[str, Any] = {"held_by": "", "held_until": null()}
@@ -112,7 +115,10 @@ async def move(
 
 
 async def record(tx: Transaction, changed: Sequence[Row[Any]], *, kind: str, outcome: bool, details: Details) -> None:
-    """Write the event of each changed (or newly made) row, and the message that tells of them."""
+    """Write the event of each changed (or newly made) row, and the messages that tell of them.
+
+    Of an `outcome`, those are stored whose jobs somebody wants to hear of by webhook.
+    """
     if not changed:
         return
     events = [
@@ -122,21 +128,18 @@ async def record(tx: Transaction, changed: Sequence[Row[Any]], *, kind: str, out
             "kind": str(kind),
             "state": row.state,
             "details": dict(details(row) if callable(details) else details),
-            "webhook_pending": outcome,
         }
         for row in changed
     ]
-    await _INSERT_EVENTS.execute(tx, events)
-    changes = [
-        JobChange(job_id=row.id, tenant_id=row.tenant_id, version=row.version, state=State(row.state))
-        for row in changed
-    ]
-    await outbox.add(tx, outbox.jobs_changed(changes, kind=kind, outcome=outcome))
-
-
-def _insert_events(each: Each) -> Executable:
-    columns = {name: each[name] for name in _EVENT} | {"at": clock.now()}
-    return insert(job_events).from_select(list(columns), select(*columns.values()))
+    written = await (_INSERT_OUTCOMES if outcome else _INSERT_EVENTS).execute(tx, events)
+    heard = {row.job_id for row in written if row.webhook_pending}
+    for stored in (True, False):
+        changes = [
+            JobChange(job_id=row.id, tenant_id=row.tenant_id, version=row.version, state=State(row.state))
+            for row in changed
+            if (row.id in heard) is stored
+        ]
+        await outbox.add(tx, outbox.jobs_changed(changes, kind=kind, outcome=stored))
 
 
 _EVENT: Types = {
@@ -145,9 +148,24 @@ _EVENT: Types = {
     "kind": Text(),
     "state": Text(),
     "details": Document,
-    "webhook_pending": Boolean(),
 }
-_INSERT_EVENTS = Many(_EVENT, _insert_events)
+
+
+def _insert_events(each: Each, pending: ColumnElement[bool]) -> Insert:
+    columns = {name: each[name] for name in _EVENT} | {"at": clock.now(), "webhook_pending": pending}
+    return insert(job_events).from_select(list(columns), select(*columns.values()))
+
+
+def _insert_outcomes(each: Each) -> Executable:
+    endpoint = exists().where(
+        webhook_endpoints.c.tenant_id == jobs.c.tenant_id, webhook_endpoints.c.deleted_at.is_(None)
+    )
+    heard = select(or_(jobs.c.callback_url != "", endpoint)).where(jobs.c.id == each["job_id"]).scalar_subquery()
+    return _insert_events(each, heard).returning(job_events.c.job_id, job_events.c.webhook_pending)
+
+
+_INSERT_EVENTS = Many(_EVENT, lambda each: _insert_events(each, false()))
+_INSERT_OUTCOMES = Many(_EVENT, _insert_outcomes)
 
 
 def is_job(job_id: uuid.UUID) -> ColumnElement[bool]:

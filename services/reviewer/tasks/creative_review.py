@@ -5,6 +5,7 @@ Review fails safe: an engine that fails, however often, leaves the creative with
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
@@ -29,6 +30,9 @@ log = structlog.get_logger(__name__)
 
 #: An engine that takes longer shows that it is still at work.
 _SLOW_AFTER_SECONDS = 2.0
+#: How long it is remembered whether a tenant approves everything, and of how many tenants.
+_REMEMBERED_SECONDS = 1.0
+_MOST_REMEMBERED = 10_000
 
 
 class CreativeReview:
@@ -38,6 +42,7 @@ class CreativeReview:
         self._database = database
         self._engine = engine
         self._open_apart = open_apart
+        self._approving: dict[uuid.UUID, tuple[float, bool]] = {}
 
     async def run(self, claim: Claim, report: Report, waiting: Waiting, *, in_full: bool) -> Work:
         """Have the engine examine the creative, unless the tenant approves everything without a review."""
@@ -70,9 +75,18 @@ class CreativeReview:
             yield engine
 
     async def _approves_everything(self, claim: Claim) -> bool:
+        """Whether it does, or did a moment ago: what is worked out by an old policy is looked at again in the end."""
+        now = time.monotonic()
+        known_until, known = self._approving.get(claim.tenant_id, (0.0, False))
+        if now < known_until:
+            return known
         async with self._database.read() as reader:
             live = await tenants.live_policy(reader, claim.tenant_id)
-        return live.policy.mode is Mode.AUTO_APPROVE
+        if len(self._approving) >= _MOST_REMEMBERED:
+            self._approving.clear()
+        approves = live.policy.mode is Mode.AUTO_APPROVE
+        self._approving[claim.tenant_id] = (now + _REMEMBERED_SECONDS, approves)
+        return approves
 
     def conclude(self, claim: Claim, work: Work, live: LivePolicy) -> Conclusion:
         """Decide by the policy that is live now, so that the roll-back switch holds for running jobs too."""
