@@ -92,9 +92,7 @@ async def serving(
                 Listener(host=host, port=port, reflection=True),
                 drain_seconds=drain_seconds,
             ) as running,
-            http.ready(
-                {**around.checks(), "reviewer": reviewing.consuming, "notifier": telling.consuming}, telling.observe
-            ),
+            http.ready({**around.checks(), "reviewer": reviewing.consuming, "notifier": telling.consuming}),
         ):
             yield await _access(
                 around.database, vault, data, f"{host}:{running.port}", f"http://{host}:{http.number}/metrics"

@@ -123,7 +123,7 @@ jobs = Table(
     # A person's hold on it while it waits for one.
     Column("held_by", Text, nullable=False),
     Column("held_until", Instant),
-    Column("awaiting_since", Instant),  # it was referred to people; stays when they are done
+    Column("awaiting_since", Instant),  # it was referred to people; stays when they have decided
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("started_at", Instant),
