@@ -3,11 +3,14 @@
 import asyncio
 import json
 import signal
+import sys
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 from deploy.local import stack
+from deploy.local.postgres_exporter import PrivatePostgresExporter
+from deploy.local.prometheus import PrivatePrometheus
 from deploy.local.server import ServerDidNotStart
 from opentelemetry.sdk.trace import TracerProvider
 from tests.contract.polling import eventually
@@ -86,6 +89,29 @@ def test_a_folder_in_which_a_stack_runs_is_not_used_twice(trio: Trio) -> None:
     with pytest.raises(ServerDidNotStart, match="already"):
         stack.start(trio.stack.folder)
     assert all(map(is_ready, trio.http_ports.values()))
+
+
+def test_up_starts_an_observer_that_died_and_leaves_the_rest(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trio.stack.folder
+    monkeypatch.setattr(sys, "argv", ["stack", "up", "--folder", str(folder)])
+    services = stack.running(folder)
+    try:
+        assert stack.main() == 0
+        prometheus = PrivatePrometheus.attach(folder / "prometheus")
+        exporter = PrivatePostgresExporter.attach(folder / "postgresql-exporter")
+        assert exporter.address in prometheus.settings.config
+        prometheus.kill()
+        assert stack.main() == 0
+        again = PrivatePrometheus.attach(folder / "prometheus")
+        assert (again.alive(), again.url) == (True, prometheus.url)
+        assert PrivatePostgresExporter.attach(exporter.folder).pids() == exporter.pids()
+        assert set(stack.running(folder)) == {*services, "prometheus", "postgresql-exporter"}
+        assert f"metrics   {again.url} " in capsys.readouterr().out
+    finally:
+        for name in set(stack.running(folder)) - set(services):
+            stack._SERVERS[name].attach(folder / name).stop()
 
 
 def test_stopping_where_nothing_runs_stops_nothing(tmp_path: Path) -> None:
