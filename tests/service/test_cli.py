@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from tests.patience import PATIENCE_SECONDS, happens
 from tests.service.scripted import HANG, Fault, Script, serving
 
 from imprimatur.v1.creative_pb2 import (
@@ -122,7 +123,7 @@ async def start(*arguments: str, cwd: Path | None = None, **variables: str) -> a
 
 
 async def ended(process: asyncio.subprocess.Process) -> Ran:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         out, err = await process.communicate()
     assert process.returncode is not None
     ran = Ran(process.returncode, out.decode(), err.decode())
@@ -325,14 +326,13 @@ async def test_ctrl_c_leaves_quietly_with_130(imprimatur: Against) -> None:
     imprimatur.script.on("WatchJob", [seen(2, JOB_STATE_RUNNING), HANG])
     process = await start("watch", "j1", cwd=None, **imprimatur.variables)
     assert process.stdout is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while b"running" not in await process.stdout.readline():
             pass
     process.send_signal(signal.SIGINT)
     ran = await ended(process)
     assert (ran.code, ran.out, ran.err) == (130, "", "")
-    async with asyncio.timeout(10):
-        await imprimatur.script.left.wait()
+    await happens(imprimatur.script.left)
 
 
 async def test_a_terminal_sees_a_live_table(imprimatur: Against) -> None:

@@ -20,6 +20,7 @@ from grpc_status import rpc_status
 from sqlalchemy import text
 from tests import makers
 from tests.contract.polling import eventually
+from tests.patience import PATIENCE_SECONDS
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
 from tests.service.statuses import Refusal, refusal_of
@@ -228,7 +229,7 @@ async def connections_taken(world: World, _known: Job) -> AsyncIterator[None]:
         ours = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'imprimatur'"
         return not await taken[0].fetch(ours)
 
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not await take_all():
             pass
     try:
@@ -322,13 +323,13 @@ async def goes_on(world: World, asked: list[SubmitJobRequest]) -> set[str]:
     stored = await world.ask("SELECT count(*) FROM jobs WHERE request_id = ANY($1)", [one.request_id for one in asked])
     assert stored == len(asked)
     for job in jobs:
-        await world.me.until(job, JOB_STATE_SUCCEEDED, seconds=20.0)
+        await world.me.until(job, JOB_STATE_SUCCEEDED)
     return ids
 
 
 async def insistently(me: Caller, request: SubmitJobRequest) -> Job:
     """Submit until accepted, as clients do."""
-    async with asyncio.timeout(15.0):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             answer = await outcome(me.jobs.SubmitJob(request, timeout=DEADLINE_SECONDS))
             if not isinstance(answer, Refusal):
