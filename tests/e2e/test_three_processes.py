@@ -13,7 +13,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from tests.contract.polling import eventually
 from tests.e2e import jobs
 from tests.e2e.conftest import Receive
-from tests.e2e.processes import STOP_SECONDS, Samples, Trio, get, is_ready, scrape
+from tests.e2e.processes import STOP_SECONDS, Samples, Trio, family, get, is_ready, scrape
+from tests.e2e.test_suspects import examined_apart
 from tests.service.collector import collecting
 from tests.service.provider import answer, gives, providing, slow
 
@@ -110,6 +111,14 @@ async def test_the_jobs_of_a_killed_reviewer_run_again_elsewhere(trio: Trio, rec
     told = jobs.outcomes(ended.values())
     await eventually(lambda: set(receiver.told()) == told, "a webhook of each outcome")
     assert set(receiver.told().values()) == {1}
+
+
+async def test_a_suspect_is_examined_apart_by_a_reviewer(trio: Trio) -> None:
+    fresh = await asyncio.to_thread(trio.start, "reviewer")  # no job has started its engine's children yet
+    await asyncio.to_thread(trio.remove, "reviewer", signal.SIGTERM, successor=fresh)
+    async with trio.client() as client:
+        await examined_apart(client, trio.stack.environ["IMPRIMATUR_DATABASE_URL"])
+    assert family(fresh.pid) == [fresh.pid]
 
 
 async def test_replacing_each_service_in_turn_while_jobs_are_submitted_loses_nothing(
