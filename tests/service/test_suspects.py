@@ -308,7 +308,7 @@ async def test_a_job_that_killed_two_workers_kills_no_third_and_all_lost_with_it
         worker.terminate()
         assert await worker.wait() == 0
     assert (*_ends(done), done.error.code) == (["LOST", "LOST"], "FAILED", WORKERS_LOST)
-    assert len(looks.at("poison")) == LOSSES_OF_A_SUSPECT + 1
+    assert LOSSES_OF_A_SUSPECT < len(looks.at("poison")) <= len(outcomes(done))
 
 
 def _ends(job: pb.Job) -> tuple[list[str], str]:
