@@ -17,9 +17,10 @@ from deploy.local.programs import ProgramMissing
 from deploy.local.prometheus import PrivatePrometheus, QueryFailed, Target
 from deploy.local.server import NothingStarted, PortTaken, ServerDidNotStart, write_state
 from tests.contract.polling import eventually
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 10.0
+SECONDS = PATIENCE_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_another_process_attaches_to_it_and_stops_it(tmp_path: Path) -> None:
         "from deploy.local.prometheus import PrivatePrometheus\n"
         "PrivatePrometheus.start(Path(sys.argv[1]), [], die_with_parent=False)\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, timeout=SECONDS, check=True)
     server = PrivatePrometheus.attach(tmp_path)
     try:
         assert [sample.value for sample in server.query("vector(1)")] == [1]

@@ -14,6 +14,7 @@ from pydantic_ai import ModelSettings
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from tests.deadly import own_children
+from tests.patience import happens
 from tests.service import provider as scripted
 from tests.service.provider import INPUT_TOKENS, OUTPUT_TOKENS, Provider, Step, answer, fails, gives, providing, says
 
@@ -353,9 +354,9 @@ async def test_a_provider_that_is_away_is_unreachable() -> None:
 async def test_cancelling_closes_the_providers_socket_at_once(provider: Provider, engine: Engine, step: Step) -> None:
     provider.follow(step)
     task = asyncio.create_task(engine.examine(SHOES))
-    await asyncio.wait_for(provider.asked.wait(), 10)
+    await happens(provider.asked)
     task.cancel()
-    await asyncio.wait_for(provider.left.wait(), 1)
+    await happens(provider.left)
     with pytest.raises(asyncio.CancelledError):
         await task
 
@@ -363,7 +364,7 @@ async def test_cancelling_closes_the_providers_socket_at_once(provider: Provider
 async def test_after_a_cancelled_call_the_next_one_works(provider: Provider, engine: Engine) -> None:
     provider.follow(scripted.hangs, gives(answer()))
     task = asyncio.create_task(engine.examine(SHOES))
-    await asyncio.wait_for(provider.asked.wait(), 10)
+    await happens(provider.asked)
     task.cancel()
     assert (await engine.examine(SHOES)).approval_score == 0.97
 
@@ -434,13 +435,11 @@ async def test_apart_it_asks_with_the_key_that_no_command_line_environment_or_lo
     apart = EngineApart(partial(open_engine, settings(provider).of_child()), identity=engine.identity)
     provider.follow(scripted.hangs)
     call = asyncio.create_task(examined_by(apart))
-    async with asyncio.timeout(30.0):
-        await provider.asked.wait()
+    await happens(provider.asked)
     [child] = own_children() - others
     shown = shown_by(child)
     call.cancel()
-    async with asyncio.timeout(10.0):
-        await provider.left.wait()
+    await happens(provider.left)
     provider.follow(gives(answer()), fails(401))
     found = await examined_by(apart)
     assert (found.engine, found.approval_score, found.input_tokens) == (engine.identity, 0.97, INPUT_TOKENS)

@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from sqlalchemy import event
 from tests import makers
+from tests.contract.polling import eventually
 from tests.deploy import promql
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
@@ -148,11 +149,19 @@ async def test_the_time_of_a_call_is_counted_under_the_code_it_ends_with(system_
         ("ListPendingReviews", "PERMISSION_DENIED"): (submitter.reviews, ListPendingReviewsRequest()),
     }
     for (rpc, code), (stub, request) in calls.items():
-        before = [counted(name, rpc=rpc, code=code) for name in (_RPC_REQUESTS, _RPC_SECONDS)]
+        before = twice_counted(rpc, code)
         with contextlib.suppress(grpc.aio.AioRpcError):
             await getattr(stub, rpc)(request)
-        after = [counted(name, rpc=rpc, code=code) for name in (_RPC_REQUESTS, _RPC_SECONDS)]
-        assert after == [number + 1 for number in before], (rpc, code)
+        after = [number + 1 for number in before]  # once the gateway has done with it, a moment after its answer
+        await eventually(partial(counts, rpc, code, after), f"{rpc} {code} counted")
+
+
+def twice_counted(rpc: str, code: str) -> list[float]:
+    return [counted(name, rpc=rpc, code=code) for name in (_RPC_REQUESTS, _RPC_SECONDS)]
+
+
+def counts(rpc: str, code: str, wanted: list[float]) -> bool:
+    return twice_counted(rpc, code) == wanted
 
 
 _RPC_REQUESTS, _RPC_SECONDS = "imprimatur_rpc_requests_total", "imprimatur_rpc_duration_seconds_count"
