@@ -9,6 +9,8 @@ GENERATED := services/imprimatur/v1/.generated
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
+# Where it is set, each of the hundreds of processes of the tests would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -66,7 +68,7 @@ check: setup ## Lint, format, types, architecture, and that generated files are 
 	@$(BIN)/python -m deploy.k8s.summary --check
 
 test: check servers ## Everything below 15 minutes, on real RabbitMQ and PostgreSQL
-	@$(BIN)/pytest -m "not soak" --ignore=tests/faults --numprocesses=2 --dist=loadfile
+	@$(BIN)/pytest -m "not soak" --ignore=tests/faults --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 	@$(BIN)/pytest -m "not soak" tests/faults
 
 soak: servers ## Strike everything again and again under load (an hour); writes docs/reliability.json

@@ -209,7 +209,10 @@ def main() -> int:
     folder = parser.parse_args().folder.resolve()
     alive = set(running(folder))
     if not {"gateway", "prometheus"} <= alive:
-        print(f"error: no gateway or no Prometheus runs in {folder}; `make up` tells why", file=sys.stderr)
+        print(
+            f"error: no gateway or no Prometheus runs in {folder}; `make up` starts it, or tells why not",
+            file=sys.stderr,
+        )
         return 1
     lacking = {**_NO_ALERT, **({} if "postgresql-exporter" in alive else _NO_EXPORTER)}
     try:

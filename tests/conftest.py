@@ -6,6 +6,7 @@ import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]  # ships no types
@@ -30,6 +31,14 @@ _EMPTY = ";".join(
         *(f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables)),
     ]
 )
+
+#: What the engine's own children are told. On a busy machine two threads wait for each other at each small matrix, and
+#: take twelve times as long. It is read when numpy is imported, and our processes are told nothing.
+_BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+with pytest.MonkeyPatch.context() as environment:
+    for name in _BLAS_THREADS:
+        environment.setenv(name, "1")
+    import_module("numpy")
 
 # How long one example takes depends on what else the machine does.
 settings.register_profile("imprimatur", deadline=None)

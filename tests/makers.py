@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 
+from tests.patience import PATIENCE_SECONDS
+
 from imprimatur.evidence import Category, CategoryScore, EngineIdentity, Evidence, Part, Recommendation
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, NewJob, Priority
@@ -205,7 +207,7 @@ async def hold(database: Database, job: Job, *, reviewer: str, seconds: float = 
         return await people.hold(tx, Owner(tenant_id=job.tenant_id), job.id, reviewer=reviewer, seconds=seconds)
 
 
-async def until(holds: Callable[[], Awaitable[bool]], *, seconds: float = 10.0) -> None:
+async def until(holds: Callable[[], Awaitable[bool]], *, seconds: float = PATIENCE_SECONDS) -> None:
     """Ask again and again until the answer is yes. Fails the test after `seconds`."""
     deadline = time.monotonic() + seconds
     while not await holds():

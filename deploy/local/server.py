@@ -21,7 +21,13 @@ START_SECONDS = 60.0
 STATE_FILE = "state.json"
 LOG_FILE = "server.log"
 _LOG_LINES = 40
-_PORT_TAKEN = ("eaddrinuse", "address already in use", "port is already in use", "in use by another")
+_PORT_TAKEN = (
+    "eaddrinuse",
+    "address already in use",
+    "port is already in use",
+    "in use by another",
+    "another process has",
+)
 
 
 class ServerDidNotStart(RuntimeError):
@@ -172,8 +178,13 @@ class PrivateServer(ABC):
     def _failure(self, what: str, log_offset: int) -> ServerDidNotStart:
         text = self.log.read_bytes()[log_offset:].decode(errors="replace")
         tail = "\n".join(text.splitlines()[-_LOG_LINES:])
-        kind = PortTaken if any(sign in text.lower() for sign in _PORT_TAKEN) else ServerDidNotStart
+        kind = PortTaken if names_a_taken_port(text) else ServerDidNotStart
         return kind(f"{type(self).__name__} in {self.folder} {what}. The end of {self.log}:\n{tail}")
+
+
+def names_a_taken_port(log: str) -> bool:
+    """Whether a server says that another program has its port."""
+    return any(sign in log.lower() for sign in _PORT_TAKEN)
 
 
 def require_free(port: int | None) -> None:

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from deploy.local import process as processes
@@ -24,7 +24,14 @@ from deploy.local.process import Process
 from deploy.local.programs import ProgramMissing
 from deploy.local.prometheus import PrivatePrometheus, Target
 from deploy.local.rabbitmq import PROMETHEUS, PrivateRabbitMQ
-from deploy.local.server import NothingStarted, ServerDidNotStart, read_state, write_state
+from deploy.local.server import (
+    NothingStarted,
+    PortTaken,
+    ServerDidNotStart,
+    names_a_taken_port,
+    read_state,
+    write_state,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / ".local"
@@ -74,14 +81,35 @@ def start(folder: Path, *, die_with_parent: bool = False, usual_ports: bool = Fa
     folder.mkdir(parents=True, exist_ok=True)
     postgres = PrivatePostgres.start(folder / "postgresql", die_with_parent=die_with_parent)
     rabbitmq = PrivateRabbitMQ.start(folder / "rabbitmq", plugins=[PROMETHEUS], die_with_parent=die_with_parent)
-    ports = {name: port if usual_ports and is_free(port) else free_port() for name, port in _USUAL_PORTS.items()}
-    environ = _environment(folder, _database(postgres), rabbitmq.url, ports)
-    _imprimatur("migrate", environ=environ)
-    access = _access(folder, environ)
-    for name in SERVICES:
-        _start_service(folder, name, environ, die_with_parent=die_with_parent)
-    for name in SERVICES:
-        _wait_ready(folder, name, ports[name])
+    database_url = _database(postgres)
+    for last_try in (False, True):
+        ports = _ports(folder, usual_ports=usual_ports)
+        environ = _environment(folder, database_url, rabbitmq.url, ports)
+        _imprimatur("migrate", environ=environ)
+        access = _access(folder, environ)
+        try:
+            _start_services(folder, environ, ports, die_with_parent=die_with_parent)
+            break
+        except PortTaken:
+            if last_try:
+                raise
+    return _stack(folder, environ, ports, access, rabbitmq)
+
+
+def attach(folder: Path) -> Stack:
+    """What was started in `folder`, by whichever process. Raises NothingStarted, ServerDidNotStart."""
+    rabbitmq = PrivateRabbitMQ.attach(folder / "rabbitmq")
+    database_url = PrivatePostgres.attach(folder / "postgresql").url("imprimatur")
+    ports = {name: port for one in SERVICES for name, port in read_state(folder / one)[1].get("ports", {}).items()}
+    if ports.keys() != _USUAL_PORTS.keys():
+        raise ServerDidNotStart(f"another version was started in {folder}: `make down` first")
+    access = json.loads((folder / "client.json").read_text())
+    return _stack(folder, _environment(folder, database_url, rabbitmq.url, ports), ports, access, rabbitmq)
+
+
+def _stack(
+    folder: Path, environ: dict[str, str], ports: dict[str, int], access: dict[str, str], rabbitmq: PrivateRabbitMQ
+) -> Stack:
     return Stack(
         folder=folder,
         environ=environ,
@@ -207,19 +235,57 @@ def _imprimatur(*words: str, environ: dict[str, str]) -> str:
     return done.stdout
 
 
-def _start_service(folder: Path, name: str, environ: dict[str, str], *, die_with_parent: bool) -> None:
+def _ports(folder: Path, *, usual_ports: bool) -> dict[str, int]:
+    """Of each: the earlier one, else the usual one, else any; the first that is free."""
+    chosen = {}
+    for name, usual in _USUAL_PORTS.items():
+        _, settings = _state(folder / _service_of(name))
+        port = settings.get("ports", {}).get(name)
+        if (port is None or not is_free(port)) and usual_ports and is_free(usual):
+            port = usual
+        chosen[name] = free_port(port)
+    return chosen
+
+
+def _service_of(port_name: str) -> str:
+    return "gateway" if port_name == "grpc" else port_name
+
+
+def _state(home: Path) -> tuple[Process | None, dict[str, Any]]:
+    try:
+        return read_state(home)
+    except NothingStarted:
+        return None, {}
+
+
+def _start_services(folder: Path, environ: dict[str, str], ports: dict[str, int], *, die_with_parent: bool) -> None:
+    """Raises PortTaken, with none of them running, where somebody else was faster."""
+    for name in SERVICES:
+        own = {one: port for one, port in ports.items() if _service_of(one) == name}
+        _start_service(folder, name, environ, own, die_with_parent=die_with_parent)
+    try:
+        for name in SERVICES:
+            _wait_ready(folder, name, ports[name])
+    except PortTaken:
+        for name in SERVICES:
+            process, _ = read_state(folder / name)
+            if process is not None:
+                _stop_service(process)
+        raise
+
+
+def _start_service(
+    folder: Path, name: str, environ: dict[str, str], ports: dict[str, int], *, die_with_parent: bool
+) -> None:
     home = folder / name
     home.mkdir(exist_ok=True)
-    try:
-        process, _ = read_state(home)
-    except NothingStarted:
-        process = None
+    process, _ = _state(home)
     if process is not None and process.alive():
         raise ServerDidNotStart(f"{name} runs in {home} already: `make down` first")
     process = processes.spawn(
         [sys.executable, "-m", "cli", name], log=home / "log", environ=environ, die_with_parent=die_with_parent
     )
-    write_state(home, process=process, settings={})
+    write_state(home, process=process, settings={"ports": ports})
 
 
 def _stop_service(process: Process) -> None:
@@ -234,7 +300,9 @@ def _wait_ready(folder: Path, name: str, port: int) -> None:
 
     def ready() -> bool:
         if process is None or not process.alive():
-            raise ServerDidNotStart(f"{name} ended; the end of its log:\n{_tail(folder / name / 'log')}")
+            end = _tail(folder / name / "log")
+            kind = PortTaken if names_a_taken_port(end) else ServerDidNotStart
+            raise kind(f"{name} ended; the end of its log:\n{end}")
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
                 return True
@@ -253,10 +321,26 @@ _Observer = TypeVar("_Observer", PrivatePrometheus, PrivatePostgresExporter)
 
 
 def observed(stack: Stack) -> tuple[str, str]:
-    """Where Prometheus and the exporter of PostgreSQL are, or why they are not: that stops nobody from working."""
-    exporter, told = _attempted(lambda: export(stack))
-    _, prometheus = _attempted(lambda: observe(stack, exporter))
-    return prometheus, told
+    """Where Prometheus and the exporter of PostgreSQL are, or why they are not: that stops nobody from working. What
+    runs stays, but a Prometheus that does not know the exporter."""
+    alive = running(stack.folder)
+    exporter, told = _attempted(
+        lambda: (
+            PrivatePostgresExporter.attach(stack.folder / "postgresql-exporter")
+            if "postgresql-exporter" in alive
+            else export(stack)
+        )
+    )
+
+    def prometheus() -> PrivatePrometheus:
+        if "prometheus" in alive:
+            runs = PrivatePrometheus.attach(stack.folder / "prometheus")
+            if exporter is None or exporter.address in runs.settings.config:
+                return runs
+            runs.stop()
+        return observe(stack, exporter)
+
+    return _attempted(prometheus)[1], told
 
 
 def _attempted(start: Callable[[], _Observer]) -> tuple[_Observer | None, str]:
@@ -287,6 +371,21 @@ def _tell(stack: Stack, prometheus: str, exporter: str) -> None:
     print("`make down` stops it; the data stays.")
 
 
+def _up_again(folder: Path, alive: list[str]) -> int:
+    """Start the observers that are missing. The rest depends on one another, and is started as a whole."""
+    print(f"Running already in {folder}: {', '.join(alive)}.")
+    if missing := [name for name in (*SERVICES, *_SERVERS) if name not in alive and name not in _OBSERVERS]:
+        print(f"error: not running: {', '.join(missing)}. `make down`, then `make up`.", file=sys.stderr)
+        return 1
+    try:
+        stack = attach(folder)
+    except ServerDidNotStart as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 1
+    _tell(stack, *observed(stack))
+    return 0
+
+
 def main() -> int:
     """`python -m deploy.local.stack up|down [--folder FOLDER]`."""
     parser = argparse.ArgumentParser(prog="python -m deploy.local.stack", description=__doc__)
@@ -299,8 +398,7 @@ def main() -> int:
         print(f"Stopped: {', '.join(stopped) or 'nothing was running'}.")
         return 0
     if alive := running(folder):
-        print(f"Running already in {folder}: {', '.join(alive)}. `make down` stops it.")
-        return 0 if {*SERVICES, *_SERVERS} - _OBSERVERS <= set(alive) else 1
+        return _up_again(folder, alive)
     try:
         stack = start(folder, usual_ports=True)
         _tell(stack, *observed(stack))

@@ -23,8 +23,8 @@ from imprimatur.client import Client, ClientError, is_settled, submission
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW, Job
 
-_REVIEW_SECONDS = 60.0
-_WEBHOOK_SECONDS = 15.0
+_REVIEW_SECONDS = 300.0
+_WEBHOOK_SECONDS = 60.0
 _PATIENCE_SECONDS = 5.0
 _MOST_NAMED = 5
 _INTERRUPTED = 130

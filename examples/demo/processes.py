@@ -16,7 +16,7 @@ from deploy.local import process as processes
 from deploy.local.process import Process
 from examples import webhook_receiver
 
-_START_SECONDS = 30.0
+_START_SECONDS = 120.0
 _STOP_SECONDS = 10.0
 _LOG_LINES = 25
 

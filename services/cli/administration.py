@@ -44,7 +44,7 @@ TenantName = Annotated[str, typer.Argument(help="The tenant's name.")]
 @app.command(rich_help_panel=_PANEL)
 def migrate(database_url: DatabaseURL = "", data: Data = DEFAULT_DATA, json: Json = False) -> None:
     """Bring the database's schema to this version. Safe to run from several places at once."""
-    _at(database_url, data).migrate()
+    _at(database_url, data).migrate(note)
     show_fields({"schema": "current"}, json=json)
 
 

@@ -95,9 +95,7 @@ async def serving(
                 retention=retention,
                 drain_seconds=drain_seconds,
             ) as running,
-            http.ready(
-                {**around.checks(), "reviewer": reviewing.consuming, "notifier": telling.consuming}, telling.observe
-            ),
+            http.ready({**around.checks(), "reviewer": reviewing.consuming, "notifier": telling.consuming}),
         ):
             yield await _access(
                 around.database, vault, data, f"{host}:{running.port}", f"http://{host}:{http.number}/metrics"

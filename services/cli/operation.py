@@ -43,13 +43,13 @@ class Operation:
         account, _, _ = urlsplit(url).netloc.rpartition("@")
         return url.replace(f"{account}@", "", 1) if account else url
 
-    def migrate(self) -> None:
-        """Bring the schema to this version."""
+    def migrate(self, tell: Callable[[str], None]) -> None:
+        """Bring the schema to this version; `tell` is told what takes long."""
 
         async def run() -> None:
             database = self._open()
             try:
-                await migrations.upgrade(database)
+                await migrations.upgrade(database, tell)
             finally:
                 await database.close()
 

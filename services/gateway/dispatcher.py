@@ -145,7 +145,7 @@ class Dispatcher:
             room = backlog.slots + self._pace.ahead() - backlog.running - backlog.released - under_way
             self._room = 0 if backlog.due else max(0, room)
             done = (
-                await self._work(room, backlog.at, thorough=thorough)
+                await self._work(room, backlog.at, releases=backlog.due, thorough=thorough)
                 if thorough or (backlog.due and room > 0)
                 else _Done()
             )
@@ -158,14 +158,15 @@ class Dispatcher:
         done.tell()
         return min(_PASS_SECONDS_WHILE_HELD_BACK, self._pass_seconds) if backlog.due else None
 
-    async def _work(self, room: int, looked_at: datetime, *, thorough: bool) -> "_Done":
+    async def _work(self, room: int, looked_at: datetime, *, releases: bool, thorough: bool) -> "_Done":
         done = _Done()
         async with self._database.begin() as tx:
             if not await dispatch.become_dispatcher(tx):
                 return done
             if thorough and self._in_contact():
                 done.lost = await claims.lost_leases(tx, as_of=looked_at, limit=_SWEEP_LIMIT)
-            done.released = await dispatch.release_due(tx, room=room)
+            if releases:  # else the room is the submits', which may have taken it since we looked
+                done.released = await dispatch.release_due(tx, room=room)
             if thorough and await self._messages_may_be_lost(tx, room):
                 done.reissued = await dispatch.reissue(tx, limit=max(room, _REISSUED_AT_LEAST))
         return done

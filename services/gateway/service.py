@@ -13,10 +13,11 @@ from gateway.interception import Edge
 from gateway.jobs import Jobs
 from gateway.reviews import Reviews
 from gateway.server import SERVICES, Listener, Servicers, grpc_port
-from gateway.statistics import Gauges
+from gateway.statistics import show_unfinished
 from gateway.watching import Watchtower
 from gateway.webhooks import Webhooks
 from imprimatur.broker import Broker
+from imprimatur.gauges import Gauges
 from imprimatur.guard import Guard
 from imprimatur.retention import Retention
 from imprimatur.storage.database import Database
@@ -48,7 +49,7 @@ async def gateway(
     """
     dispatcher = Dispatcher(database, broker, lease_seconds=lease_seconds)
     watchtower = Watchtower(database, broker)
-    gauges = Gauges(database)
+    gauges = Gauges("gauges", database, show_unfinished)
     cleaner = Cleaner(database, retention)
     servicers = Servicers(
         jobs=Jobs(database, broker, dispatcher, watchtower, guard, retention=retention),

@@ -14,10 +14,9 @@ from imprimatur import metrics
 from imprimatur.broker import Broker
 from imprimatur.errors import Unavailable
 from imprimatur.job import JobType, NewJob, Priority, State
-from imprimatur.runtime import Loop
 from imprimatur.storage import statistics as stored
 from imprimatur.storage import workers
-from imprimatur.storage.database import Database
+from imprimatur.storage.database import Database, Reader
 from imprimatur.storage.jobs import Owner
 from imprimatur.v1 import job_service_pb2 as pb
 from imprimatur.wire.creatives import timestamp
@@ -54,41 +53,26 @@ class Estimates:
         return mean
 
 
-class Gauges:
-    """Keeps the gauges of unfinished jobs current."""
-
-    def __init__(self, database: Database, *, every_seconds: float = 5.0) -> None:
-        self._database = database
-        self._loop = Loop("gauges", self._set, interval_seconds=every_seconds)
-
-    def start(self) -> None:
-        """Begin."""
-        self._loop.start()
-
-    async def stop(self) -> None:
-        """Stop."""
-        await self._loop.stop()
-
-    async def _set(self) -> None:
-        async with self._database.read() as reader:
-            now = await stored.unfinished(reader)
-        # Nothing there is zero, not a series that goes away.
-        metrics.jobs_by_state.show(
-            {
-                (state, job_type, priority.name.lower()): now.counts.get((state, job_type, priority), 0)
-                for state, job_type, priority in product(_UNFINISHED, JobType, Priority)
-            }
-        )
-        metrics.due_jobs.show(
-            {
-                (job_type, priority.name.lower()): now.due.get((job_type, priority), 0)
-                for job_type, priority in product(JobType, Priority)
-            }
-        )
-        metrics.oldest_due_seconds.show(
-            {(priority.name.lower(),): now.oldest_due_seconds.get(priority, 0.0) for priority in Priority}
-        )
-        metrics.awaiting_oldest_seconds.show(now.oldest_awaiting_seconds or 0.0)
+async def show_unfinished(reader: Reader) -> None:
+    """Set the gauges of unfinished jobs."""
+    now = await stored.unfinished(reader)
+    # Nothing there is zero, not a series that goes away.
+    metrics.jobs_by_state.show(
+        {
+            (state, job_type, priority.name.lower()): now.counts.get((state, job_type, priority), 0)
+            for state, job_type, priority in product(_UNFINISHED, JobType, Priority)
+        }
+    )
+    metrics.due_jobs.show(
+        {
+            (job_type, priority.name.lower()): now.due.get((job_type, priority), 0)
+            for job_type, priority in product(JobType, Priority)
+        }
+    )
+    metrics.oldest_due_seconds.show(
+        {(priority.name.lower(),): now.oldest_due_seconds.get(priority, 0.0) for priority in Priority}
+    )
+    metrics.awaiting_oldest_seconds.show(now.oldest_awaiting_seconds or 0.0)
 
 
 async def system_status(

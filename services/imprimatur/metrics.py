@@ -21,8 +21,13 @@ from imprimatur.job import AttemptOutcome, JobType, Priority, State
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
 
-#: What was seen of the database so long ago is not known any more: three looks of whoever looks most seldom.
-KNOWN_SECONDS = 15.0
+#: One look at the database may take so long, and the next follows so long after it. A look is up to three counts, each
+#: of which the database itself ends after 5 s: whatever it lets through is shown, however slow it is.
+LOOK_SECONDS = 15.0
+PAUSE_SECONDS = 5.0
+#: What was seen of the database so long ago is not known any more: three of the slowest looks that succeed, so that two
+#: may fail in between.
+KNOWN_SECONDS = 3 * (LOOK_SECONDS + PAUSE_SECONDS)
 
 
 class DatabaseGauge(Collector):

@@ -44,7 +44,7 @@ async def run(settings: NotifierSettings, stop: StopSignal) -> None:
                 timeout_seconds=settings.webhook_timeout_seconds,
                 drain_seconds=settings.drain_seconds,
             ) as running,
-            http.ready({**around.checks(), "consumer": running.consuming}, running.observe),
+            http.ready({**around.checks(), "consumer": running.consuming}),
         ):
             await stop.wait()
 

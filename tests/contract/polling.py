@@ -4,10 +4,12 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from tests.patience import PATIENCE_SECONDS
+
 POLL_SECONDS = 0.01
 
 
-async def eventually(condition: Callable[[], object], what: str = "", *, seconds: float = 10.0) -> float:
+async def eventually(condition: Callable[[], object], what: str = "", *, seconds: float = PATIENCE_SECONDS) -> float:
     """Wait until `condition` holds; return the seconds that took. Fails the test after `seconds`."""
     began = time.monotonic()
     while not condition():

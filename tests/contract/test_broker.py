@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from tests import makers
 from tests.contract.polling import eventually
 
 from imprimatur.broker import EVENTS, Broker, Delivery, Message, Queue
@@ -27,10 +28,10 @@ async def listening(broker: Broker, *keys: str) -> list[Message]:
 
 
 async def depth_becomes(broker: Broker, queue: Queue, expected: int) -> None:
-    deadline = asyncio.get_running_loop().time() + 10
-    while (found := await broker.depth(queue)) != expected:
-        assert asyncio.get_running_loop().time() < deadline, f"{queue}: {found} ready, expected {expected}"
-        await asyncio.sleep(0.02)
+    async def has_depth() -> bool:
+        return await broker.depth(queue) == expected
+
+    await makers.until(has_depth)
 
 
 class TestPublishing:

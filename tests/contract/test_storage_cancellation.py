@@ -5,6 +5,7 @@ import gc
 
 from sqlalchemy import text
 from tests import makers
+from tests.patience import PATIENCE_SECONDS
 
 from imprimatur.job import AttemptOutcome
 from imprimatur.storage import attempts
@@ -30,7 +31,7 @@ async def test_a_cancelled_transaction_holds_no_lock(database: Database) -> None
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            async with asyncio.timeout(3.0):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 await write()
     finally:
         gc.enable()

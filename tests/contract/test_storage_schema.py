@@ -1,28 +1,19 @@
 """The migrations make exactly the tables that the code believes in, on both databases."""
 
 import asyncio
-import hashlib
 import sqlite3
-import uuid
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Table, select
-from tests import makers
+from sqlalchemy import Connection
 from tests.conftest import MakePostgresURL
 
 from imprimatur.errors import ConfigurationError
-from imprimatur.identity import new_id
-from imprimatur.job import Happening, State
-from imprimatur.storage import clock, jobs, migrations, schema
+from imprimatur.storage import migrations
 from imprimatur.storage.database import Database
 from imprimatur.storage.schema import metadata
 
@@ -90,89 +81,6 @@ async def test_a_new_file_that_another_is_just_writing_to_is_waited_for(tmp_path
             await migrations.require_current(database)
         finally:
             await database.close()
-
-
-async def test_who_waited_for_a_person_before_that_was_noted_has_waited_all_the_time(empty_url: str) -> None:
-    database = Database(empty_url)
-    tenant, job = new_id(), new_id()
-    try:
-        async with database.begin() as tx:
-            await tx.connection.run_sync(_upgrade_to_before, "_since_when_people_are_awaited.py")
-            since = await clock.present(tx)
-            referred = {
-                "job_id": job,
-                "version": 3,
-                "kind": Happening.REFERRED,
-                "state": State.AWAITING_REVIEW,
-                "at": since,
-                "details": {},
-                "webhook_pending": False,
-            }
-            for table, values in [
-                *_submitted(tenant, job, since, {"state": State.AWAITING_REVIEW}),
-                (schema.job_events, referred),
-            ]:
-                await tx.connection.execute(table.insert().values(values))
-        await migrations.upgrade(database)
-        async with database.read() as reader:
-            found = (await reader.connection.execute(select(schema.jobs.c.id, schema.jobs.c.awaiting_since))).one()
-        assert (found.id, found.awaiting_since) == (job, since)
-    finally:
-        await database.close()
-
-
-async def test_a_decision_of_before_says_what_it_was_about_and_needs_its_job_no_more(empty_url: str) -> None:
-    database = Database(empty_url)
-    tenant, job = new_id(), new_id()
-    try:
-        async with database.begin() as tx:
-            await tx.connection.run_sync(_upgrade_to_before, "_retention.py")
-            for table, values in _decided(tenant, job, await clock.present(tx)):
-                await tx.connection.execute(table.insert().values(values))
-        await migrations.upgrade(database)
-        async with database.begin() as tx:
-            await tx.connection.execute(schema.jobs.delete())
-            [row] = (await tx.connection.execute(schema.human_decisions.select())).all()
-    finally:
-        await database.close()
-    assert (row.job_id, row.tenant_id, row.reviewer, row.reason) == (job, tenant, "ada", "It is fine.")
-    assert (row.job_type, row.subject_id, row.submitted_by) == ("creative_review", "cr-1", "bob")
-    assert (row.input_hash, row.policy_triggered) == (hashlib.sha256(b"a creative").digest(), "human_required")
-
-
-def _upgrade_to_before(connection: Connection, file: str) -> None:
-    config = migrations._config()
-    config.attributes["connection"] = connection
-    [found] = [one for one in ScriptDirectory.from_config(config).walk_revisions() if one.path.endswith(file)]
-    assert isinstance(found.down_revision, str)
-    command.upgrade(config, found.down_revision)
-
-
-def _decided(tenant: uuid.UUID, job: uuid.UUID, now: datetime) -> list[tuple[Table, dict[str, object]]]:
-    told = {"state": "succeeded", "decision": "approved", "policy_triggered": "human_required"}
-    decision = {
-        "id": new_id(),
-        "job_id": job,
-        "tenant_id": tenant,
-        "reviewer": "ada",
-        "decision": "approved",
-        "reason": "It is fine.",
-        "ai_recommendation": "",
-        "overrides_ai": False,
-        "decided_at": now,
-    }
-    return [*_submitted(tenant, job, now, told), (schema.human_decisions, decision)]
-
-
-def _submitted(
-    tenant: uuid.UUID, job: uuid.UUID, now: datetime, told: Mapping[str, object]
-) -> list[tuple[Table, dict[str, object]]]:
-    new = replace(makers.new_job(tenant, job_id=job, subject_id="cr-1"), user_id="bob")
-    row = {**jobs.FRESH, **jobs._row_of(new, now, fast=False), "updated_at": now, **told}
-    return [
-        (schema.tenants, {"id": tenant, "name": "acme", "policy_version": 1, "created_at": now}),
-        (schema.jobs, row),
-    ]
 
 
 def _differences(connection: Connection) -> list[object]:

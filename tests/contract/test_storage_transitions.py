@@ -31,6 +31,7 @@ async def put_into(database: Database, job_id: uuid.UUID, state: State) -> None:
                 held_until=clock.after(30.0),
                 progress_percent=40,
                 progress_stage="half-way",
+                awaiting_since=clock.now(),
             )
         )
 
@@ -94,7 +95,7 @@ async def test_a_state_is_entered_with_what_belongs_to_it(database: Database, ha
     if transition.target is not State.RUNNING:
         assert (row.claim_id, row.worker_id, row.lease_until) == (None, None, None)
     if transition.target is State.QUEUED:
-        assert row.released_at is None
+        assert (row.released_at, row.awaiting_since) == (None, None)
     if transition.target in TERMINAL:
         assert (row.held_by, row.held_until) == ("", None)
     assert (row.progress_percent, row.progress_stage) == (100 if transition.target is State.SUCCEEDED else 0, "")

@@ -83,6 +83,7 @@ async def run(client: Client, receiver: Receiver, stack: Stack) -> Round:
         submission(jobs.plain_creative(0), callback_url=f"http://127.0.0.1:{free_port()}/nobody"),
     ]
     planned = [submission(jobs.plain_creative(one), run_at=later) for one in range(SCHEDULED)]
+    posted_before = _posted(stack)
     began = time.time()
     ids = await jobs.submit_all(client, wanted)
     single = await client.submit(creative=jobs.plain_creative(1), callback_url=receiver.url)
@@ -97,7 +98,9 @@ async def run(client: Client, receiver: Receiver, stack: Stack) -> Round:
             await client.get(str(new_id()))
     told = jobs.outcomes(job for job in settled if job.id != ids[-1]) | jobs.outcomes(decided)
     await eventually(lambda: told <= set(receiver.told()), "a webhook of each outcome", seconds=_TOLD_SECONDS)
-    await eventually(lambda: _is_calm(stack), "calm", seconds=20)
+    posts = Counter({"delivered": len(told), "failed": 2})
+    posted = posted_before + posts.total()
+    await eventually(lambda: _posted(stack) >= posted and _is_calm(stack), "calm", seconds=20)
     priorities = Counter({"high": 2, "low": 1})
     return Round(
         accepted=priorities + Counter({"normal": len(wanted) + 1 + SCHEDULED - priorities.total()}),
@@ -107,7 +110,7 @@ async def run(client: Client, receiver: Receiver, stack: Stack) -> Round:
             (_lower(Decision.Name(human.decision), "DECISION_"), human.overrides_ai)
             for human in (job.creative_review.human_review for job in decided)
         ),
-        posts=Counter({"delivered": len(told), "failed": 2}),
+        posts=posts,
         scheduled=scheduled[CANCELLED:],
         settled=len(settled),
         began=began,
@@ -157,6 +160,11 @@ async def watching(client: Client, job_ids: list[str]) -> AsyncIterator[None]:
             yield
         finally:
             await asyncio.gather(*(stream.aclose() for stream in streams))
+
+
+def _posted(stack: Stack) -> float:
+    """Webhook posts that were made: the gauges of what is open are some seconds old."""
+    return _sum(scrape(stack.ports["notifier"]), "imprimatur_webhook_attempts_total")
 
 
 def _is_calm(stack: Stack) -> bool:

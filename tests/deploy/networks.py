@@ -17,6 +17,7 @@ STORES = {
 }
 _MAY_LEAVE = {"notifier", "reviewer"}
 _PUBLIC = ("8.8.8.8", "1.1.1.1", "2606:4700::1111")
+_PRIVATE = ("10.96.0.1", "100.64.0.1", "172.20.0.1", "192.168.0.1", "fd00::1")
 _PORTS = (4369, 5432, 5672, 7443, 8000, 9101, 9102, 9103, 15672, 25672)
 _CLIENT = {"imprimatur-client": "true"}
 
@@ -43,6 +44,16 @@ def only_notifier_and_reviewer_leave_the_cluster(these: Manifests) -> Iterator[s
                 yield f"{name} {'reaches' if leaves else 'does not reach'} {address}"
     if _reaches_address(these, _pods(these)["reviewer"], _PUBLIC[0], 25):
         yield "a reviewer reaches more than HTTPS"
+
+
+def the_stores_alone_reach_the_api_server(these: Manifests) -> Iterator[str]:
+    """Wherever it is among what is not public; no pod of ours, and none that nobody thought of."""
+    for name, those in _pods(these).items():
+        for address in _PRIVATE:
+            for port in (443, 6443):
+                reaches = _reaches_address(these, those, address, port)
+                if reaches != (name in STORES and name != "stranger"):
+                    yield f"{name} {'reaches' if reaches else 'does not reach'} {address}:{port}"
 
 
 def nobody_who_leaves_reaches_what_is_not_public(these: Manifests) -> Iterator[str]:

@@ -129,8 +129,8 @@ def reviewers_follow_the_work_and_leave_one_by_one(these: Manifests) -> Iterator
         yield "more is asked of a reviewer than it has slots"
     if trigger["metricType"] != "AverageValue" or trigger["metadata"].get("ignoreNullValues") != "false":
         yield "no figure counts as no work"
-    if spec.get("fallback", {}).get("behavior") != "currentReplicasIfHigher":
-        yield "without Prometheus reviewers leave"
+    if spec.get("fallback", {}).get("behavior") != "currentReplicas":
+        yield "reviewers leave, or come, when nobody can count the work"
     down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     pace = [(one["type"], one["value"]) for one in down["policies"]]
     if pace != [("Pods", 1)] or down["stabilizationWindowSeconds"] < 300:

@@ -112,6 +112,15 @@ def _rpcs() -> frozenset[str]:
     )
 
 
+def _loops() -> frozenset[str]:
+    """Background loops by name: what a Loop is made with, and those that count their own failures."""
+    made = re.compile(r'\bLoop\(\s*"([\w-]+)"')
+    services = rulebook.REPOSITORY / "services"
+    named = {name for path in services.rglob("*.py") for name in made.findall(path.read_text(encoding="utf-8"))}
+    [family] = metrics.loop_failures.collect()
+    return frozenset(named | {sample.labels["loop"] for sample in family.samples})
+
+
 #: Labels of ours whose values are a closed set.
 VALUES: Mapping[str, frozenset[str]] = {
     "state": frozenset(State),
@@ -126,6 +135,10 @@ VALUES: Mapping[str, frozenset[str]] = {
     "service": frozenset({"gateway", "reviewer", "notifier", "serve"}),
     "outcome": frozenset({*AttemptOutcome, "delivered", "refused", "failed", "blocked"}),
     "slo": frozenset({"submit", "start", "review"}),
+    "loop": _loops(),
+    "alertname": frozenset(alert.name for alert in rulebook.alerts()),
+    "alertstate": frozenset({"pending", "firing"}),
+    "severity": frozenset(alert.severity for alert in rulebook.alerts()),
     "result": frozenset({"claimed", "stale", "given_back", "confirmed", "failed"}),
     "error_code": frozenset({*metrics.ATTEMPT_ERRORS, UnreviewableInput.code}),
 }

@@ -1,18 +1,18 @@
 """The alerts and recording rules: read and tried by promtool, each both firing and silent, each with its page."""
 
 import re
-import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from deploy.grafana.catalogue import DASHBOARDS
 from deploy.local import programs
 from deploy.prometheus import __main__ as writing
 from deploy.prometheus import rulebook
 from deploy.prometheus.rulebook import Alert, Recording
-from tests.deploy import promql
+from tests.deploy import mutants, promql
+from tests.deploy.boundaries import BOUNDARIES
 
 ROOT = Path(__file__).parents[2]
 ALERTS = [
@@ -41,46 +41,55 @@ def test_the_rules_do_what_their_tests_say(tests: Path) -> None:
     promtool("test", "rules", tests)
 
 
-#: Those about budgets, whose windows have tests of their own.
-BUDGETS = [alert for alert in rulebook.alerts() if "budget_burn" in alert.expr]
+def test_no_for_threshold_namespace_or_window_of_an_alert_can_go_unnoticed(tmp_path: Path) -> None:
+    """The rules as they are fire at their boundaries; with one of these changed or taken away, not there."""
+    named = mutants.write_alerts(tmp_path)
+    failed = failures(tmp_path, r"alertname: (\w+),")
+    assert [name for name, what in named.items() if what == mutants.UNCHANGED and name in failed] == []
+    assert [what for name, what in named.items() if what != mutants.UNCHANGED and name not in failed] == []
 
 
-@pytest.mark.parametrize("severity", ["critical", "warning"])
-def test_no_part_of_the_rules_about_budgets_can_go_unnoticed(severity: str, tmp_path: Path) -> None:
-    """Each pair of windows is removed in turn, and each condition of each: the tests of the windows must fail."""
-    mutated = [alert for alert in BUDGETS if alert.severity == severity]
-    assert len(mutated) == 3
-    notice(tmp_path, BUDGETS)
-    for exprs in zip(*(mutants(alert.expr) for alert in mutated), strict=True):
-        rules = [replace(alert, expr=expr) for alert, expr in zip(mutated, exprs, strict=True)]
-        with pytest.raises(AssertionError) as noticed:
-            notice(tmp_path, [*rules, *(alert for alert in BUDGETS if alert not in mutated)])
-        assert all(f"alertname: {alert.name}" in str(noticed.value) for alert in mutated), exprs
+def test_no_selector_grouping_or_budget_of_an_objective_can_go_unnoticed(tmp_path: Path) -> None:
+    """What is recorded of each objective is right in every window; of a changed one, in some window it is not."""
+    named = mutants.write_objectives(tmp_path)
+    failed = failures(tmp_path, r"(mutant_\w+?):")
+    assert named.pop("mutant_0") == mutants.UNCHANGED
+    assert failed == set(named), {name: named.get(name) for name in failed ^ set(named)}
 
 
-def notice(folder: Path, alerts: list[Alert]) -> None:
-    """Have promtool test the windows of these rules; what the windows see is given, so no recordings are needed."""
-    rules = [
-        {"alert": one.name, "expr": one.expr, "for": one.for_, "labels": one.labels, "annotations": one.annotations}
-        for one in alerts
+def test_what_fires_is_on_the_panel_and_what_only_waits_or_is_the_watchdog_is_not(tmp_path: Path) -> None:
+    """The panel's own query, while Prometheus evaluates our rules: in production alone the outbox grows for long."""
+    [panel] = [one for dashboard in DASHBOARDS for one in dashboard.panels if one.title == "Firing now"]
+    [query] = panel.queries
+    asked = [
+        {"expr": query.expr, "eval_time": "5m", "exp_samples": []},
+        {"expr": query.expr, "eval_time": "6m", "exp_samples": [{"labels": _SHOWN, "value": 1}]},
     ]
-    for name in ("rules", "tests"):
-        (folder / name).mkdir(exist_ok=True)
-    (folder / "rules" / "slo.yaml").write_text(yaml.safe_dump({"groups": [{"name": "budgets", "rules": rules}]}))
-    promtool("test", "rules", shutil.copy(rulebook.FOLDER / "tests" / "slo_windows.yaml", folder / "tests"))
+    fed = [
+        {"series": f'{metric}, instance="g", namespace="{namespace}"}}', "values": values}
+        for namespace, outbox in (("production", "0 500x9"), ("staging", "0x5 500x4"))
+        for metric, values in (
+            ('imprimatur_build_info{service="serve"', "1x9"),
+            ('imprimatur_oldest_due_job_age_seconds{priority="high"', "0x9"),
+            ('imprimatur_outbox_messages{job="g"', outbox),
+        )
+    ]
+    tests = [{"interval": "1m", "input_series": fed, "promql_expr_test": asked}]
+    found = {"rule_files": [str(path) for path in rulebook.RULES], "evaluation_interval": "1m", "tests": tests}
+    (tmp_path / "panel.test.yaml").write_text(yaml.safe_dump(found))
+    promtool("test", "rules", tmp_path / "panel.test.yaml")
 
 
-def mutants(expr: str) -> list[str]:
-    """The expression without each of its two branches, and without each of a branch's three conditions."""
-    one, other = re.findall(r"\(([^()]+)\)", expr)
-    found = [one, other]
-    for branch, kept in ((one, other), (other, one)):
-        conditions = re.split(r"\s+and\s+", branch.strip())
-        assert len(conditions) == 3
-        for condition in conditions:
-            rest = " and ".join(part for part in conditions if part != condition)
-            found.append(f"({rest}) or ({kept})")
-    return found
+_SHOWN = '{alertname="ImprimaturOutboxGrowing", namespace="production", severity="critical"}'
+
+
+def failures(folder: Path, what: str) -> set[str]:
+    """What promtool names where it says that the tests in a folder fail."""
+    tests = map(str, sorted(folder.glob("*.test.yaml")))
+    command = [str(programs.prometheus().bin / "promtool"), "test", "rules", *tests]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "FAILED" in done.stderr + done.stdout
+    return set(re.findall(what, done.stderr + done.stdout))
 
 
 @pytest.mark.parametrize("alert", ALERTS)
@@ -89,9 +98,10 @@ def test_an_alert_is_tried_firing_and_silent(alert: Alert) -> None:
     assert rulebook.cases_of(alert, firing=False) or alert.severity == "none", "no test sees it silent"
 
 
-@pytest.mark.parametrize("file", [path.name for path in rulebook.TESTS])
+@pytest.mark.parametrize("file", [*(path.name for path in rulebook.TESTS), "boundaries"])
 def test_a_test_feeds_what_some_process_exports_and_nothing_else(file: str) -> None:
-    series = [one for where, one in rulebook.fed() if where == file]
+    fed = [*rulebook.fed(), *(("boundaries", one) for boundary in BOUNDARIES for one in boundary.series)]
+    series = [one for where, one in fed if where == file]
     assert series
     assert {one: promql.made_up(one) for one in series if promql.made_up(one)} == {}
 
@@ -102,6 +112,10 @@ def test_a_test_feeds_what_some_process_exports_and_nothing_else(file: str) -> N
         ('imprimatur_jobs_lost_total{instance="a"}', "nobody exports imprimatur_jobs_lost_total"),
         ('imprimatur_open_streams{instance="a"}', "imprimatur_open_streams has the labels ['rpc'] too"),
         ('imprimatur_open_streams{rpc="WatchJob", tenant="t"}', "imprimatur_open_streams has no label tenant"),
+        (
+            'imprimatur_background_failures_total{loop="dispatch"}',
+            'imprimatur_background_failures_total never has loop="dispatch"',
+        ),
         ('imprimatur_claims_total{result="lost"}', 'imprimatur_claims_total never has result="lost"'),
         (
             'imprimatur_webhook_lag_seconds_bucket{le="90.0"}',

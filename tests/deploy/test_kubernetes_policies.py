@@ -34,6 +34,7 @@ _POSTGRES = "Cluster imprimatur-postgres spec"
 _RABBIT = "RabbitmqCluster imprimatur-rabbitmq spec"
 _RABBIT_POD = f"{_RABBIT} override statefulSet spec template spec"
 _BROKER_ASKED = "PodMonitor imprimatur-rabbitmq spec podMetricsEndpoints"
+_NOT_OURS = {"matchExpressions": [{"key": "app.kubernetes.io/part-of", "operator": "NotIn", "values": ["imprimatur"]}]}
 _SETTINGS = "ConfigMap imprimatur-settings-* data"
 
 #: What holds in every overlay, each with what must offend it.
@@ -153,6 +154,7 @@ IN_PRODUCTION: dict[Policy, list[Breach]] = {
         (f"{_TRIGGER} threshold", "17"),
         (f"{_TRIGGER} ignoreNullValues", _GONE),
         (f"{_SCALED} fallback", _GONE),
+        (f"{_SCALED} fallback behavior", "currentReplicasIfHigher"),
         (f"{_DOWN} policies 0 value", 4),
         (f"{_DOWN} policies 0 periodSeconds", 60),
         (f"{_DOWN} stabilizationWindowSeconds", 0),
@@ -207,6 +209,13 @@ IN_PRODUCTION: dict[Policy, list[Breach]] = {
         (f"{_POLICY} allow-notifier-to-webhooks spec podSelector", {}),
         (f"{_POLICY} allow-reviewer-to-provider spec egress 0 to", []),
         (f"{_POLICY} allow-reviewer-to-provider spec egress 0 ports 0", {"port": 1, "endPort": 65535}),
+    ],
+    networks.the_stores_alone_reach_the_api_server: [
+        (f"{_POLICY} allow-around-postgresql spec egress", []),
+        (f"{_POLICY} allow-around-rabbitmq spec egress 1 ports", [{"port": 443, "protocol": "TCP"}]),
+        (f"{_POLICY} allow-around-rabbitmq spec podSelector", {}),
+        (f"{_POLICY} allow-around-postgresql spec podSelector", _NOT_OURS),
+        (f"{_POLICY} allow-notifier-to-webhooks spec egress 0 to 0 ipBlock except 1", "192.0.2.0/24"),
     ],
     networks.nobody_who_leaves_reaches_what_is_not_public: [
         (f"{_NOTIFIER_LEAVES} to 0 ipBlock except 5", "10.0.0.0/8"),  # was the link-local range

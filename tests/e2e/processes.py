@@ -21,6 +21,7 @@ from deploy.local.server import read_state
 from deploy.local.stack import SERVICES, Stack
 from examples import webhook_receiver
 from prometheus_client.parser import text_string_to_metric_families
+from tests.patience import PATIENCE_SECONDS
 
 from imprimatur.client import Client
 
@@ -28,8 +29,8 @@ IMPRIMATUR = (sys.executable, "-m", "cli")
 #: (name, labels) and value.
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
-START_SECONDS = 40.0
-STOP_SECONDS = 30.0
+START_SECONDS = PATIENCE_SECONDS
+STOP_SECONDS = PATIENCE_SECONDS
 _MEGABYTE = 1024 * 1024
 #: To Linux the parent that children die with is the thread that made them: this one lives as long as the test run.
 _SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from deploy.local import process as processes
 from tests.e2e.processes import START_SECONDS, Child, family
+from tests.patience import PATIENCE_SECONDS
 
 _DEMO = (sys.executable, "-m", "examples.demo")
-_MOST_SECONDS = 60.0
+_MOST_SECONDS = 2 * PATIENCE_SECONDS
 _INTERRUPTED = 130
 
 

@@ -15,7 +15,6 @@ from imprimatur.v1.job_pb2 import ATTEMPT_OUTCOME_LOST, JOB_STATE_AWAITING_REVIE
 
 CREATIVES = Path(__file__).parents[2] / "examples" / "creatives"
 CASINO = CREATIVES / "27-accumulator-offer.json"
-_DRAIN_SECONDS = 10.0
 _MOST_MEGABYTES = 500.0
 
 
@@ -77,7 +76,7 @@ async def test_a_stopping_server_finishes_or_keeps_what_it_has_and_the_next_one_
         await client.wait(ids[0], START_SECONDS, until_terminal=False)
     members = family(server.pid)
 
-    assert server.terminate(timeout_seconds=_DRAIN_SECONDS + 10.0) == 0
+    assert server.terminate() == 0
     assert not [pid for pid in members if family(pid)]
 
     successor = serve()
@@ -105,7 +104,7 @@ async def test_a_server_killed_in_mid_work_loses_no_job_and_no_webhook(serve: Se
         ended = await jobs.settled(client, ids)
     assert all(map(is_settled, ended.values()))
     wanted = jobs.outcomes(ended.values())
-    await eventually(lambda: set(receiver.told()) == wanted, "a webhook of each outcome", seconds=75.0)
+    await eventually(lambda: set(receiver.told()) == wanted, "a webhook of each outcome")
     assert set(receiver.told().values()) == {1}
 
 

@@ -31,7 +31,7 @@ def test_a_service_that_waits_for_its_database(name: str, children: list[Child],
     assert (status, list(json.loads(body)["failing"])) == (503, ["starting", "database"])
     status, body = get(http_port, "/metrics")
     assert (status, "imprimatur_broker_connected 0.0" in body) == (200, True)
-    assert service.terminate(timeout_seconds=10.0) == 0
+    assert service.terminate() == 0
     assert "Traceback" not in service.output
 
 

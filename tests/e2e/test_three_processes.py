@@ -3,17 +3,21 @@
 import asyncio
 import json
 import signal
+import sys
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 from deploy.local import stack
+from deploy.local.postgres_exporter import PrivatePostgresExporter
+from deploy.local.prometheus import PrivatePrometheus
 from deploy.local.server import ServerDidNotStart
 from opentelemetry.sdk.trace import TracerProvider
 from tests.contract.polling import eventually
 from tests.e2e import jobs
 from tests.e2e.conftest import Receive
-from tests.e2e.processes import STOP_SECONDS, Samples, Trio, get, is_ready, scrape
+from tests.e2e.processes import STOP_SECONDS, Samples, Trio, family, get, is_ready, scrape
+from tests.e2e.test_suspects import examined_apart
 from tests.service.collector import collecting
 from tests.service.provider import answer, gives, providing, slow
 
@@ -22,7 +26,6 @@ from imprimatur.v1.creative_pb2 import DECISION_APPROVED
 from imprimatur.v1.job_pb2 import ATTEMPT_OUTCOME_LOST, ATTEMPT_OUTCOME_SUCCEEDED, JOB_STATE_AWAITING_REVIEW, Job
 from imprimatur.v1.job_service_pb2 import JobFilter
 
-_WEBHOOK_SECONDS = 30.0
 _PAUSE_SECONDS = 0.1
 
 
@@ -36,7 +39,7 @@ async def test_a_batch_is_reviewed_watched_told_by_webhooks_and_counted(trio: Tr
         decided = await client.decide(waiting.id, DECISION_APPROVED, "seen, and fine", reviewer="ann")
         status = await client.status()
     told = jobs.outcomes(ended.values()) | jobs.outcomes([decided])
-    await eventually(lambda: set(receiver.told()) == told, "a webhook of each outcome", seconds=_WEBHOOK_SECONDS)
+    await eventually(lambda: set(receiver.told()) == told, "a webhook of each outcome")
     assert set(receiver.told().values()) == {1}
     assert status.database.up
     assert status.broker.up
@@ -88,6 +91,29 @@ def test_a_folder_in_which_a_stack_runs_is_not_used_twice(trio: Trio) -> None:
     assert all(map(is_ready, trio.http_ports.values()))
 
 
+def test_up_starts_an_observer_that_died_and_leaves_the_rest(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trio.stack.folder
+    monkeypatch.setattr(sys, "argv", ["stack", "up", "--folder", str(folder)])
+    services = stack.running(folder)
+    try:
+        assert stack.main() == 0
+        prometheus = PrivatePrometheus.attach(folder / "prometheus")
+        exporter = PrivatePostgresExporter.attach(folder / "postgresql-exporter")
+        assert exporter.address in prometheus.settings.config
+        prometheus.kill()
+        assert stack.main() == 0
+        again = PrivatePrometheus.attach(folder / "prometheus")
+        assert (again.alive(), again.url) == (True, prometheus.url)
+        assert PrivatePostgresExporter.attach(exporter.folder).pids() == exporter.pids()
+        assert set(stack.running(folder)) == {*services, "prometheus", "postgresql-exporter"}
+        assert f"metrics   {again.url} " in capsys.readouterr().out
+    finally:
+        for name in set(stack.running(folder)) - set(services):
+            stack._SERVERS[name].attach(folder / name).stop()
+
+
 def test_stopping_where_nothing_runs_stops_nothing(tmp_path: Path) -> None:
     assert stack.stop(tmp_path) == []
 
@@ -109,8 +135,16 @@ async def test_the_jobs_of_a_killed_reviewer_run_again_elsewhere(trio: Trio, rec
     assert any(ATTEMPT_OUTCOME_LOST in [one.outcome for one in history] for history in histories)
     assert all(history[-1].outcome == ATTEMPT_OUTCOME_SUCCEEDED for history in histories)
     told = jobs.outcomes(ended.values())
-    await eventually(lambda: set(receiver.told()) == told, "a webhook of each outcome", seconds=_WEBHOOK_SECONDS)
+    await eventually(lambda: set(receiver.told()) == told, "a webhook of each outcome")
     assert set(receiver.told().values()) == {1}
+
+
+async def test_a_suspect_is_examined_apart_by_a_reviewer(trio: Trio) -> None:
+    fresh = await asyncio.to_thread(trio.start, "reviewer")  # no job has started its engine's children yet
+    await asyncio.to_thread(trio.remove, "reviewer", signal.SIGTERM, successor=fresh)
+    async with trio.client() as client:
+        await examined_apart(client, trio.stack.environ["IMPRIMATUR_DATABASE_URL"])
+    assert family(fresh.pid) == [fresh.pid]
 
 
 async def test_replacing_each_service_in_turn_while_jobs_are_submitted_loses_nothing(
@@ -130,7 +164,7 @@ async def test_replacing_each_service_in_turn_while_jobs_are_submitted_loses_not
     assert len(ended) > 10
     assert all(map(is_settled, ended))
     told = jobs.outcomes(ended)
-    await eventually(lambda: set(receiver.told()) == told, "a webhook of each outcome", seconds=_WEBHOOK_SECONDS)
+    await eventually(lambda: set(receiver.told()) == told, "a webhook of each outcome")
     assert set(receiver.told().values()) == {1}
 
 

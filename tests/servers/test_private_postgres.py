@@ -12,9 +12,10 @@ import pytest
 from deploy.local.postgres import PrivatePostgres
 from deploy.local.process import wait_until
 from deploy.local.server import NothingStarted, PortTaken, ServerDidNotStart
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 10.0
+SECONDS = PATIENCE_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ async def test_another_process_attaches_to_it_and_stops_it(tmp_path: Path) -> No
         "PrivatePostgres.start(Path(sys.argv[1]), fsync=False, die_with_parent=False)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
-    await asyncio.to_thread(subprocess.run, command, cwd=ROOT, timeout=60, check=True)
+    await asyncio.to_thread(subprocess.run, command, cwd=ROOT, timeout=SECONDS, check=True)
 
     server = PrivatePostgres.attach(tmp_path)
     try:

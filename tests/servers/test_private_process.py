@@ -10,9 +10,10 @@ from pathlib import Path
 from deploy.local import process as processes
 from deploy.local.ports import free_port, is_free
 from deploy.local.process import Process, spawn
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 10.0
+SECONDS = PATIENCE_SECONDS
 
 
 def sleeper(folder: Path, *, die_with_parent: bool = True) -> Process:

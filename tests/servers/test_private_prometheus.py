@@ -1,5 +1,7 @@
 """A private Prometheus starts, scrapes and answers, survives what it should, and leaves nothing behind."""
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -9,14 +11,16 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from deploy.local import programs, stack
+from deploy.local.ports import free_port
 from deploy.local.process import wait_until
 from deploy.local.programs import ProgramMissing
 from deploy.local.prometheus import PrivatePrometheus, QueryFailed, Target
-from deploy.local.server import NothingStarted, PortTaken, ServerDidNotStart
+from deploy.local.server import NothingStarted, PortTaken, ServerDidNotStart, write_state
 from tests.contract.polling import eventually
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 10.0
+SECONDS = PATIENCE_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +117,7 @@ def test_another_process_attaches_to_it_and_stops_it(tmp_path: Path) -> None:
         "from deploy.local.prometheus import PrivatePrometheus\n"
         "PrivatePrometheus.start(Path(sys.argv[1]), [], die_with_parent=False)\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, timeout=SECONDS, check=True)
     server = PrivatePrometheus.attach(tmp_path)
     try:
         assert [sample.value for sample in server.query("vector(1)")] == [1]
@@ -160,6 +164,48 @@ def test_a_machine_without_prometheus_is_told_so_in_a_line(monkeypatch: pytest.M
         rabbitmq_metrics="127.0.0.1:1",
     )
     assert stack.observed(unobserved) == ("not there: It is not installed, and cannot be.",) * 2
+
+
+def test_a_service_has_its_earlier_port_or_else_the_usual_one_or_else_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = {name: free_port() for name in ("grpc", "gateway", "reviewer", "notifier")}
+    monkeypatch.setattr(stack, "_USUAL_PORTS", usual)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", usual["reviewer"]))
+        other.listen()
+        chosen = stack._ports(tmp_path, usual_ports=True)
+        assert chosen == {**usual, "reviewer": chosen["reviewer"]}
+        assert chosen["reviewer"] != usual["reviewer"]
+    for name, ports in {"gateway": ("grpc", "gateway"), "reviewer": ("reviewer",), "notifier": ("notifier",)}.items():
+        (tmp_path / name).mkdir()
+        write_state(tmp_path / name, process=None, settings={"ports": {one: chosen[one] for one in ports}})
+    assert stack._ports(tmp_path, usual_ports=True) == chosen
+    assert stack._ports(tmp_path, usual_ports=False) == chosen
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", chosen["reviewer"]))
+        other.listen()
+        assert stack._ports(tmp_path, usual_ports=True) == usual
+
+
+def test_a_service_whose_port_was_taken_in_between_ends_in_that_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack, "SERVICES", {"reviewer": stack.SERVICES["reviewer"]})
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        environ = {
+            **os.environ,
+            "IMPRIMATUR_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
+            "IMPRIMATUR_BROKER_URL": "amqp://127.0.0.1:1/",
+            "IMPRIMATUR_HTTP_HOST": "127.0.0.1",
+            stack.SERVICES["reviewer"]: str(port),
+        }
+        with pytest.raises(PortTaken, match="reviewer ended"):
+            stack._start_services(tmp_path, environ, {"reviewer": port}, die_with_parent=True)
+    assert stack.running(tmp_path) == []
 
 
 def test_finding_the_programs_fails_only_for_what_nothing_runs_without(

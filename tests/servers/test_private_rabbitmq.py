@@ -15,9 +15,10 @@ from aio_pika.abc import AbstractChannel
 from deploy.local.process import wait_until
 from deploy.local.rabbitmq import PROMETHEUS, PrivateRabbitMQ
 from deploy.local.rabbitmq_cluster import PrivateRabbitMQCluster
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 10.0
+SECONDS = PATIENCE_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ async def test_another_process_attaches_to_it_restarts_it_and_stops_it(broker: P
         "PrivateRabbitMQ.start(Path(sys.argv[1]), die_with_parent=False)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
-    await asyncio.to_thread(subprocess.run, command, cwd=ROOT, timeout=90, check=True)
+    await asyncio.to_thread(subprocess.run, command, cwd=ROOT, timeout=SECONDS, check=True)
 
     other = PrivateRabbitMQ.attach(tmp_path)
     try:
@@ -130,7 +131,7 @@ async def test_a_cluster_serves_a_quorum_queue_while_one_node_is_dead(tmp_path: 
 
     async def try_to_take(url: str) -> bytes:
         """While the queue elects a leader it refuses: ask again, a bounded number of seconds."""
-        async with asyncio.timeout(3 * SECONDS):
+        async with asyncio.timeout(SECONDS):
             while True:
                 with suppress(aio_pika.exceptions.AMQPError, TimeoutError):
                     return await take(url, "shared", quorum)

@@ -14,8 +14,9 @@ from deploy.local.ports import free_port
 from deploy.local.postgres import PrivatePostgres
 from tests.contract.polling import eventually
 from tests.faults.proxy import RESET_ON_CLOSE, Direction, Proxy, proxying
+from tests.patience import PATIENCE_SECONDS
 
-SECONDS = 20.0
+SECONDS = PATIENCE_SECONDS
 HOUR = 3600.0
 MEBIBYTE = 1 << 20
 

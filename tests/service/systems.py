@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc.aio
 import pytest
 from tests import makers
+from tests.patience import PATIENCE_SECONDS
 
 from gateway.server import Listener
 from gateway.service import gateway
@@ -44,7 +45,7 @@ on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 #: The longest that a call of a test may take.
-CALL_SECONDS = 20.0
+CALL_SECONDS = PATIENCE_SECONDS
 
 
 class _WithKey:
@@ -78,10 +79,10 @@ class Caller:
         answer = await self.jobs.GetJob(GetJobRequest(job_id=job if isinstance(job, str) else job.id))
         return answer.job
 
-    async def until(self, job: Job, *states: JobState.ValueType, seconds: float = 15.0) -> Job:
+    async def until(self, job: Job, *states: JobState.ValueType, seconds: float = PATIENCE_SECONDS) -> Job:
         """Watch until the job is in one of `states`; the job then, with its attempts."""
         async with asyncio.timeout(seconds):
-            async for seen in self.jobs.WatchJob(WatchJobRequest(job_id=job.id)):
+            async for seen in self.jobs.WatchJob(WatchJobRequest(job_id=job.id), timeout=None):
                 if seen.job.state in states:
                     return await self.get(job)
         raise AssertionError(f"ended in {JobState.Name((await self.get(job)).state)}")

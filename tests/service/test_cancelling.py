@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from deploy.local.rabbitmq import PrivateRabbitMQ
 from tests.contract.polling import eventually
+from tests.patience import happens
 from tests.service.provider import Provider, hangs, providing
 from tests.service.systems import Caller, System, running_system
 
@@ -74,8 +75,7 @@ async def asked_about(me: Caller, provider: Provider) -> Job:
     provider.asked.clear()
     provider.left.clear()
     job = await me.submit("New running shoes")
-    async with asyncio.timeout(20.0):
-        await provider.asked.wait()
+    await happens(provider.asked)
     return job
 
 
@@ -86,8 +86,7 @@ async def cancel(me: Caller, job: Job) -> None:
 
 async def is_left(provider: Provider) -> None:
     """The socket of the call is closed."""
-    async with asyncio.timeout(10.0):
-        await provider.left.wait()
+    await happens(provider.left)
 
 
 async def is_booked(me: Caller, job: Job) -> None:
@@ -134,14 +133,14 @@ async def test_the_builtin_engines_child_is_killed_and_another_takes_its_place(s
     me = await system.caller()
     settings = EngineSettings(engine=EngineName.BUILTIN, engine_processes=1)
     async with system.reviewer(open_engine(settings)):
-        await me.until(await me.submit("New running shoes"), JOB_STATE_SUCCEEDED, seconds=60.0)
+        await me.until(await me.submit("New running shoes"), JOB_STATE_SUCCEEDED)
         [child] = children()
         os.kill(child, signal.SIGSTOP)  # what it is given now, it works on for ever
         job = await me.submit("Another pair")
         await me.until(job, JOB_STATE_RUNNING)
         await cancel(me, job)
         await eventually(lambda: child not in children(), "the child is gone")
-        await me.until(await me.submit("A third pair"), JOB_STATE_SUCCEEDED, seconds=60.0)
+        await me.until(await me.submit("A third pair"), JOB_STATE_SUCCEEDED)
 
 
 def children() -> list[int]:

@@ -7,16 +7,19 @@ import os
 import pty
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
+from tests.patience import PATIENCE_SECONDS, happens
 from tests.service.scripted import HANG, Fault, Script, serving
 
+from cli import main
 from imprimatur.v1.creative_pb2 import (
     CATEGORY_GAMBLING,
     CATEGORY_POLITICAL,
@@ -122,10 +125,14 @@ async def start(*arguments: str, cwd: Path | None = None, **variables: str) -> a
 
 
 async def ended(process: asyncio.subprocess.Process) -> Ran:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         out, err = await process.communicate()
     assert process.returncode is not None
-    ran = Ran(process.returncode, out.decode(), err.decode())
+    return checked(Ran(process.returncode, out.decode(), err.decode()))
+
+
+def checked(ran: Ran) -> Ran:
+    """What no command may ever say, it has not said."""
     assert "Traceback" not in ran.err + ran.out
     assert KEY not in ran.err + ran.out
     return ran
@@ -133,6 +140,25 @@ async def ended(process: asyncio.subprocess.Process) -> Ran:
 
 async def run(*arguments: str, cwd: Path | None = None, **variables: str) -> Ran:
     return await ended(await start(*arguments, cwd=cwd, **variables))
+
+
+Here = Callable[..., Ran]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Here]:
+    """Runs commands that need no server in this process: each process takes its second, and many are needed."""
+    for variable in [name for name in os.environ if name.startswith("IMPRIMATUR_")]:
+        monkeypatch.delenv(variable)
+    for variable, value in {"TARGET": "127.0.0.1:1", "API_KEY": KEY}.items():
+        monkeypatch.setenv(f"IMPRIMATUR_{variable}", value)
+    before = structlog.get_config()
+
+    def run_here(*arguments: str) -> Ran:
+        return checked(Ran(main.run(list(arguments)), *capsys.readouterr()))
+
+    yield run_here
+    structlog.configure(**before)
 
 
 class Against:
@@ -250,15 +276,15 @@ async def test_a_submission_can_be_watched_to_its_end(imprimatur: Against) -> No
         ('{"creativeId": "x", "images": 7}', "not iterable"),
     ],
 )
-async def test_a_file_that_cannot_be_submitted_is_named_with_the_reason(
-    tmp_path: Path, content: str, told: str
+def test_a_file_that_cannot_be_submitted_is_named_with_the_reason(
+    here: Here, tmp_path: Path, content: str, told: str
 ) -> None:
     (tmp_path / "secret.png").write_bytes(b"not to be sent")
     folder = tmp_path / "creatives"
     folder.mkdir()
     file = folder / "one.json"
     file.write_text(content)
-    ran = await run("submit", str(file), IMPRIMATUR_TARGET="127.0.0.1:1", IMPRIMATUR_API_KEY=KEY)
+    ran = here("submit", str(file))
     assert ran.code == 1
     assert len(ran.err.splitlines()) == 1
     assert ran.err.startswith(f"error: {file}: ")
@@ -325,14 +351,13 @@ async def test_ctrl_c_leaves_quietly_with_130(imprimatur: Against) -> None:
     imprimatur.script.on("WatchJob", [seen(2, JOB_STATE_RUNNING), HANG])
     process = await start("watch", "j1", cwd=None, **imprimatur.variables)
     assert process.stdout is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while b"running" not in await process.stdout.readline():
             pass
     process.send_signal(signal.SIGINT)
     ran = await ended(process)
     assert (ran.code, ran.out, ran.err) == (130, "", "")
-    async with asyncio.timeout(10):
-        await imprimatur.script.left.wait()
+    await happens(imprimatur.script.left)
 
 
 async def test_a_terminal_sees_a_live_table(imprimatur: Against) -> None:
@@ -622,7 +647,6 @@ async def test_a_wrong_key_is_explained(imprimatur: Against) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["fly"], "No such command 'fly'"),
         (["get"], "JOB_ID"),
         (["list", "--state", "asleep"], "asleep"),
         (["list", "--since", "yesterday"], "'yesterday' is neither a time"),
@@ -639,12 +663,18 @@ async def test_a_wrong_key_is_explained(imprimatur: Against) -> None:
         (["submit", "/no/such/file.json"], "/no/such/file.json"),
     ],
 )
-async def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], told: str) -> None:
-    ran = await run(*arguments, IMPRIMATUR_TARGET="127.0.0.1:1", IMPRIMATUR_API_KEY=KEY)
+def test_wrong_usage_is_one_line_and_exit_code_2(here: Here, arguments: list[str], told: str) -> None:
+    ran = here(*arguments)
     assert (ran.code, ran.out) == (2, "")
     assert len(ran.err.splitlines()) == 1
     assert ran.err.startswith("error: ")
     assert told in ran.err
+
+
+async def test_a_process_that_was_used_wrongly_says_no_more_and_ends_with_2() -> None:
+    ran = await run("fly")
+    assert (ran.code, ran.out, ran.err.splitlines()) == (2, "", [ran.err.rstrip("\n")])
+    assert ran.err.startswith("error: No such command 'fly'")
 
 
 async def test_help_names_every_command_and_no_key() -> None:

@@ -1,10 +1,10 @@
 """Attempts with the llm engine, by the production reviewer: what a provider does to a job."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from tests.patience import happens
 from tests.service import provider as scripted
 from tests.service.provider import INPUT_TOKENS, OUTPUT_TOKENS, Provider, answer, fails, gives, providing, says
 from tests.service.systems import Caller, System
@@ -53,10 +53,10 @@ async def test_cancelling_a_running_job_closes_the_providers_socket(
     provider.follow(scripted.hangs)
     async with system.reviewer(llm):
         submitted = await me.submit("New running shoes")
-        await asyncio.wait_for(provider.asked.wait(), 10)
+        await happens(provider.asked)
         await me.jobs.CancelJob(CancelJobRequest(job_id=submitted.id))
         # A renewal each second tells the worker; the socket then closes at once.
-        await asyncio.wait_for(provider.left.wait(), 2)
+        await happens(provider.left)
         assert (await me.get(submitted)).state == job.JOB_STATE_CANCELLED
 
 
@@ -66,9 +66,9 @@ async def test_a_time_out_closes_the_providers_socket_and_leaves_the_creative_wi
     provider.follow(scripted.hangs)
     async with system.reviewer(llm):
         submitted = await me.submit("New running shoes", timeout=Duration(seconds=3), max_attempts=1)
-        await asyncio.wait_for(provider.asked.wait(), 10)
+        await happens(provider.asked)
         seen = await me.until(submitted, job.JOB_STATE_AWAITING_REVIEW)
-        await asyncio.wait_for(provider.left.wait(), 1)
+        await happens(provider.left)
     assert seen.creative_review.ai_review.policy_triggered == creative.POLICY_TRIGGER_ENGINE_ERROR
     assert seen.attempt_history[0].outcome == job.ATTEMPT_OUTCOME_TIMED_OUT
 

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from tests.patience import PATIENCE_SECONDS
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
 from tests.service.systems import Caller, System
@@ -51,7 +52,7 @@ def shown(job: Job) -> tuple[int, str, str]:
 async def at_work(me: Caller, headline: str) -> Job:
     """A job whose engine is shown to take its time."""
     job = await me.submit(headline)
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         async for seen in me.jobs.WatchJob(WatchJobRequest(job_id=job.id)):
             if seen.job.progress.stage:
                 assert seen.job.state == RUNNING

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import REGISTRY
 from sqlalchemy import update
 from tests import makers
+from tests.patience import PATIENCE_SECONDS
 from tests.service import engines
 from tests.service.bad_calls import decision
 from tests.service.engines import ScriptedEngine
@@ -234,14 +235,14 @@ async def test_a_watcher_sees_the_job_go_on(system: System, me: Caller) -> None:
     watch: Any = me.jobs.WatchJob(WatchJobRequest(job_id=job.id))
     assert (await watch.read()).job.state == JOB_STATE_AWAITING_REVIEW
     assert (await review_again(me, JobFilter(), [job.id])).job_ids == [job.id]
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         queued = (await watch.read()).job
     assert (queued.id, queued.state, queued.version, queued.attempts) == (job.id, JOB_STATE_QUEUED, job.version + 1, 0)
     assert not queued.HasField("error")
     assert not queued.HasField("creative_review")
     assert queued.deadline.ToDatetime() > job.deadline.ToDatetime()
     seen = [queued.version]
-    async with system.reviewer(ScriptedEngine()), asyncio.timeout(10.0):
+    async with system.reviewer(ScriptedEngine()), asyncio.timeout(PATIENCE_SECONDS):
         while (now := (await watch.read()).job).state != JOB_STATE_AWAITING_REVIEW:
             assert now.state in (JOB_STATE_QUEUED, JOB_STATE_RUNNING)
             seen.append(now.version)

@@ -76,7 +76,7 @@ async def test_a_suspect_that_kills_goes_to_a_person_at_once_and_strikes_nobody_
     run_apart = counted("imprimatur_attempts_apart_total")
     proofs = counted("imprimatur_attempt_errors_total", type="creative_review", error_code=WORKERS_LOST)
     async with system.reviewer(engine, apart=apart, slots=INNOCENTS + 1):
-        done = await me.until(poison, AWAITING, seconds=30.0)
+        done = await me.until(poison, AWAITING)
         assert engine.running == INNOCENTS
         for job in innocents:
             engine.open(job.subject_id)
@@ -107,7 +107,7 @@ async def test_innocent_suspects_succeed_each_in_a_process_of_its_own(
     poison = await suspect(system, me, deadly.KILL, "poison")
     async with system.reviewer(engine, apart=apart, slots=6):
         for job in innocents:
-            done = await me.until(job, SUCCEEDED, seconds=30.0)
+            done = await me.until(job, SUCCEEDED)
             assert (done.attempts, done.creative_review.decision) == (1, creative.DECISION_APPROVED)
             assert done.creative_review.ai_review.evidence.engine.name == deadly.IDENTITY.name
         await me.until(poison, AWAITING)
@@ -125,7 +125,7 @@ async def test_the_time_out_of_a_suspect_does_not_run_while_it_waits_for_its_pro
     innocents = [await suspect(system, me, f"{deadly.SLOW} 1", f"cr-{number}", timeout=timeout) for number in range(6)]
     async with system.reviewer(engine, apart=apart, slots=6):
         for job in innocents:
-            done = await me.until(job, SUCCEEDED, seconds=60.0)
+            done = await me.until(job, SUCCEEDED)
             assert (outcomes(done), done.attempts) == (["SUCCEEDED"], 1)
 
 
@@ -141,7 +141,7 @@ async def test_a_suspect_whose_engine_fails_is_tried_again_apart(
     accused = {headline: await suspect(system, me, headline, headline) for headline in wanted}
     async with system.reviewer(engine, apart=apart):
         for headline, job in accused.items():
-            done = await me.until(job, SUCCEEDED, seconds=30.0)
+            done = await me.until(job, SUCCEEDED)
             assert ([one.error.code for one in done.attempt_history], done.attempts) == wanted[headline]
             assert len(looks.at(headline)) == 2
     assert engine.seen == []
@@ -186,7 +186,7 @@ async def test_whoever_lost_fewer_workers_is_examined_like_any_other(
 
 async def begun(looks: Looks, creative_id: str = "cr-1") -> int:
     """The process that looks at it, once it does."""
-    await eventually(lambda: looks.at(creative_id), "begun", seconds=30.0)
+    await eventually(lambda: looks.at(creative_id), "begun")
     [pid] = looks.at(creative_id)
     assert alive(pid)
     return pid
@@ -211,7 +211,7 @@ async def test_a_time_out_kills_a_suspects_process(
     job = await suspect(system, me, deadly.WAIT, timeout=Duration(seconds=5), max_attempts=1)
     async with system.reviewer(engine, apart=apart):
         pid = await begun(looks)
-        done = await me.until(job, AWAITING, seconds=30.0)
+        done = await me.until(job, AWAITING)
         assert not alive(pid)
     assert (outcomes(done), done.error.code) == (["TIMED_OUT"], "timed_out")
 
@@ -237,10 +237,10 @@ async def test_suspects_that_wait_for_a_process_are_cancelled_and_handed_back_li
     async with system.reviewer(engine, apart=apart, slots=len(names)):
         for job in accused.values():
             await me.until(job, RUNNING)
-        await eventually(lambda: sum(bool(looks.at(name)) for name in names) == MOST_AT_ONCE, "begun", seconds=30.0)
+        await eventually(lambda: sum(bool(looks.at(name)) for name in names) == MOST_AT_ONCE, "begun")
         cancelled, waiting = (name for name in names if not looks.at(name))
         await cancel(me, accused[cancelled])
-        await makers.until(lambda: _ended(me, accused[cancelled]), seconds=10.0)
+        await makers.until(lambda: _ended(me, accused[cancelled]))
     assert not any(alive(pid) for name in names for pid in looks.at(name))
     assert (looks.at(cancelled), looks.at(waiting)) == ([], [])
     assert outcomes(await me.get(accused.pop(cancelled))) == ["CANCELLED"]
@@ -295,20 +295,20 @@ async def test_a_job_that_killed_two_workers_kills_no_third_and_all_lost_with_it
         worker = await doomed(*urls, str(tmp_path))
         assert await worker.wait() == -signal.SIGKILL
         assert looks.by(worker.pid) == INNOCENTS + 1
-        await makers.until(lambda losses=losses: _all_lost(system, losses), seconds=20.0)  # type: ignore[misc]  # a bound copy
+        await makers.until(lambda losses=losses: _all_lost(system, losses))  # type: ignore[misc]  # a bound copy
     looks.open_gate()
     worker = await doomed(*urls, str(tmp_path))
     try:
-        done = await me.until(poison, AWAITING, seconds=60.0)
+        done = await me.until(poison, AWAITING)
         for job in innocents:
-            ended = await me.until(job, SUCCEEDED, seconds=60.0)
+            ended = await me.until(job, SUCCEEDED)
             assert (ended.attempts, *_ends(ended)) == (1, ["LOST", "LOST"], "SUCCEEDED")
         assert looks.by(worker.pid) == 0
     finally:
         worker.terminate()
         assert await worker.wait() == 0
     assert (*_ends(done), done.error.code) == (["LOST", "LOST"], "FAILED", WORKERS_LOST)
-    assert len(looks.at("poison")) == LOSSES_OF_A_SUSPECT + 1
+    assert LOSSES_OF_A_SUSPECT < len(looks.at("poison")) <= len(outcomes(done))
 
 
 def _ends(job: pb.Job) -> tuple[list[str], str]:

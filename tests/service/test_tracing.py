@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from sqlalchemy import select, update
 from structlog.testing import capture_logs
 from tests.contract.polling import eventually
+from tests.patience import PATIENCE_SECONDS
 from tests.service import engines
 from tests.service import provider as scripted
 from tests.service.collector import Answer, Collector, Seen, collecting, frozen, refusing
@@ -474,7 +475,7 @@ async def test_a_collector_in_trouble_holds_up_neither_jobs_nor_the_end_and_what
     me = await system_on_postgresql.caller()
     collector.answer = trouble
     before = dropped("queue_full")
-    async with asyncio.timeout(25), on(collector), system_on_postgresql.reviewer(engine):
+    async with asyncio.timeout(PATIENCE_SECONDS), on(collector), system_on_postgresql.reviewer(engine):
         for number in range(4):
             await ended(me, "approve", f"cr-{number}")
         assert collector.requests

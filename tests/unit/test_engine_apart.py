@@ -185,7 +185,7 @@ async def test_a_call_cancelled_before_its_process_is_ready_leaves_none_and_no_e
 async def test_only_so_many_processes_run_at_once(apart: EngineApart, others: set[int], looks: Looks) -> None:
     names = [f"c{number}" for number in range(MOST_AT_ONCE + 2)]
     calls = [asyncio.create_task(examine(apart, creative(deadly.WAIT, name))) for name in names]
-    await eventually(lambda: sum(len(looks.at(name)) for name in names) >= MOST_AT_ONCE, "begun", seconds=30.0)
+    await eventually(lambda: sum(len(looks.at(name)) for name in names) >= MOST_AT_ONCE, "begun")
     assert len(own_children() - others) == MOST_AT_ONCE
     looks.open_gate()
     assert len(await asyncio.gather(*calls)) == len(names)
@@ -196,7 +196,7 @@ async def test_one_that_is_cancelled_while_it_waits_leaves_its_turn_to_the_next(
 ) -> None:
     names = [f"c{number}" for number in range(MOST_AT_ONCE)]
     calls = [asyncio.create_task(examine(apart, creative(deadly.WAIT, name))) for name in names]
-    await eventually(lambda: all(looks.at(name) for name in names), "begun", seconds=30.0)
+    await eventually(lambda: all(looks.at(name) for name in names), "begun")
     waiting, next_one = (asyncio.create_task(examine(apart, creative(deadly.APPROVE, name))) for name in ("w", "n"))
     await asyncio.sleep(0)  # until both wait
     waiting.cancel()

@@ -15,7 +15,7 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # ships no types
 import structlog
-from sqlalchemy import event, exc, make_url, text
+from sqlalchemy import URL, event, exc, make_url, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -30,6 +30,8 @@ _PASSING_SQLSTATES = ("08", "53", "57", "40001", "40P01", "55P03", "25006", "25P
 #: A farewell to PostgreSQL that takes longer is cut short. A call that timed out waits for it before it can be
 #: answered, so it must fit between our time limit and the client's.
 _FAREWELL_SECONDS = 0.1
+
+_CONNECT_SECONDS = 5.0
 
 #: More than this in a row is not a race for a new file any more.
 _MOST_REFUSALS = 10
@@ -80,9 +82,10 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 10, command_timeout_seconds: float = 5.0) -> None:
         self.on_commit: Callable[[Sequence[OutboxRow]], None] = lambda _rows: None
-        self.on_postgresql = make_url(url).get_backend_name() == "postgresql"
+        self._url = make_url(url)
+        self.on_postgresql = self._url.get_backend_name() == "postgresql"
         if self.on_postgresql:
-            self._writer = self._reader = _postgresql(url, pool_size, command_timeout_seconds)
+            self._writer = self._reader = _postgresql(self._url, pool_size, command_timeout_seconds)
         else:
             self._writer = _sqlite(url, writes=True)
             self._reader = _sqlite(url, writes=False)
@@ -114,6 +117,22 @@ class Database:
                 if self.on_postgresql:
                     await connection.execution_options(isolation_level="AUTOCOMMIT")
                 yield Reader(connection=connection)
+
+    @asynccontextmanager
+    async def migrating(self, *, lock_seconds: float) -> AsyncIterator[AsyncConnection]:
+        """A connection of its own to change the schema with, PostgreSQL only: each statement may take as long as it
+        does, but waits for a lock no longer than `lock_seconds`. The caller commits.
+
+        Raises:
+            Unavailable: the database is out of reach.
+        """
+        engine = _postgresql(self._url, 1, None, lock_seconds=lock_seconds)
+        try:
+            with _faults_explained():
+                async with engine.connect() as connection:
+                    yield connection
+        finally:
+            await engine.dispose()
 
     async def ping(self, timeout_seconds: float = 1.0) -> None:
         """Ask the database for a sign of life.
@@ -147,7 +166,7 @@ class Database:
 
     @property
     def engine(self) -> AsyncEngine:
-        """The writing engine, for migrations."""
+        """The writing engine, for who looks at the schema."""
         return self._writer
 
 
@@ -184,24 +203,28 @@ class _PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # ships 
         await super().close(timeout=min(timeout or _FAREWELL_SECONDS, _FAREWELL_SECONDS))
 
 
-def _postgresql(url: str, pool_size: int, command_timeout_seconds: float) -> AsyncEngine:
+def _postgresql(
+    url: URL, pool_size: int, command_timeout_seconds: float | None, *, lock_seconds: float | None = None
+) -> AsyncEngine:
+    """`command_timeout_seconds` limits whatever has no limit of its own; None: a statement has none."""
+    connect_seconds = command_timeout_seconds or _CONNECT_SECONDS
     engine = create_async_engine(
-        make_url(url).set(drivername="postgresql+asyncpg"),
+        url.set(drivername="postgresql+asyncpg"),
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=command_timeout_seconds,
+        pool_timeout=connect_seconds,
         pool_recycle=1800,
         pool_use_lifo=True,
         hide_parameters=True,  # an error's text reaches logs; the values in it may be secrets
         connect_args={
             "connection_class": _PostgreSQLConnection,
-            "timeout": command_timeout_seconds,
+            "timeout": connect_seconds,
             "command_timeout": command_timeout_seconds,
             "server_settings": {
                 "application_name": "imprimatur",
                 "idle_in_transaction_session_timeout": "10000",
-                "statement_timeout": str(int(command_timeout_seconds * 1000)),
-                "lock_timeout": str(int(command_timeout_seconds * 1000)),
+                "statement_timeout": str(int((command_timeout_seconds or 0) * 1000)),  # 0: none
+                "lock_timeout": str(int((lock_seconds or command_timeout_seconds or 0) * 1000)),
                 "jit": "off",
             },
         },

@@ -124,7 +124,7 @@ jobs = Table(
     # A person's hold on it while it waits for one.
     Column("held_by", Text, nullable=False),
     Column("held_until", Instant),
-    Column("awaiting_since", Instant),  # it was referred to people; stays when they are done
+    Column("awaiting_since", Instant),  # it was referred to people; stays when they have decided
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("started_at", Instant),
@@ -135,7 +135,7 @@ jobs = Table(
     Index("ix_jobs_tenant_id_created_at", "tenant_id", "created_at"),
 )
 _partial(
-    "ix_jobs_due",
+    "ix_jobs_run_at",
     jobs.c.run_at,
     where="state = 'queued' AND released_at IS NULL",
 )

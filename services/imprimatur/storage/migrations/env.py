@@ -9,6 +9,7 @@ context.configure(
     target_metadata=metadata,
     render_as_batch=False,
     transactional_ddl=True,
+    transaction_per_migration=True,
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 import imprimatur.storage.clock
+from imprimatur.storage.migrations import online
 ${imports if imports else ""}
 
 revision = ${repr(up_revision)}

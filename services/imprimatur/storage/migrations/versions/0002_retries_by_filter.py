@@ -1,7 +1,6 @@
 """Find what a job was retried by, and what may be retried, without reading the history"""
 
-import sqlalchemy as sa
-from alembic import op
+from imprimatur.storage.migrations import online
 
 revision = "0002"
 down_revision = "0001"
@@ -9,9 +8,5 @@ down_revision = "0001"
 
 def upgrade() -> None:
     """Apply."""
-    retried = sa.text("retry_of IS NOT NULL")
-    op.create_index("ix_jobs_retry_of", "jobs", ["retry_of"], postgresql_where=retried, sqlite_where=retried)
-    retryable = sa.text("state IN ('failed', 'cancelled')")
-    op.create_index(
-        "ix_jobs_retryable", "jobs", ["tenant_id", "id"], postgresql_where=retryable, sqlite_where=retryable
-    )
+    online.create_index("ix_jobs_retry_of", "jobs", ["retry_of"], where="retry_of IS NOT NULL")
+    online.create_index("ix_jobs_retryable", "jobs", ["tenant_id", "id"], where="state IN ('failed', 'cancelled')")

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from imprimatur.storage.clock import Instant
+from imprimatur.storage.migrations import online
 
 revision = "0007"
 down_revision = "0006"
@@ -16,32 +17,31 @@ def upgrade() -> None:
     _make_cleanup()
     _let_decisions_outlive_jobs()
     _index_live_rows_alone()
-    with op.batch_alter_table("webhook_attempts") as attempts:  # by its delivery: one index less for each attempt
-        attempts.drop_constraint("pk_webhook_attempts", type_="primary")
-        attempts.create_primary_key("pk_webhook_attempts", ["delivery_id", "id"])
-        attempts.drop_index("ix_webhook_attempts_delivery_id")
+    online.replace_primary_key("webhook_attempts", ["delivery_id", "id"])  # by its delivery: one index less for each
+    online.drop_index("ix_webhook_attempts_delivery_id", "webhook_attempts")
 
 
 def _make_cleanup() -> None:
-    op.create_table(
+    online.create_table(
         "cleanup",
-        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("name", sa.Text, primary_key=True),
         sa.Column("holder", sa.Uuid),
         sa.Column("held_until", Instant),
         sa.Column("succeeded_at", Instant),
         sa.Column("forgotten_until", Instant),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_cleanup")),
     )
 
 
 def _let_decisions_outlive_jobs() -> None:
-    with op.batch_alter_table("human_decisions") as decisions:
-        decisions.drop_constraint("fk_human_decisions_job_id", type_="foreignkey")
-        decisions.add_column(sa.Column("job_type", sa.Text))
-        decisions.add_column(sa.Column("subject_id", sa.Text))
-        decisions.add_column(sa.Column("input_hash", sa.LargeBinary))
-        decisions.add_column(sa.Column("submitted_by", sa.Text))
-        decisions.add_column(sa.Column("policy_triggered", sa.Text))
+    online.drop_foreign_key("human_decisions", "job_id")
+    for name, kind in (
+        ("job_type", sa.Text()),
+        ("subject_id", sa.Text()),
+        ("input_hash", sa.LargeBinary()),
+        ("submitted_by", sa.Text()),
+        ("policy_triggered", sa.Text()),
+    ):
+        online.add_column("human_decisions", sa.Column(name, kind))
     _describe_decisions(op.get_bind())
 
 
@@ -57,7 +57,8 @@ def _describe_decisions(connection: sa.Connection) -> None:
         *(sa.column("id", sa.Uuid), sa.column("type"), sa.column("subject_id"), sa.column("input", sa.LargeBinary)),
         *(sa.column("user_id"), sa.column("policy_triggered")),
     )
-    for found in connection.execute(sa.select(decisions.c.id, decisions.c.job_id)).all():
+    undescribed = sa.select(decisions.c.id, decisions.c.job_id).where(decisions.c.job_type.is_(None))
+    for found in connection.execute(undescribed).all():
         job = connection.execute(sa.select(jobs).where(jobs.c.id == found.job_id)).one()
         connection.execute(
             sa.update(decisions)
@@ -73,11 +74,10 @@ def _describe_decisions(connection: sa.Connection) -> None:
 
 
 def _index_live_rows_alone() -> None:
-    op.drop_index("ix_jobs_tenant_id_finished_at", "jobs")
     for name, table, columns, condition in (
         ("ix_jobs_finished", "jobs", ["tenant_id", "finished_at"], "finished_at IS NOT NULL"),
         ("ix_jobs_unfinished", "jobs", ["tenant_id", "id"], "state IN ('queued', 'running', 'awaiting_review')"),
         ("ix_attempts_failed", "attempts", ["finished_at"], "error_code IS NOT NULL"),
     ):
-        where = sa.text(condition)
-        op.create_index(name, table, columns, postgresql_where=where, sqlite_where=where)
+        online.create_index(name, table, columns, where=condition)
+    online.drop_index("ix_jobs_tenant_id_finished_at", "jobs")
