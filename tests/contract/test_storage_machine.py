@@ -242,7 +242,7 @@ class StoredJobs(RuleBasedStateMachine):
 
     async def _claim(self, asked: Sequence[Wanted]) -> list[Claim | None]:
         async with self.database.begin() as tx:
-            return await claims.claim(tx, makers.worker(), asked, lease_seconds=30.0)
+            return await claims.claim(tx, makers.worker(), asked, lease_seconds=600.0)
 
     @precondition(any_claims)
     @rule(number=numbers, old=st.booleans())
@@ -278,7 +278,7 @@ class StoredJobs(RuleBasedStateMachine):
         async def work() -> set[tuple[uuid.UUID, int]]:
             async with self.database.begin() as tx:
                 pairs = [(held.job.id, held.claim.claim_no) for held in asked]
-                return await claims.renew(tx, pairs, lease_seconds=30.0)
+                return await claims.renew(tx, pairs, lease_seconds=600.0)
 
         kept = [held for held in asked if held.holds]
         assert self.run(work()) == {(held.job.id, held.claim.claim_no) for held in kept}
@@ -312,7 +312,7 @@ class StoredJobs(RuleBasedStateMachine):
             job, conclusion = held.job, conclusions[held]
             assert job.move(conclusion.happening)
             job.attempts += conclusion.spends_attempt
-            job.due = conclusion.delay_seconds == 0
+            self.put_off(job, conclusion.delay_seconds == 0)
             job.trigger = conclusion.shown.policy_triggered if conclusion.shown else job.trigger
             ended = answers[held]
             assert ended is not None
@@ -369,7 +369,7 @@ class StoredJobs(RuleBasedStateMachine):
         for job in once_more:
             assert job.move(Happening.LEASE_LOST)
             job.losses += 1
-            job.due = job.losses <= LOSSES_OF_A_SUSPECT
+            self.put_off(job, job.losses <= LOSSES_OF_A_SUSPECT)
         for job in [*hopeless, *overdue]:
             assert job.move(Happening.REFERRED)
             job.trigger = Trigger.ENGINE_ERROR
@@ -403,10 +403,19 @@ class StoredJobs(RuleBasedStateMachine):
         job.due |= limit == "run_at"
         job.held_by = "" if limit == "held_until" else job.held_by
 
+    def put_off(self, job: Model, due: bool) -> None:
+        """A pause of seconds must not end by itself, however slow this machine is."""
+        job.due = due
+        if not due:
+            self.run(self._set(job, "run_at", 600.0))
+
     async def _turn_back(self, job: Model, instant: str) -> None:
+        await self._set(job, instant, -1.0)
+
+    async def _set(self, job: Model, instant: str, seconds: float) -> None:
         async with self.database.begin() as tx:
-            earlier = {instant: clock.after(-1.0)}
-            await tx.connection.execute(update(schema.jobs).where(schema.jobs.c.id == job.id).values(earlier))
+            moved = {instant: clock.after(seconds)}
+            await tx.connection.execute(update(schema.jobs).where(schema.jobs.c.id == job.id).values(moved))
 
     # --- callers and people
 

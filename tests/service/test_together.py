@@ -18,6 +18,7 @@ from imprimatur.gathering import Gathering
 from imprimatur.storage import claims, jobs
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_service_pb2 import ListJobsRequest
+from reviewer import worker
 
 
 class Turns:
@@ -196,6 +197,18 @@ async def test_what_a_worker_claims_at_once_is_claimed_together(
             assert outcomes(await me.until(job, SUCCEEDED)) == ["SUCCEEDED"]
     assert len(turns.batches) <= 2
     assert sum(map(len, turns.batches)) == 4
+
+
+async def test_a_worker_that_stops_does_not_wait_for_ever_for_its_claims(
+    system: System, me: Caller, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_LAST_CLAIMS_SECONDS", 0.05)
+    turns.hold_up(claims, "claim", 2)
+    async with system.reviewer(ScriptedEngine()):
+        await me.submit(engines.APPROVE)
+        await turns.begun.wait()
+    assert turns.waiting["claims"][0].cancelled()
+    turns.gate.set()
 
 
 async def test_a_worker_that_stops_while_it_claims_leaves_no_job_with_nobody(
