@@ -199,6 +199,7 @@ async def test_what_a_worker_claims_at_once_is_claimed_together(
     assert sum(map(len, turns.batches)) == 4
 
 
+@on_postgresql  # on SQLite nobody else could write meanwhile
 async def test_a_worker_that_stops_does_not_wait_for_ever_for_its_claims(
     system: System, me: Caller, turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
