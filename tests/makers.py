@@ -127,10 +127,15 @@ async def claim(
 
 
 async def running(
-    database: Database, tenant_id: uuid.UUID, *, lease_seconds: float = 30.0, max_attempts: int = 3
+    database: Database,
+    tenant_id: uuid.UUID,
+    *,
+    lease_seconds: float = 30.0,
+    max_attempts: int = 3,
+    callback_url: str = "",
 ) -> Claim:
     """A new job, claimed."""
-    [job] = await submit(database, new_job(tenant_id, max_attempts=max_attempts))
+    [job] = await submit(database, new_job(tenant_id, max_attempts=max_attempts, callback_url=callback_url))
     held = await claim(database, job, lease_seconds=lease_seconds)
     assert held is not None
     return held

@@ -6,6 +6,7 @@ Messages in hand wait for a free slot in the `Inbox`.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -32,6 +33,8 @@ _QUEUES = {
     Priority.LOW: Queue.REVIEW_LOW,
 }
 _CLAIM_TRIES = 5
+#: How long a worker that stops waits for the claims that are under way.
+_LAST_CLAIMS_SECONDS = 2.0
 #: Whether a webhook tells of it or not.
 _CANCELLATIONS = (f"outcome.{Happening.CANCELLED}", f"state.{Happening.CANCELLED}")
 
@@ -89,7 +92,9 @@ class Worker:
         self._inbox.clear()  # closing has given them back
         if self._running:
             await asyncio.wait(self._running, timeout=drain_seconds)
-        await self._claims.drained()  # what is claimed while nobody waits for it any more would be with nobody
+        with suppress(TimeoutError):  # what is claimed while nobody waits for it any more would be with nobody
+            async with asyncio.timeout(_LAST_CLAIMS_SECONDS):
+                await self._claims.drained()
         self._attempts.stop()
         for task in self._running:
             task.cancel()

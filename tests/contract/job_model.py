@@ -10,7 +10,9 @@ from sqlalchemy import select
 
 from imprimatur.job import SUBMITTED, TERMINAL, TRANSITIONS, AttemptOutcome, Claim, Happening, State
 from imprimatur.storage import schema
+from imprimatur.storage.claims import Wanted
 from imprimatur.storage.database import Database
+from imprimatur.wire.messages import JobsChanged
 
 #: What a webhook tells of.
 TOLD = {happening for happening, step in TRANSITIONS.items() if step.notifies}
@@ -25,6 +27,7 @@ class Model:
     max_attempts: int
     released: bool
     release_no: int
+    heard: bool  #: by a webhook
     state: State = State.QUEUED
     version: int = 1
     claim_no: int = 0
@@ -72,8 +75,7 @@ class Held:
 
     job: Model
     claim: Claim
-    release_no: int
-    claim_id: uuid.UUID
+    wanted: Wanted
 
     @property
     def holds(self) -> bool:
@@ -90,7 +92,9 @@ _SEEN = (
 _JOBS = select(*(schema.jobs.c[name] for name in _SEEN))
 _EVENTS = select(schema.job_events).order_by(schema.job_events.c.job_id, schema.job_events.c.version)
 _ATTEMPTS = select(schema.attempts).order_by(schema.attempts.c.job_id, schema.attempts.c.claim_no)
-_OUTCOMES = select(schema.outbox.c.routing_key).where(schema.outbox.c.routing_key.like("outcome.%"))
+_OUTCOMES = select(schema.outbox.c.routing_key, schema.outbox.c.body).where(
+    schema.outbox.c.routing_key.like("outcome.%")
+)
 
 
 async def stored_jobs(database: Database) -> dict[uuid.UUID, Any]:
@@ -99,12 +103,17 @@ async def stored_jobs(database: Database) -> dict[uuid.UUID, Any]:
         return {row.id: row for row in await reader.connection.execute(_JOBS)}
 
 
-async def stored_histories(database: Database) -> tuple[ByJob, ByJob, Counter[str]]:
-    """The events and the attempts of each job, in order; and how often each kind of outcome is in the outbox."""
+async def stored_histories(database: Database) -> tuple[ByJob, ByJob, Counter[tuple[uuid.UUID, int, str]]]:
+    """The events and the attempts of each job, in order; and how often the outbox tells of which outcome, by job,
+    version and kind."""
     found: tuple[ByJob, ByJob] = (defaultdict(list), defaultdict(list))
     async with database.read() as reader:
         for rows, query in zip(found, (_EVENTS, _ATTEMPTS), strict=True):
             for row in await reader.connection.execute(query):
                 rows[row.job_id].append(row)
-        told = Counter((await reader.connection.execute(_OUTCOMES)).scalars())
+        told = Counter(
+            (change.job_id, change.version, row.routing_key.removeprefix("outcome."))
+            for row in await reader.connection.execute(_OUTCOMES)
+            for change in JobsChanged.decode(row.body).changes
+        )
     return *found, told

@@ -4,7 +4,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from sqlalchemy import text
+from tests import makers
 from tests.patience import PATIENCE_SECONDS
+
+from imprimatur.storage.database import Database
 
 POLL_SECONDS = 0.01
 
@@ -17,3 +21,19 @@ async def eventually(condition: Callable[[], object], what: str = "", *, seconds
             raise AssertionError(f"not within {seconds} s: {what or condition}")
         await asyncio.sleep(POLL_SECONDS)
     return time.monotonic() - began
+
+
+async def lock_waiters(database: Database, number: int) -> None:
+    """Wait until so many transactions wait for what another has locked. On SQLite they wait to begin, which nobody
+    sees."""
+    if database.on_postgresql:
+        await makers.until(lambda: _wait_for_locks(database, number))
+
+
+async def _wait_for_locks(database: Database, number: int) -> bool:
+    waiting = (
+        "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE NOT granted AND datname = current_database()"
+    )
+    async with database.read() as reader:
+        return bool((await reader.connection.execute(text(waiting))).scalar_one() >= number)

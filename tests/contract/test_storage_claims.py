@@ -119,7 +119,10 @@ async def test_a_stale_claim_changes_nothing_but_books_its_cost(database: Databa
     tenant = await makers.make_tenant(database)
     stale, live = await taken_over(database, tenant)
     before = await makers.find(database, tenant, stale.job_id)
-    assert await makers.conclude(database, stale, happening, shown={"decision": "approved"}, spent=COST) is None
+    assert (
+        await makers.conclude(database, stale, happening, shown=makers.shown("approved", "auto_approve"), spent=COST)
+        is None
+    )
     assert await makers.find(database, tenant, stale.job_id) == before
     old, new = await attempts_of(database, stale.job_id)
     assert (old.engine, old.input_tokens, old.output_tokens, old.cost_micros) == ("test", 100, 20, 7)
@@ -140,7 +143,11 @@ async def test_a_result_is_applied_once_and_its_cost_booked_once(database: Datab
     tenant = await makers.make_tenant(database)
     claim = await makers.running(database, tenant)
     done = await makers.conclude(
-        database, claim, Happening.COMPLETED, shown={"result": b"first", "result_count": 1}, spent=COST
+        database,
+        claim,
+        Happening.COMPLETED,
+        shown=makers.shown("approved", "auto_approve", result=b"first"),
+        spent=COST,
     )
     assert done is not None
     assert await makers.conclude(database, claim, Happening.GAVE_UP, error=FAULT, spent=COST) is None
@@ -220,7 +227,8 @@ async def test_a_success_clears_the_error_of_the_attempt_before(database: Databa
     again = await makers.claim(database, claim.job_id, release_no=2)
     assert again is not None
     assert (await makers.find(database, tenant, claim.job_id)).error == FAULT
-    done = await makers.conclude(database, again, Happening.COMPLETED, shown={"result": b"r", "decision": "approved"})
+    shown = makers.shown("approved", "auto_approve", result=b"r")
+    done = await makers.conclude(database, again, Happening.COMPLETED, shown=shown)
     assert done is not None
     assert (done.state, done.error, done.result, done.decision) == (State.SUCCEEDED, None, b"r", "approved")
     assert (done.attempts, done.progress_percent) == (2, 100)

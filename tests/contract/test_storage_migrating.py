@@ -169,5 +169,3 @@ async def test_rows_are_filled_a_batch_at_a_time_from_where_a_killed_migration_w
 
 async def _told(told: list[str], what: str) -> bool:
     return any(what in sentence for sentence in told)
-
-

@@ -1,15 +1,23 @@
 """Messages on their way to the broker: none is lost, none is taken by two pollers at once."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from tests import makers
 
 from imprimatur.broker import EVENTS
-from imprimatur.job import Happening, State
-from imprimatur.storage import clock, outbox, schema
+from imprimatur.identity import new_id
+from imprimatur.job import AttemptOutcome, Claim, Happening, State
+from imprimatur.storage import claims, clock, outbox, schema, webhooks
+from imprimatur.storage.attempts import Spent
+from imprimatur.storage.claims import Conclusion, Ending
 from imprimatur.storage.database import Database, OutboxRow
-from imprimatur.wire.messages import JobChanged
+from imprimatur.storage.transitions import move
+from imprimatur.storage.webhooks import SealedSecret
+from imprimatur.wire.messages import JobChange, JobsChanged
+
+CALLBACK = "https://ads.example/hook"
 
 
 async def lease(
@@ -90,12 +98,94 @@ async def test_what_the_broker_confirmed_is_forgotten(database: Database) -> Non
 
 async def test_outcomes_are_stored_and_other_changes_are_only_broadcast(database: Database) -> None:
     tenant = await makers.make_tenant(database)
-    claim = await makers.running(database, tenant)
+    claim = await makers.running(database, tenant, callback_url=CALLBACK)
     written: list[OutboxRow] = []
     database.on_commit = written.extend
     await makers.conclude(database, claim, Happening.COMPLETED)
     [row] = written
     assert (row.exchange, row.routing_key, row.stored) == (EVENTS, "outcome.succeeded", True)
-    assert JobChanged.decode(row.body) == JobChanged(
-        job_id=claim.job_id, tenant_id=tenant, version=3, state=State.SUCCEEDED
+    assert JobsChanged.decode(row.body).changes == [
+        JobChange(job_id=claim.job_id, tenant_id=tenant, version=3, state=State.SUCCEEDED)
+    ]
+
+
+async def test_an_outcome_is_stored_only_where_somebody_wants_to_hear_of_it(database: Database) -> None:
+    """By a callback, or by an endpoint of the tenant's that is not deleted; whoever watches is told all the same."""
+    nobody, everything, deleted = [await makers.make_tenant(database) for _ in range(3)]
+    async with database.begin() as tx:
+        for tenant in (everything, deleted):
+            secret = SealedSecret(id=new_id(), tenant_id=tenant, ciphertext=b"sealed")
+            made = await webhooks.create_endpoint(
+                tx, tenant, url=CALLBACK, description="", event_types=(), secret=secret
+            )
+        await webhooks.delete_endpoint(tx, deleted, made.id)
+    wishes = [(nobody, ""), (nobody, CALLBACK), (everything, ""), (deleted, ""), (deleted, CALLBACK)]
+    held = [await makers.running(database, tenant, callback_url=url) for tenant, url in wishes]
+    written: list[OutboxRow] = []
+    database.on_commit = written.extend
+    await conclude(database, dict.fromkeys(held, Happening.COMPLETED))
+    told = {(row.routing_key, row.stored): JobsChanged.decode(row.body).changes for row in written}
+    assert {how: {one.job_id for one in changes} for how, changes in told.items()} == {
+        ("outcome.succeeded", True): {held[place].job_id for place in (1, 2, 4)},
+        ("state.succeeded", False): {held[place].job_id for place in (0, 3)},
+    }
+    assert len(written) == 2
+    async with database.read() as reader:
+        pending = select(schema.job_events.c.job_id).where(schema.job_events.c.webhook_pending)
+        found = (await reader.connection.execute(pending)).scalars().all()
+    assert sorted(found) == sorted(held[place].job_id for place in (1, 2, 4))
+
+
+async def conclude(database: Database, ways: Mapping[Claim, Happening]) -> None:
+    async with database.begin() as tx:
+        await claims.conclude(
+            tx,
+            [
+                Ending(
+                    claim=claim,
+                    conclusion=Conclusion(happening=way, outcome=AttemptOutcome.SUCCEEDED),
+                    spent=Spent(),
+                )
+                for claim, way in ways.items()
+            ],
+        )
+
+
+async def test_what_happens_to_many_jobs_in_one_way_is_one_message(database: Database) -> None:
+    tenant, other = await makers.make_tenant(database), await makers.make_tenant(database)
+    owners = (tenant, other, tenant, tenant)
+    held = [await makers.running(database, owner, callback_url=CALLBACK) for owner in owners]
+    written: list[OutboxRow] = []
+    database.on_commit = written.extend
+    ways = [Happening.COMPLETED, Happening.COMPLETED, Happening.HANDED_BACK, Happening.COMPLETED]
+    await conclude(database, dict(zip(held, ways, strict=True)))
+    told = {row.routing_key: JobsChanged.decode(row.body).changes for row in written}
+    assert len(told) == len(written) == 2
+    assert in_order(told["outcome.succeeded"]) == [
+        JobChange(job_id=one.job_id, tenant_id=one.tenant_id, version=3, state=State.SUCCEEDED)
+        for one in (held[0], held[1], held[3])
+    ]
+    assert told["state.handed_back"] == [
+        JobChange(job_id=held[2].job_id, tenant_id=tenant, version=3, state=State.QUEUED)
+    ]
+    assert [row.id for row in await lease(database)][-1:] == [row.id for row in written if row.stored]
+
+
+async def test_no_message_tells_of_more_than_256_jobs(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    written: list[OutboxRow] = []
+    database.on_commit = written.extend
+    submitted = await makers.submit(
+        database, *(makers.new_job(tenant, callback_url=CALLBACK) for _ in range(260)), release_at_once=0
     )
+    async with database.begin() as tx:
+        await move(tx, Happening.CANCELLED, schema.jobs.c.tenant_id == tenant)
+    for kind, stored in (("state.submitted", False), ("outcome.cancelled", True)):
+        told = [(row.stored, JobsChanged.decode(row.body).changes) for row in written if row.routing_key == kind]
+        assert [(kept, len(changes)) for kept, changes in told] == [(stored, 256), (stored, 4)]
+        assert sorted(one.job_id for _, changes in told for one in changes) == [job.id for job in submitted]
+    assert len(await lease(database)) == await backlog(database) == 2
+
+
+def in_order(changes: Sequence[JobChange]) -> list[JobChange]:
+    return sorted(changes, key=lambda change: change.job_id)

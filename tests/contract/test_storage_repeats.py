@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from tests import makers
+from tests.contract.polling import lock_waiters
 
 from imprimatur.identity import new_id
 from imprimatur.job import LOSSES_OF_A_SUSPECT, Claim, Happening, Job, JobError, State
@@ -199,8 +200,7 @@ async def test_a_caller_who_waited_for_another_retries_nothing_twice(database: D
     async with database.begin() as tx:
         assert await repeats.retry(tx, scope, limit=10)
         second = asyncio.create_task(retry(database, tenant))
-        if database.on_postgresql:  # on SQLite it waits to begin
-            await makers.until(lambda: waits_for_a_lock(database))
+        await lock_waiters(database, 1)
     assert await second == []
 
 
@@ -227,7 +227,7 @@ async def waiting(
     [job] = await makers.submit(database, makers.new_job(tenant, user_id=user_id))
     claim = await makers.claim(database, job)
     assert claim is not None
-    shown = {"decision": "pending", "policy_triggered": trigger, "result": b"pending"}
+    shown = makers.shown("pending", trigger, result=b"pending")
     referred = await makers.conclude(database, claim, Happening.REFERRED, error=ENGINE_ERROR, shown=shown)
     assert referred is not None
     return referred, claim
@@ -274,7 +274,7 @@ async def test_a_job_goes_back_to_the_engine_as_if_just_accepted(database: Datab
     claim = await makers.claim(database, job, release_no=2)
     assert claim is not None
     assert (claim.attempts, claim.claim_no, claim.first_due_at) == (0, 2, claim.first_due_at)
-    done = await makers.conclude(database, claim, Happening.COMPLETED, shown={"decision": "approved"})
+    done = await makers.conclude(database, claim, Happening.COMPLETED, shown=makers.shown("approved", "auto_approve"))
     assert done is not None
     assert (done.state, done.attempts, done.decision) == (State.SUCCEEDED, 1, "approved")
 
@@ -356,7 +356,7 @@ async def test_what_failed_again_since_the_moment_asked_for_is_left_alone(databa
     await makers.release(database)
     claim = await makers.claim(database, job, release_no=2)
     assert claim is not None
-    await makers.conclude(database, claim, Happening.REFERRED, shown={"policy_triggered": "engine_error"})
+    await makers.conclude(database, claim, Happening.REFERRED, shown=makers.shown("pending", "engine_error"))
     assert await review_again(database, tenant, as_of=asked.as_of) == []
     assert await review_again(database, tenant) == [job.id]
 
@@ -412,20 +412,10 @@ async def test_who_is_under_way_first_gets_the_job(
             else:
                 assert await repeats.review_again(tx, scope, limit=10, asked_by="")
                 second = asyncio.create_task(rival_alone(job))
-            if database.on_postgresql:  # on SQLite it waits to begin
-                await makers.until(lambda: waits_for_a_lock(database))
+            await lock_waiters(database, 1)
         assert bool(await second) == (first == "the engine" and still_can)
         expected = leaves if first == "the rival" or still_can else State.QUEUED
         assert (await makers.find(database, tenant, job.id)).state is expected, first
-
-
-async def waits_for_a_lock(database: Database) -> bool:
-    async with database.read() as reader:
-        waiting_ones = (
-            "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)"
-            " WHERE NOT granted AND datname = current_database()"
-        )
-        return bool((await reader.connection.execute(text(waiting_ones))).scalar_one())
 
 
 async def test_a_cancellation_at_the_same_time_is_never_undone(database: Database) -> None:

@@ -1,18 +1,22 @@
 """Accepting jobs: durable, idempotent, released at once only when due."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from sqlalchemy import func, select
 from tests import makers
+from tests.contract.polling import lock_waiters
 
 from imprimatur.broker import Queue
 from imprimatur.identity import new_id
 from imprimatur.job import Job, NewJob, Priority, State
-from imprimatur.storage import clock, jobs, outbox, schema
-from imprimatur.storage.database import Database
+from imprimatur.storage import claims, clock, jobs, outbox, schema
+from imprimatur.storage.claims import Wanted
+from imprimatur.storage.database import Database, OutboxRow
 from imprimatur.storage.jobs import Submitted
+from imprimatur.wire.messages import ReviewRequested
 
 
 async def submit(database: Database, *new_jobs: NewJob, release_at_once: int = 100) -> list[Submitted]:
@@ -62,6 +66,46 @@ async def test_every_instant_of_a_job_is_aware_and_utc(database: Database) -> No
     stored = await makers.find(database, tenant, job.id)
     for instant in (stored.created_at, stored.updated_at, stored.run_at, stored.deadline_at):
         assert instant.utcoffset() == timedelta(0)
+
+
+async def test_what_is_answered_is_what_is_stored_field_by_field(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    async with database.read() as reader:
+        now = await clock.present(reader)
+    elsewhere = timezone(timedelta(hours=-3.5))
+    plain = makers.new_job(tenant)
+    rich = replace(
+        makers.new_job(
+            tenant,
+            request_id="r-1 'ü'",
+            user_id="ada",
+            priority=Priority.LOW,
+            subject_id="creative-7",
+            labels={"ü": "{}", "": "NULL", 'a"b': "\\"},
+            deadline_seconds=0.123456,
+            max_attempts=7,
+            callback_url="https://example.com/hook?a=b",
+        ),
+        parameters={"headline": "Sofas 🛋", "empty": ""},
+        timeout_seconds=0.1,
+        estimated_seconds=1 / 3,
+        retry_of=new_id(),
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    )
+    later = replace(plain, id=new_id(), run_at=(now + timedelta(days=1, microseconds=1)).astimezone(elsewhere))
+    past = replace(plain, id=new_id(), run_at=now - timedelta(days=1), content_hash=b"", input=b"")
+    answers = await submit(database, plain, rich, later, past, release_at_once=2)
+    assert [answer.released for answer in answers] == [True, True, False, False]
+    for answer in answers:
+        stored = await makers.find(database, tenant, answer.job.id)
+        for field in fields(Job):
+            answered, read = getattr(answer.job, field.name), getattr(stored, field.name)
+            assert answered == read, field.name
+            assert isinstance(read, type(answered)), field.name
+    async with database.read() as reader:
+        rows = await reader.connection.execute(select(schema.jobs.c.id, schema.jobs.c.traceparent, schema.jobs.c.input))
+        kept = {row.id: (row.traceparent, row.input) for row in rows}
+    assert kept == {new.id: (new.traceparent, new.input) for new in (plain, rich, later, past)}
 
 
 async def test_a_second_submit_with_the_same_request_id_returns_the_same_job(database: Database) -> None:
@@ -123,6 +167,55 @@ async def test_the_same_request_id_twice_in_one_batch_makes_one_job(database: Da
     assert await count(database) == 2
 
 
+async def test_of_one_request_many_times_in_one_batch_the_earliest_is_accepted(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    early, *later = (makers.new_job(tenant, request_id="r-1", content=content) for content in (b"1", b"2", b"1", b"3"))
+    answers = await submit(database, later[0], makers.new_job(tenant), *later[1:], early)
+    assert [answer.created for answer in answers] == [False, True, False, False, True]
+    assert [answer.same_content for answer in answers] == [False, True, True, False, True]
+    assert {answer.job.id for answer in answers if answer.job.request_id} == {early.id}
+    assert [answer.released for answer in answers] == [False, True, False, False, True]
+    assert await count(database) == len(await messages(database)) == 2
+
+
+async def test_known_requests_among_new_ones_are_answered_with_their_jobs(database: Database) -> None:
+    tenant, other = await makers.make_tenant(database), await makers.make_tenant(database)
+    [known] = await submit(database, makers.new_job(tenant, request_id="r-1"))
+    first = await makers.claim(database, known.job)
+    assert first is not None
+    answers = await submit(
+        database,
+        makers.new_job(tenant, request_id="r-2"),
+        makers.new_job(tenant, request_id="r-1"),
+        makers.new_job(other, request_id="r-1"),
+        makers.new_job(tenant, request_id="r-1", content=b"other"),
+    )
+    assert [(one.created, one.same_content) for one in answers] == [
+        *((True, True), (False, True), (True, True), (False, False))
+    ]
+    assert answers[1].job == answers[3].job == await makers.find(database, tenant, known.job.id)
+    assert answers[1].job.state is State.RUNNING
+
+
+async def test_what_is_put_up_for_claiming_is_told_of_in_the_order_of_acceptance(database: Database) -> None:
+    written: list[OutboxRow] = []
+    database.on_commit = written.extend
+    tenant = await makers.make_tenant(database)
+    batch = [makers.new_job(tenant, request_id=f"r-{9 - number}") for number in range(9)]
+    await submit(database, *batch, release_at_once=7)
+    asked = [ReviewRequested.decode(row.body) for row in written if row.routing_key == Queue.REVIEW_NORMAL]
+    assert asked == [ReviewRequested(job_id=new.id, release_no=1) for new in batch[:7]]
+    assert [row.stored for row in written] == [False] + [True] * 7
+    async with database.begin() as tx:
+        claimed = await claims.claim(
+            tx,
+            makers.worker(),
+            [Wanted(job_id=one.job_id, release_no=one.release_no, claim_id=new_id()) for one in asked],
+            lease_seconds=30.0,
+        )
+    assert [claim and claim.job_id for claim in claimed] == [new.id for new in batch[:7]]
+
+
 @pytest.mark.parametrize("request_id", [None, "r-1"])
 async def test_a_batch_that_is_sent_again_after_a_lost_answer_is_the_same_batch(
     database: Database, request_id: str | None
@@ -148,21 +241,35 @@ async def test_concurrent_submits_of_one_request_id_make_one_job(database: Datab
     assert await count(database) == 1
 
 
-async def test_concurrent_batches_that_name_the_same_requests_in_another_order_do_not_deadlock(
-    database: Database,
-) -> None:
+async def test_batches_that_name_the_same_requests_in_another_order_wait_in_no_circle(database: Database) -> None:
     tenant = await makers.make_tenant(database)
-    names = [f"r-{number}" for number in range(40)]
 
-    async def send(order: list[str]) -> list[Submitted]:
-        return await submit(database, *(makers.new_job(tenant, request_id=name) for name in order))
+    async def send(names: str) -> list[Submitted]:
+        return await submit(database, *(makers.new_job(tenant, request_id=name) for name in names))
 
-    for turn in range(3):
-        fresh = [f"{turn}-{name}" for name in names]
-        answers = await asyncio.gather(*(send(fresh), send(fresh[::-1])) * 1, send(fresh[20:] + fresh[:20]))
-        assert sum(answer.created for batch in answers for answer in batch) == len(names)
-        for batch, order in zip(answers, (fresh, fresh[::-1], fresh[20:] + fresh[:20]), strict=True):
-            assert [answer.job.request_id for answer in batch] == order
+    async with database.begin() as tx:
+        [held] = await jobs.submit(tx, [makers.new_job(tenant, request_id="m")], release_at_once=0)
+        first = asyncio.create_task(send("amz"))
+        await lock_waiters(database, 1)
+        second = asyncio.create_task(send("zma"))
+        await lock_waiters(database, 2)
+    a, m, z = await first
+    assert [answer.created for answer in (a, m, z)] == [True, False, True]
+    again = await second
+    assert [answer.created for answer in again] == [False] * 3
+    assert [answer.job for answer in again] == [z.job, held.job, a.job]
+
+
+async def test_many_batches_at_once_make_one_job_of_each_request(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    names = [f"r-{number}" for number in range(20)]
+    orders = [names, names[::-1], names[10:] + names[:10]]
+    answers = await asyncio.gather(
+        *(submit(database, *(makers.new_job(tenant, request_id=name) for name in order)) for order in orders)
+    )
+    assert sum(answer.created for batch in answers for answer in batch) == len(names)
+    for batch, order in zip(answers, orders, strict=True):
+        assert [answer.job.request_id for answer in batch] == order
 
 
 async def test_due_jobs_are_released_at_once_as_far_as_there_is_room(database: Database) -> None:

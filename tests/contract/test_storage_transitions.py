@@ -13,7 +13,7 @@ from imprimatur.job import TERMINAL, TRANSITIONS, Happening, State
 from imprimatur.storage import clock, schema
 from imprimatur.storage.database import Database, OutboxRow
 from imprimatur.storage.transitions import is_job, move
-from imprimatur.wire.messages import JobChanged
+from imprimatur.wire.messages import JobChange, JobsChanged
 
 
 async def put_into(database: Database, job_id: uuid.UUID, state: State) -> None:
@@ -53,7 +53,8 @@ async def test_every_happening_follows_the_table_and_leaves_one_event_and_one_me
 ) -> None:
     tenant = await makers.make_tenant(database)
     happenings = list(Happening)
-    submitted = await makers.submit(database, *(makers.new_job(tenant) for _ in happenings))
+    heard = "https://ads.example/hook"
+    submitted = await makers.submit(database, *(makers.new_job(tenant, callback_url=heard) for _ in happenings))
     for happening, job in zip(happenings, submitted, strict=True):
         await put_into(database, job.id, state)
         before = await row_of(database, job.id)
@@ -78,9 +79,9 @@ async def test_every_happening_follows_the_table_and_leaves_one_event_and_one_me
         prefix = "outcome" if transition.notifies else "state"
         assert (message.exchange, message.routing_key) == (EVENTS, f"{prefix}.{happening}")
         assert message.stored == bool(transition.notifies)
-        assert JobChanged.decode(message.body) == JobChanged(
-            job_id=job.id, tenant_id=tenant, version=after.version, state=transition.target
-        )
+        assert JobsChanged.decode(message.body).changes == [
+            JobChange(job_id=job.id, tenant_id=tenant, version=after.version, state=transition.target)
+        ]
 
 
 @pytest.mark.parametrize("happening", list(Happening))
@@ -112,7 +113,7 @@ async def test_the_first_event_is_the_submission(database: Database) -> None:
     assert (message.routing_key, message.stored) == ("state.submitted", False)
 
 
-async def test_many_jobs_move_at_once_each_with_its_own_event(database: Database) -> None:
+async def test_many_jobs_move_at_once_each_with_its_own_event_told_in_one_message(database: Database) -> None:
     tenant = await makers.make_tenant(database)
     submitted = await makers.submit(database, *(makers.new_job(tenant) for _ in range(5)))
     written: list[OutboxRow] = []
@@ -120,6 +121,8 @@ async def test_many_jobs_move_at_once_each_with_its_own_event(database: Database
     async with database.begin() as tx:
         rows = await move(tx, Happening.CANCELLED, schema.jobs.c.tenant_id == tenant)
     assert {row.id for row in rows} == {job.id for job in submitted}
-    assert {JobChanged.decode(row.body).job_id for row in written} == {job.id for job in submitted}
+    [message] = written
+    told = {change.job_id for change in JobsChanged.decode(message.body).changes}
+    assert told == {job.id for job in submitted}
     for job in submitted:
         assert [event.kind for event in await events_of(database, job.id)] == ["submitted", "cancelled"]

@@ -210,7 +210,7 @@ async def test_an_outcome_is_pending_until_its_message_is_stored(database: Datab
 async def test_a_large_input_is_read_whole(database: Database) -> None:
     tenant_id = await makers.make_tenant(database)
     content = bytes(range(256)) * 1024
-    [job] = await makers.submit(database, makers.new_job(tenant_id, content=content))
+    [job] = await makers.submit(database, makers.new_job(tenant_id, content=content, callback_url="https://a.example/"))
     async with database.begin() as tx:
         ended = await jobs.cancel(tx, Owner(tenant_id=tenant_id), job.id, reason="")
     assert ended is not None

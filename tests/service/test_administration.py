@@ -53,10 +53,10 @@ async def test_tenants_and_keys_are_made_and_ended_in_the_data_folder(data: Path
         person = await tenants.find_key(reader, created.json["api_key"])
         assert admin is not None
         assert person is not None
-        version, policy = await tenants.live_policy(reader, admin.tenant_id, lock=False)
+        live = await tenants.live_policy(reader, admin.tenant_id)
     assert (admin.tenant_name, admin.role, admin.name) == ("acme", Role.ADMIN, "first")
     assert (person.tenant_name, person.role, person.user_id) == ("acme", Role.REVIEWER, "ada")
-    assert (version, policy.mode) == (2, Mode.REQUIRE_HUMAN)
+    assert (live.version, live.policy.mode) == (2, Mode.REQUIRE_HUMAN)
     assert (await imprimatur("keys", "revoke", str(person.id))).code == 0
     async with database.read() as reader:
         assert await tenants.find_key(reader, created.json["api_key"]) is None

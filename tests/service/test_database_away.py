@@ -17,7 +17,7 @@ from tests.service.statuses import refusal
 from tests.service.systems import Caller, System, running_system
 from tests.service.test_health import NOT_SERVING, SERVING, check, dialled, health
 from tests.service.test_metrics import get, observed, scraped
-from tests.service.test_reviewing import outcomes
+from tests.service.test_reviewing import kinds, outcomes
 
 from gateway import access
 from imprimatur import metrics
@@ -112,16 +112,21 @@ async def test_a_reviewer_stops_in_order_and_closes_its_engine(database: Databas
 
 async def test_jobs_go_on_when_the_database_is_back(database: Database, server: PrivatePostgres) -> None:
     engine = ScriptedEngine()
-    async with running_system(database) as system, system.reviewer(engine):
+    names = [f"cr-{number}" for number in range(12)]
+    async with running_system(database) as system, system.reviewer(engine, slots=12):
         me = await system.caller()
-        job = await me.submit(engines.GATE)
-        await makers.until(lambda: _has_begun(engine))
+        submitted = [await me.submit(engines.GATE, name) for name in names]
+        await makers.until(lambda: _all_begun(engine, 12))
         server.kill()
-        engine.open("cr-1")  # its end cannot be written now
+        for name in names:
+            engine.open(name)  # their ends cannot be written now
         await makers.until(lambda: _is_away(system, me), seconds=SOON_SECONDS)
         server.restart()
-        done = await me.until(job, JOB_STATE_SUCCEEDED, seconds=20.0)
-    assert done.attempts == 1
+        ended = [await me.until(job, JOB_STATE_SUCCEEDED, seconds=20.0) for job in submitted]
+        for job in ended:
+            assert (job.attempts, outcomes(job)) == (1, ["SUCCEEDED"])
+            assert await kinds(me, job) == ["submitted", "started", "succeeded"]
+    assert sorted(engine.seen) == sorted(names)
 
 
 async def test_what_nobody_can_look_at_any_more_is_not_told(
@@ -162,10 +167,6 @@ async def test_a_pause_of_the_database_takes_no_job_from_its_worker(
 
 async def _all_begun(engine: ScriptedEngine, number: int) -> bool:
     return engine.running == number
-
-
-async def _has_begun(engine: ScriptedEngine) -> bool:
-    return engine.running == 1
 
 
 async def test_every_service_says_that_it_is_not_ready_lives_on_and_is_ready_again(

@@ -30,7 +30,7 @@ from imprimatur.policy import Decision, Policy, Trigger, Verdict, decide
 from imprimatur.storage import claims, clock, jobs, repeats
 from imprimatur.storage import webhooks as stored
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion
+from imprimatur.storage.claims import Conclusion, Ending
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.repeats import Scope
@@ -38,7 +38,7 @@ from imprimatur.storage.schema import webhook_attempts, webhook_deliveries, webh
 from imprimatur.vault import Vault, new_key
 from imprimatur.webhooks import NewEndpoint
 from imprimatur.wire.creatives import ai_result
-from imprimatur.wire.messages import JobChanged
+from imprimatur.wire.messages import JobChange, JobsChanged
 from notifier.announcer import Sweep
 from notifier.deliverer import Pace
 from notifier.room import Limits
@@ -275,14 +275,15 @@ async def end(
         conclusion = Conclusion(
             happening=happening,
             outcome=AttemptOutcome.SUCCEEDED,
-            shown={
-                "decision": verdict.decision,
-                "policy_triggered": verdict.trigger,
-                "result": ai_result(verdict, found, policy_version=1, reviewed_at=reviewed_at),
-            },
+            shown=makers.shown(
+                verdict.decision,
+                verdict.trigger,
+                result=ai_result(verdict, found, policy_version=1, reviewed_at=reviewed_at),
+            ),
             details={"decision": verdict.decision, "policy_triggered": verdict.trigger, "reason": verdict.reason},
         )
-        assert await claims.conclude(tx, claim, conclusion, Spent())
+        [moved] = await claims.conclude(tx, [Ending(claim=claim, conclusion=conclusion, spent=Spent())])
+        assert moved is not None
 
 
 # --- retries ---------------------------------------------------------------------------------------------
@@ -488,10 +489,11 @@ async def test_a_message_that_comes_twice_is_told_once(world: World, receiver: R
     await world.endpoint(receiver.url())
     async with world.notifier():
         job = await world.outcome()
-        change = JobChanged(job_id=job.id, tenant_id=job.tenant_id, version=job.version, state=job.state)
+        change = JobChange(job_id=job.id, tenant_id=job.tenant_id, version=job.version, state=job.state)
+        told = JobsChanged(changes=[change])
         for number in range(5):
             await world.broker.publish(
-                Message(exchange=EVENTS, routing_key="outcome.cancelled", body=change.encode(), message_id=str(number))
+                Message(exchange=EVENTS, routing_key="outcome.cancelled", body=told.encode(), message_id=str(number))
             )
         await world.outcome()
         await world.until("delivered", "delivered")

@@ -30,7 +30,7 @@ from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_service_pb2 import CancelJobRequest, JobFilter, WatchJobRequest, WatchJobsRequest
-from imprimatur.wire.messages import JobChanged
+from imprimatur.wire.messages import JobChange, JobsChanged
 from reviewer.tasks import creative_review
 
 pytestmark = on_postgresql
@@ -206,11 +206,13 @@ async def test_watching_many_shows_what_is_there_then_every_change_once(
         while any(not jobs or jobs[-1].state != SUCCEEDED for jobs in seen.values()):
             job = (await stream.read()).job
             seen[job.id].append(job)
-    for job_id in alive:  # events that come late, or twice
-        change = JobChanged(
+    late = [  # or told twice
+        JobChange(
             job_id=uuid.UUID(job_id), tenant_id=system.tenant_id, version=seen[job_id][-1].version, state=State.RUNNING
         )
-        await system.broker.publish(event(change.encode()))
+        for job_id in alive
+    ]
+    await system.broker.publish(event(JobsChanged(changes=late).encode()))
     last = await me.submit(engines.APPROVE, "last")
     assert (await stream.read()).job.id == last.id  # and nothing about the others again
     assert all(rises(jobs) for jobs in seen.values())

@@ -31,7 +31,7 @@ from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_service_pb2 import CancelJobRequest
 from imprimatur.v1.message_pb2 import ReviewRequested
-from imprimatur.wire.messages import JobChanged
+from imprimatur.wire.messages import JobChange, JobsChanged
 from reviewer.service import Reviewer
 
 
@@ -70,7 +70,8 @@ async def test_a_message_that_tells_of_a_cancellation_that_never_was_aborts_noth
     async with system.reviewer(engine):
         job = await me.submit(engines.GATE)
         await me.until(job, RUNNING)
-        told = JobChanged(job_id=uuid.UUID(job.id), tenant_id=system.tenant_id, version=9, state=State.CANCELLED)
+        change = JobChange(job_id=uuid.UUID(job.id), tenant_id=system.tenant_id, version=9, state=State.CANCELLED)
+        told = JobsChanged(changes=[change])
         await system.broker.publish(
             Message(exchange=EVENTS, routing_key="outcome.cancelled", body=told.encode(), message_id=str(new_id()))
         )

@@ -1,89 +1,182 @@
-"""Group commit in the notifier."""
+"""Group commit: what arrives while one batch is written is written together as the next."""
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import pytest
-from notifier.batches import Batches
 
 from imprimatur.errors import Unavailable
+from imprimatur.gathering import Gathering
 
 
 class Table:
-    """Takes batches while `gate` is open; refuses a batch with a "bad" item whole."""
+    """Takes batches while `gate` is open; refuses a batch with a "bad" item whole, and an "own fault" by itself."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.begun = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
         self.reachable = True
 
-    async def write(self, items: Sequence[str]) -> None:
+    async def write(self, items: Sequence[str]) -> list[str | Exception]:
         self.batches.append(list(items))
+        self.begun.set()
         await self.gate.wait()
         if not self.reachable:
             raise Unavailable("out of reach")
         if "bad" in items:
             raise ValueError("a bad item")
+        return [KeyError(item) if item == "own fault" else item.upper() for item in items]
+
+    async def closed_with(self, gathering: "Gathering[str, str]", item: str) -> "asyncio.Future[str]":
+        """Closes the gate in front of `item`, so that what comes now comes while a batch is written."""
+        self.gate.clear()
+        self.begun.clear()
+        first = gathering.put(item)
+        await self.begun.wait()
+        return first
 
 
-async def test_a_lone_item_is_written_at_once_and_company_that_comes_meanwhile_together() -> None:
-    table = Table()
-    batches = Batches("test", table.write, most=3)
-    batches.start()
-    table.gate.clear()
-    first = asyncio.ensure_future(batches.add("first"))
-    while not table.batches:  # noqa: ASYNC110  # the writer has begun
-        await asyncio.sleep(0)
-    others = [asyncio.ensure_future(batches.add(name)) for name in "abcd"]
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture
+def gathering(table: Table) -> "Gathering[str, str]":
+    return Gathering("test", table.write, most=3)
+
+
+async def test_a_lone_item_is_written_at_once(table: Table, gathering: "Gathering[str, str]") -> None:
+    assert await gathering.add("a") == "A"
+    assert await gathering.add("b") == "B"
+    assert table.batches == [["a"], ["b"]]
+
+
+async def test_what_comes_while_a_batch_is_written_is_written_together_in_order_and_not_too_much_of_it(
+    table: Table, gathering: "Gathering[str, str]"
+) -> None:
+    first = await table.closed_with(gathering, "first")
+    others = [asyncio.create_task(gathering.add(name)) for name in "abcd"]
     await asyncio.sleep(0)
     table.gate.set()
-
-    await asyncio.gather(first, *others)
-
+    assert await asyncio.gather(first, *others) == ["FIRST", "A", "B", "C", "D"]
     assert table.batches == [["first"], ["a", "b", "c"], ["d"]]
-    await batches.stop()
 
 
-async def test_one_bad_item_fails_alone() -> None:
-    table = Table()
-    batches = Batches("test", table.write)
-    adding = [asyncio.ensure_future(batches.add(name)) for name in ("good", "bad", "fine")]
-    await asyncio.sleep(0)
-    batches.start()
-
-    results = await asyncio.gather(*adding, return_exceptions=True)
-
-    assert [type(result) for result in results] == [type(None), ValueError, type(None)]
-    await batches.stop()
-
-
-async def test_an_unreachable_database_is_not_asked_for_each_item() -> None:
-    table = Table()
-    table.reachable = False
-    batches = Batches("test", table.write)
-    adding = [asyncio.ensure_future(batches.add(name)) for name in "abc"]
-    await asyncio.sleep(0)
-    batches.start()
-
-    results = await asyncio.gather(*adding, return_exceptions=True)
-
-    assert all(isinstance(result, Unavailable) for result in results)
-    assert len(table.batches) == 1
-    await batches.stop()
-
-
-async def test_a_caller_that_is_cancelled_cancels_no_one_elses_item() -> None:
-    table = Table()
-    batches = Batches("test", table.write)
-    impatient, patient = asyncio.ensure_future(batches.add("a")), asyncio.ensure_future(batches.add("b"))
+async def test_an_item_whose_caller_is_cancelled_before_its_turn_is_not_written(
+    table: Table, gathering: "Gathering[str, str]"
+) -> None:
+    first = await table.closed_with(gathering, "first")
+    impatient, patient = (asyncio.create_task(gathering.add(name)) for name in ("impatient", "patient"))
+    taken_back = gathering.put("taken back")
     await asyncio.sleep(0)
     impatient.cancel()
-    batches.start()
+    taken_back.cancel()
+    await asyncio.gather(impatient, return_exceptions=True)
+    table.gate.set()
+    assert (await first, await patient) == ("FIRST", "PATIENT")
+    assert impatient.cancelled()
+    assert table.batches == [["first"], ["patient"]]
 
-    await patient
 
+async def test_what_is_taken_back_takes_no_place_in_a_batch(table: Table, gathering: "Gathering[str, str]") -> None:
+    first = await table.closed_with(gathering, "first")
+    taken_back = [gathering.put(f"taken back {number}") for number in range(5)]
+    kept = [gathering.put(name) for name in "abc"]
+    for one in taken_back:
+        one.cancel()
+    table.gate.set()
+    await asyncio.gather(first, *kept)
+    assert table.batches == [["first"], ["a", "b", "c"]]
+
+
+async def test_when_all_is_taken_back_nothing_is_written_and_the_next_item_is(
+    table: Table, gathering: "Gathering[str, str]"
+) -> None:
+    first = await table.closed_with(gathering, "first")
+    gathering.put("taken back").cancel()
+    table.gate.set()
+    await first
+    await gathering.drained()
+    assert await gathering.add("next") == "NEXT"
+    assert table.batches == [["first"], ["next"]]
+
+
+async def test_an_item_whose_caller_is_cancelled_while_it_is_written_is_written(
+    table: Table, gathering: "Gathering[str, str]"
+) -> None:
+    table.gate.clear()
+    impatient, patient = (asyncio.create_task(gathering.add(name)) for name in ("impatient", "patient"))
+    await table.begun.wait()
+    impatient.cancel()
     with pytest.raises(asyncio.CancelledError):
         await impatient
-    assert table.batches == [["a", "b"]]
-    await batches.stop()
+    assert not patient.done()
+    table.gate.set()
+    assert await patient == "PATIENT"
+    assert table.batches == [["impatient", "patient"]]
+
+
+async def test_a_fault_that_is_an_items_own_is_raised_to_whoever_added_it(
+    table: Table, gathering: "Gathering[str, str]"
+) -> None:
+    adding = [gathering.add(name) for name in ("good", "own fault", "fine")]
+    answers = await asyncio.gather(*adding, return_exceptions=True)
+    assert [answers[0], type(answers[1]), answers[2]] == ["GOOD", KeyError, "FINE"]
+    assert table.batches == [["good", "own fault", "fine"]]
+
+
+async def test_one_bad_item_fails_alone(table: Table, gathering: "Gathering[str, str]") -> None:
+    answers = await asyncio.gather(*map(gathering.add, ("good", "bad", "fine")), return_exceptions=True)
+    assert [answers[0], type(answers[1]), answers[2]] == ["GOOD", ValueError, "FINE"]
+    assert table.batches == [["good", "bad", "fine"], ["good"], ["bad"], ["fine"]]
+
+
+async def test_a_lone_bad_item_is_not_written_twice(table: Table, gathering: "Gathering[str, str]") -> None:
+    with pytest.raises(ValueError, match="a bad item"):
+        await gathering.add("bad")
+    assert table.batches == [["bad"]]
+
+
+async def test_an_unreachable_database_is_not_asked_for_each_item(
+    table: Table, gathering: "Gathering[str, str]"
+) -> None:
+    table.reachable = False
+    answers = await asyncio.gather(*map(gathering.add, "abc"), return_exceptions=True)
+    assert all(isinstance(answer, Unavailable) for answer in answers)
+    assert len(table.batches) == 1
+    table.reachable = True
+    assert await gathering.add("d") == "D"
+
+
+async def test_what_is_written_together_is_written_in_no_callers_context() -> None:
+    """Else the log would say that what befalls all of them befell the one that came first."""
+    who: ContextVar[str] = ContextVar("who")
+    who.set("the process")
+
+    async def write(items: Sequence[str]) -> list[str]:
+        return [who.get() for _ in items]
+
+    async def call(gathering: "Gathering[str, str]", name: str) -> str:
+        who.set(name)
+        return await gathering.add(name)
+
+    gathering = Gathering("test", write)
+    calls = [call(gathering, name) for name in ("ada", "bob")]
+    assert await asyncio.gather(*calls) == ["the process"] * 2
+
+
+async def test_drained_is_when_nothing_waits_any_more(table: Table, gathering: "Gathering[str, str]") -> None:
+    await gathering.drained()  # nothing was ever added
+    first = await table.closed_with(gathering, "first")
+    others = [gathering.put(name) for name in "abcd"]
+    draining = asyncio.create_task(gathering.drained())
+    await asyncio.sleep(0)
+    late = gathering.put("late")
+    assert not draining.done()
+    table.gate.set()
+    await draining
+    assert [answer.result() for answer in (first, *others, late)] == ["FIRST", "A", "B", "C", "D", "LATE"]

@@ -8,7 +8,7 @@ from tests.faults.world import World
 
 from imprimatur.broker import EVENTS, Queue
 from imprimatur.job import State
-from imprimatur.wire.messages import JobChanged, ReviewRequested
+from imprimatur.wire.messages import JobChange, JobsChanged, ReviewRequested
 
 
 async def messages_garbled(world: World, _load: Load) -> Struck:
@@ -40,10 +40,10 @@ async def messages_repeated(world: World, _load: Load) -> Struck:
             sends += [("", world.rng.choice(REVIEW_QUEUES), body)] * 3
         for kind in ("outcome.succeeded", "outcome.cancelled", "state.started"):
             for version in (1, job["version"], job["version"] + 1):
-                change = JobChanged(
+                change = JobChange(
                     job_id=job["id"], tenant_id=job["tenant_id"], version=version, state=State(job["state"])
                 )
-                sends += [(EVENTS, kind, change.encode())] * 3
+                sends += [(EVENTS, kind, JobsChanged(changes=[change]).encode())] * 3
     world.rng.shuffle(sends)
     async with channel(world) as broker:
         exchange = await broker.get_exchange(EVENTS)

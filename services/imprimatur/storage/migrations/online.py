@@ -83,9 +83,7 @@ def create_index(
             _tell(f"dropping the index {name}, which is half built")
             op.drop_index(name, table_name=table, postgresql_concurrently=True)
         _tell(f"building the index {name}; it waits for open transactions: {oldest_transactions(connection)}")
-        op.create_index(
-            name, table, columns, unique=unique, postgresql_where=condition, postgresql_concurrently=True
-        )
+        op.create_index(name, table, columns, unique=unique, postgresql_where=condition, postgresql_concurrently=True)
         op.execute("RESET lock_timeout")
 
 

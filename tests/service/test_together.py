@@ -1,0 +1,227 @@
+"""What callers and workers ask for at once is written together; each is answered as if it had been alone."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import pytest
+from tests import makers
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, on_postgresql, submission
+from tests.service.test_reviewing import kinds, outcomes
+
+from imprimatur.gathering import Gathering
+from imprimatur.storage import claims, jobs
+from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
+from imprimatur.v1.job_service_pb2 import ListJobsRequest
+from reviewer import worker
+
+
+class Turns:
+    """Watches what is gathered, and holds up a transaction until a test lets it go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waiting: defaultdict[str, list[asyncio.Future[Any]]] = defaultdict(list)  #: by what is gathered
+        self.batches: list[list[Any]] = []
+        self.begun = asyncio.Event()
+        self.gate = asyncio.Event()
+        self._monkeypatch = monkeypatch
+        put = Gathering.put
+
+        def watched(gathering: Gathering[Any, Any], item: Any) -> "asyncio.Future[Any]":
+            answer = put(gathering, item)
+            self.waiting[gathering._name].append(answer)
+            return answer
+
+        monkeypatch.setattr(Gathering, "put", watched)
+
+    def hold_up(self, module: Any, name: str, items_at: int) -> None:
+        """Let the storage's function `name` do its work, and then wait for the gate with its transaction open.
+
+        Args:
+            items_at: which of its arguments the items are.
+        """
+        work: Callable[..., Awaitable[Any]] = getattr(module, name)
+
+        async def held_up(*arguments: Any, **options: Any) -> Any:
+            self.batches.append(list(arguments[items_at]))
+            done = await work(*arguments, **options)
+            self.begun.set()
+            await self.gate.wait()
+            self.check(arguments[items_at])
+            return done
+
+        self._monkeypatch.setattr(module, name, held_up)
+
+    def check(self, items: Sequence[Any]) -> None:
+        """Raises what a test has the storage raise."""
+
+    async def until_waiting(self, what: str, number: int) -> None:
+        async def arrived() -> bool:
+            return len(self.waiting[what]) >= number
+
+        try:
+            await makers.until(arrived)
+        except AssertionError:
+            self.gate.set()  # else what is held up would hold up the end of the test
+            raise
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
+    return Turns(monkeypatch)
+
+
+# --- submits ---------------------------------------------------------------------------------------------
+
+
+async def listed(me: Caller) -> list[str]:
+    found = (await me.jobs.ListJobs(ListJobsRequest(page_size=500))).jobs
+    return sorted(job.subject_id for job in found)
+
+
+async def test_a_hundred_submits_at_once_take_two_transactions(system: System, me: Caller, turns: Turns) -> None:
+    turns.hold_up(jobs, "submit", 1)
+    names = [f"cr-{number:02}" for number in range(100)]
+    calls = [asyncio.create_task(me.submit(engines.APPROVE, name, request_id=name)) for name in names]
+    await turns.until_waiting("submits", 100)
+    turns.gate.set()
+    answers = await asyncio.gather(*calls)
+    assert [job.subject_id for job in answers] == names
+    assert len({job.id for job in answers}) == 100
+    assert len(turns.batches) == 2
+    assert sum(map(len, turns.batches)) == 100
+    assert await listed(me) == names
+    assert await me.get(answers[50]) == answers[50]
+
+
+async def test_callers_of_several_tenants_who_are_written_together_are_answered_apart(
+    system: System, me: Caller, turns: Turns
+) -> None:
+    turns.hold_up(jobs, "submit", 1)
+    stranger = await system.caller(tenant_id=await makers.make_tenant(system.database, "globex"))
+    first = asyncio.create_task(me.submit(engines.APPROVE, "first"))
+    await turns.begun.wait()
+    mine, theirs, clash = (
+        one.jobs.SubmitJob(submission(headline, "cr-1", request_id="r-1"))
+        for one, headline in ((me, "approve"), (stranger, "approve"), (me, "else"))
+    )
+    await turns.until_waiting("submits", 4)
+    turns.gate.set()
+    await first
+    refused, my_job, their_job = await refusal(clash), (await mine).job, (await theirs).job
+    assert refused.reason == "REQUEST_ID_REUSED"
+    assert refused.metadata["job_id"] == my_job.id != their_job.id
+    assert (their_job.tenant, my_job.tenant == "globex") == ("globex", False)
+    assert len(turns.batches) == 2
+    assert (await listed(me), await listed(stranger)) == (["cr-1", "first"], ["cr-1"])
+
+
+async def test_a_submit_that_no_database_takes_fails_alone(
+    system: System, me: Caller, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(items: Sequence[Any]) -> None:
+        if "poison" in {new.subject_id for new in items}:
+            raise ValueError("no database takes this")
+
+    monkeypatch.setattr(turns, "check", poisoned)
+    turns.hold_up(jobs, "submit", 1)
+    first = asyncio.create_task(me.submit(engines.APPROVE, "a first"))
+    await turns.begun.wait()
+    names = ["b", "c", "poison", "d"]
+    calls = {name: me.jobs.SubmitJob(submission("approve", name)) for name in names}
+    await turns.until_waiting("submits", 5)
+    turns.gate.set()
+    assert (await refusal(calls.pop("poison"))).code == grpc.StatusCode.INTERNAL
+    await first
+    for call in calls.values():
+        await call
+    assert sorted(map(len, turns.batches)) == [1, 1, 1, 1, 1, 4]
+    assert await listed(me) == ["a first", "b", "c", "d"]
+
+
+async def test_a_caller_who_hangs_up_before_its_turn_leaves_no_job(system: System, me: Caller, turns: Turns) -> None:
+    turns.hold_up(jobs, "submit", 1)
+    first = asyncio.create_task(me.submit(engines.APPROVE, "first"))
+    await turns.begun.wait()
+    impatient = me.jobs.SubmitJob(submission("approve", "impatient"))
+    await turns.until_waiting("submits", 2)
+    impatient.cancel()
+
+    async def taken_back() -> bool:
+        return turns.waiting["submits"][1].cancelled()
+
+    await makers.until(taken_back)
+    patient = asyncio.create_task(me.submit(engines.APPROVE, "patient"))
+    await turns.until_waiting("submits", 3)
+    turns.gate.set()
+    await asyncio.gather(first, patient)
+    assert await listed(me) == ["first", "patient"]
+
+
+async def test_a_caller_who_hangs_up_while_its_job_is_written_finds_it_by_its_request_id(
+    system: System, me: Caller, turns: Turns
+) -> None:
+    turns.hold_up(jobs, "submit", 1)
+    impatient = me.jobs.SubmitJob(submission("approve", "impatient", request_id="r-1"))
+    await turns.begun.wait()
+    impatient.cancel()
+
+    async def left() -> bool:
+        return turns.waiting["submits"][0].cancelled()
+
+    await makers.until(left)
+    turns.gate.set()
+    again = await me.jobs.SubmitJob(submission("approve", "impatient", request_id="r-1"))
+    assert again.already_accepted
+    assert await listed(me) == ["impatient"]
+
+
+# --- claims and ends -------------------------------------------------------------------------------------
+
+
+@on_postgresql  # on SQLite nothing is released while a claim holds the only writer
+async def test_what_a_worker_claims_at_once_is_claimed_together(
+    system: System, me: Caller, engine: ScriptedEngine, turns: Turns
+) -> None:
+    submitted = [await me.submit(engines.APPROVE, f"cr-{number}") for number in range(4)]
+    turns.hold_up(claims, "claim", 2)
+    async with system.reviewer(engine, slots=8):  # which has four messages of a queue in hand at most
+        await turns.until_waiting("claims", 4)
+        turns.gate.set()
+        for job in submitted:
+            assert outcomes(await me.until(job, SUCCEEDED)) == ["SUCCEEDED"]
+    assert len(turns.batches) <= 2
+    assert sum(map(len, turns.batches)) == 4
+
+
+@on_postgresql  # on SQLite nobody else could write meanwhile
+async def test_a_worker_that_stops_does_not_wait_for_ever_for_its_claims(
+    system: System, me: Caller, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_LAST_CLAIMS_SECONDS", 0.05)
+    turns.hold_up(claims, "claim", 2)
+    async with system.reviewer(ScriptedEngine()):
+        await me.submit(engines.APPROVE)
+        await turns.begun.wait()
+    assert turns.waiting["claims"][0].cancelled()
+    turns.gate.set()
+
+
+async def test_a_worker_that_stops_while_it_claims_leaves_no_job_with_nobody(
+    system: System, me: Caller, engine: ScriptedEngine, turns: Turns
+) -> None:
+    turns.hold_up(claims, "claim", 2)
+    async with system.reviewer(ScriptedEngine()):
+        job = await me.submit(engines.APPROVE)
+        await turns.begun.wait()
+        asyncio.get_running_loop().call_later(0.1, turns.gate.set)
+    async with system.reviewer(engine):
+        done = await me.until(job, SUCCEEDED)
+    assert "lease_lost" not in await kinds(me, done)
+    assert outcomes(done)[-1] == "SUCCEEDED"
+    assert done.attempts == 1
