@@ -6,9 +6,11 @@ binding says who decides; the human queue and what leads to it stay visible to t
 
 import time
 import uuid
+from collections.abc import Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from gateway.reading import SharedReads
 from imprimatur.errors import PermissionDenied, Unauthenticated, Unavailable
 from imprimatur.storage import tenants
 from imprimatur.storage.database import Database
@@ -86,6 +88,7 @@ class Doorkeeper:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: dict[bytes, tuple[float, ApiKey]] = {}
+        self._fresh = SharedReads(self._read)
 
     async def admit(self, authorization: str | None, method: str) -> Caller:
         """Check key and role.
@@ -113,8 +116,7 @@ class Doorkeeper:
         if key is not None and now - found_at < KEY_MEMORY_SECONDS:
             return key
         try:
-            async with self._database.read() as reader:
-                fresh = await tenants.find_key(reader, secret)
+            fresh = (await self._fresh.of([secret_hash])).get(secret_hash)
         except Unavailable:
             if key is not None and now - found_at < KEY_MEMORY_WITHOUT_DATABASE_SECONDS:
                 return key
@@ -126,6 +128,10 @@ class Doorkeeper:
             self._known.clear()
         self._known[secret_hash] = (now, fresh)
         return fresh
+
+    async def _read(self, hashes: Collection[bytes]) -> dict[bytes, ApiKey]:
+        async with self._database.read() as reader:
+            return await tenants.find_keys(reader, hashes)
 
 
 def _bearer(authorization: str | None) -> str:

@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -19,6 +20,7 @@ from google.rpc import status_pb2
 from gateway import errors
 from gateway.access import Doorkeeper, caller, serve_as
 from gateway.deadlines import allowed_seconds
+from gateway.rendering import serializer
 from imprimatur import metrics, tracing
 from imprimatur.errors import InvalidRequest
 from imprimatur.tracing import TRACEPARENT_HEADER, TRACESTATE_HEADER, Kind, Span, SpanContext
@@ -40,20 +42,28 @@ class Edge(grpc.aio.ServerInterceptor):
 
     def __init__(self, doorkeeper: Doorkeeper) -> None:
         self._doorkeeper = doorkeeper
+        self._wrapped: dict[str, _Handler] = {}  # by method: there are as many as are served
 
     async def intercept_service(
         self, continuation: _Continuation, details: grpc.HandlerCallDetails
     ) -> "_Handler | None":
         """Wrap the handler of one call."""
-        handler = await continuation(details)
         method: str = details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is not None:
+            return wrapped
+        handler = await continuation(details)
         if handler is None or method.startswith(_OPEN_SERVICES):
             return handler
+        wrapped = self._wrapped[method] = self._wrap(handler, method)
+        return wrapped
+
+    def _wrap(self, handler: _Handler, method: str) -> _Handler:
         call = _Call(self._doorkeeper, method)
         parse = _parser(handler.request_deserializer)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                call.streaming(cast(Any, handler.unary_stream)), parse, handler.response_serializer
+                call.streaming(cast(Any, handler.unary_stream)), parse, serializer(handler.response_serializer)
             )
         return grpc.unary_unary_rpc_method_handler(
             call.unary(cast(Any, handler.unary_unary)), parse, handler.response_serializer
@@ -94,17 +104,18 @@ class _Call:
 
         return answer
 
-    def streaming(self, handle: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
-        async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    def streaming(self, handle: Callable[[Any, Any], AsyncGenerator[Any]]) -> Callable[[Any, Any], Awaitable[None]]:
+        async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             code = "CANCELLED"  # unless it ends in another way
             headers = _headers(context)
             with metrics.open_streams.labels(self._rpc).track_inprogress(), self._span(headers) as span:
                 try:
                     async with asyncio.timeout(allowed_seconds(context)):
                         await self._admit(headers)
-                    async for response in handle(_begun(span, request), context):
-                        await self._admit(headers)  # the key may have been revoked meanwhile
-                        yield response
+                    async with aclosing(handle(_begun(span, request), context)) as responses:
+                        async for response in responses:
+                            await self._admit(headers)  # the key may have been revoked meanwhile
+                            await context.write(response)
                     code = "OK"
                 except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
                     status = self._status(fault)

@@ -2,7 +2,8 @@
 
 import re
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -27,7 +28,7 @@ from imprimatur.errors import (
     RequestError,
 )
 from imprimatur.guard import Guard
-from imprimatur.job import Job, NewJob, State
+from imprimatur.job import NewJob, State
 from imprimatur.storage import attempts, jobs
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Submitted
@@ -40,6 +41,7 @@ log = structlog.get_logger(__name__)
 _RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
 _DAY = timedelta(hours=24)
 _FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
+_SNAPSHOT_COMPLETE = pb.WatchJobsResponse(snapshot_complete=True).SerializeToString()
 _VERSION = re.compile(r"[0-9]{1,18}")
 
 
@@ -152,31 +154,31 @@ class Jobs(JobServiceServicer):
 
     # --- watch -------------------------------------------------------------------------------------------
 
-    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
-        """The job now and whenever it changes, up to its terminal state."""
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncGenerator[Any]:
+        """The job now and whenever it changes, up to its terminal state. Gives WatchJobResponses as bytes."""
         job_id = id_of(request.job_id)
         tenant = caller().tenant_name
+        after_version = request.after_version
         first = True
         within = allowed_seconds(context)
-        async for job in self._watchtower.watch(caller().owner, job_id, open_within_seconds=within):
-            if first and request.after_version > job.version:
-                raise _from_the_future(request.after_version, job)
-            first = False
-            if job.version > request.after_version or job.state.terminal:
-                yield pb.WatchJobResponse(job=job_to_wire(job, tenant))
+        async with aclosing(self._watchtower.watch(caller().owner, job_id, open_within_seconds=within)) as versions:
+            async for version in versions:
+                if first and after_version > version.number:
+                    raise _from_the_future(after_version, version.number)
+                first = False
+                if version.number > after_version or version.terminal:
+                    yield version.answer(tenant)
         if first:
             raise job_not_found(job_id)
 
-    async def WatchJobs(self, request: pb.WatchJobsRequest, context: Any) -> AsyncIterator[pb.WatchJobsResponse]:
-        """Every matching job now, and every change after which one matches."""
+    async def WatchJobs(self, request: pb.WatchJobsRequest, context: Any) -> AsyncGenerator[Any]:
+        """Every matching job now, and every change after which one matches. Gives WatchJobsResponses as bytes."""
         tenant = caller().tenant_name
         wanted = validation.filter_of(request.filter)
         within = allowed_seconds(context)
-        async for job in self._watchtower.follow(caller().owner, wanted, open_within_seconds=within):
-            if job is None:
-                yield pb.WatchJobsResponse(snapshot_complete=True)
-            else:
-                yield pb.WatchJobsResponse(job=job_to_wire(job, tenant))
+        async with aclosing(self._watchtower.follow(caller().owner, wanted, open_within_seconds=within)) as versions:
+            async for version in versions:
+                yield _SNAPSHOT_COMPLETE if version is None else version.answer(tenant)
 
     # --- stop and repeat ---------------------------------------------------------------------------------
 
@@ -269,9 +271,9 @@ def _batch_result(submitted: Submitted, who: Caller, path: str) -> pb.BatchSubmi
         return pb.BatchSubmitJobsResult(error=status_of(error))
 
 
-def _from_the_future(after_version: int, job: Job) -> RequestError:
+def _from_the_future(after_version: int, version: int) -> RequestError:
     return OutOfRange(
-        f"after_version: is {after_version}, but the job is at version {job.version}",
+        f"after_version: is {after_version}, but the job is at version {version}",
         reason="VERSION_FROM_THE_FUTURE",
         field="after_version",
     )

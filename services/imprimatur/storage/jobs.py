@@ -46,6 +46,10 @@ class Owner:
         mine = jobs.c.tenant_id == self.tenant_id
         return and_(mine, jobs.c.user_id == self.user_id) if self.user_id else mine
 
+    def owns(self, job: Job) -> bool:
+        """The same about a job that was read."""
+        return job.tenant_id == self.tenant_id and self.user_id in ("", job.user_id)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
@@ -76,6 +80,23 @@ class Filter:
     def empty(self) -> bool:
         """Whether every job passes."""
         return not any(getattr(self, item.name) for item in fields(self))
+
+    def passes(self, job: Job) -> bool:
+        """Whether a job that was read passes; the same as `matching` says in SQL."""
+        among = (
+            (self.states, job.state),
+            (self.types, job.type),
+            (self.decisions, job.decision),
+            (self.triggers, job.policy_triggered),
+        )
+        return (
+            all(not allowed or value in allowed for allowed, value in among)
+            and self.user_id in ("", job.user_id)
+            and self.subject_id in ("", job.subject_id)
+            and (self.created_from is None or job.created_at >= self.created_from)
+            and (self.created_before is None or job.created_at < self.created_before)
+            and all(job.labels.get(key) == value for key, value in (self.labels or {}).items())
+        )
 
 
 def job_of(row: Any) -> Job:
@@ -247,17 +268,18 @@ async def list_newest(
     return [job_of(row) for row in await reader.connection.execute(statement)]
 
 
-async def list_unfinished(reader: Reader, owner: Owner, wanted: Filter, *, limit: int) -> list[Job]:
-    """Matching jobs that are not terminal, oldest first."""
+async def versions(reader: Reader, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
+    """The versions of jobs, whoever owns them: to see which have changed, for little."""
+    rows = await reader.connection.execute(select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(sorted(ids))))
+    return {row.id: row.version for row in rows}
+
+
+async def unfinished_versions(reader: Reader, owner: Owner, wanted: Filter, *, limit: int) -> dict[uuid.UUID, int]:
+    """The versions of matching jobs that are not terminal, oldest first."""
     live = [state for state in State if not state.terminal]
-    found = select(*VISIBLE).where(matching(reader, owner, wanted), jobs.c.state.in_(live))
-    return [job_of(row) for row in await reader.connection.execute(found.order_by(jobs.c.id).limit(limit))]
-
-
-async def matching_among(reader: Reader, owner: Owner, wanted: Filter, ids: Collection[uuid.UUID]) -> list[Job]:
-    """Those of `ids` that match now."""
-    statement = select(*VISIBLE).where(matching(reader, owner, wanted), jobs.c.id.in_(sorted(ids)))
-    return [job_of(row) for row in await reader.connection.execute(statement)]
+    found = select(jobs.c.id, jobs.c.version).where(matching(reader, owner, wanted), jobs.c.state.in_(live))
+    rows = await reader.connection.execute(found.order_by(jobs.c.id).limit(limit))
+    return {row.id: row.version for row in rows}
 
 
 def matching(reader: Reader, owner: Owner, wanted: Filter) -> ColumnElement[bool]:

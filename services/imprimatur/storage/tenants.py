@@ -3,8 +3,9 @@
 import hashlib
 import secrets
 import uuid
+from collections.abc import Collection
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import ColumnElement, and_, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.errors import AlreadyExists, NotFound
@@ -92,24 +93,28 @@ async def revoke_key(tx: Transaction, key_id: uuid.UUID) -> None:
 
 async def find_key(reader: Reader, key: str) -> ApiKey | None:
     """The key's owner and role; None for an unknown or revoked key."""
-    found = [item for item in await _keys(reader, api_keys.c.key_hash == hash_of(key)) if not item.revoked_at]
-    return found[0] if found else None
+    return (await find_keys(reader, [hash_of(key)])).get(hash_of(key))
+
+
+async def find_keys(reader: Reader, hashes: Collection[bytes]) -> dict[bytes, ApiKey]:
+    """Keys by `hash_of` each; unknown and revoked ones are left out."""
+    return await _keys(reader, and_(api_keys.c.key_hash.in_(sorted(hashes)), api_keys.c.revoked_at.is_(None)))
 
 
 async def list_keys(reader: Reader, tenant_id: uuid.UUID) -> list[ApiKey]:
     """A tenant's keys, revoked ones included, oldest first."""
-    return await _keys(reader, api_keys.c.tenant_id == tenant_id)
+    return list((await _keys(reader, api_keys.c.tenant_id == tenant_id)).values())
 
 
-async def _keys(reader: Reader, condition: object) -> list[ApiKey]:
+async def _keys(reader: Reader, condition: ColumnElement[bool]) -> dict[bytes, ApiKey]:
     rows = await reader.connection.execute(
         select(api_keys, tenants.c.name.label("tenant_name"))
         .join_from(api_keys, tenants)
-        .where(condition)  # type: ignore[arg-type]  # a column comparison
+        .where(condition)
         .order_by(api_keys.c.id)
     )
-    return [
-        ApiKey(
+    return {
+        row.key_hash: ApiKey(
             id=row.id,
             tenant_id=row.tenant_id,
             tenant_name=row.tenant_name,
@@ -120,7 +125,7 @@ async def _keys(reader: Reader, condition: object) -> list[ApiKey]:
             revoked_at=row.revoked_at,
         )
         for row in rows
-    ]
+    }
 
 
 async def live_policy(reader: Reader, tenant_id: uuid.UUID, *, lock: bool) -> tuple[int, Policy]:
