@@ -16,7 +16,7 @@ from imprimatur.storage import tenants
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
 from imprimatur.storage.tenants import KEY_PREFIX, hash_of
-from imprimatur.tenancy import ApiKey, Role
+from imprimatur.tenancy import NO_LIMITS_OF_ITS_OWN, ApiKey, Limits, Role
 
 #: A revoked key is refused after this long at the latest.
 KEY_MEMORY_SECONDS = 2.0
@@ -46,6 +46,7 @@ class Caller:
     role: Role
     user_id: str  #: empty: the key is not bound to a user
     key_name: str
+    limits: Limits = NO_LIMITS_OF_ITS_OWN  #: the tenant's own
 
     @property
     def owner(self) -> Owner:
@@ -75,6 +76,8 @@ def may(role: Role, method: str, *, bound: bool) -> bool:
     """
     service, _, name = method.rpartition("/")
     service = service.rpartition(".")[2]
+    if Role.OPERATOR is role or service == "AdminService":
+        return role is Role.OPERATOR and service == "AdminService"
     if role is Role.ADMIN:
         return not (bound and service == "WebhookService")
     if service == "JobService":
@@ -108,7 +111,12 @@ class Doorkeeper:
             role=key.role,
             user_id=key.user_id,
             key_name=key.name,
+            limits=key.limits,
         )
+
+    async def stop(self) -> None:
+        """End what is being read."""
+        await self._fresh.stop()
 
     async def _find(self, secret: str) -> ApiKey:
         now, secret_hash = time.monotonic(), hash_of(secret)

@@ -15,6 +15,7 @@ from gateway.deadlines import allowed_seconds
 from gateway.dispatcher import Dispatcher
 from gateway.errors import known, status_of
 from gateway.paging import foreign_token, position_of, token_of
+from gateway.quotas import Quotas
 from gateway.validation import id_of, job_not_found
 from gateway.watching import Watchtower
 from imprimatur import metrics
@@ -49,12 +50,20 @@ class Jobs(JobServiceServicer):
     """The service for those who have work reviewed."""
 
     def __init__(
-        self, database: Database, broker: Broker, dispatcher: Dispatcher, watchtower: Watchtower, guard: Guard
+        self,
+        database: Database,
+        broker: Broker,
+        dispatcher: Dispatcher,
+        watchtower: Watchtower,
+        *,
+        quotas: Quotas,
+        guard: Guard,
     ) -> None:
         self._database = database
         self._broker = broker
         self._dispatcher = dispatcher
         self._watchtower = watchtower
+        self._quotas = quotas
         self._guard = guard
         self._estimates = statistics.Estimates(database)
 
@@ -64,7 +73,7 @@ class Jobs(JobServiceServicer):
         """Accept one job."""
         who = caller()
         new = await self._estimated(submissions.new_job(request, who, self._guard, datetime.now(UTC)))
-        (submitted,) = await self._submit([new])
+        (submitted,) = await self._submit(who, [new])
         return _accepted(submitted, who)
 
     async def BatchSubmitJobs(self, request: pb.BatchSubmitJobsRequest, context: Any) -> pb.BatchSubmitJobsResponse:
@@ -77,7 +86,7 @@ class Jobs(JobServiceServicer):
             self._checked(item, who, f"items[{place}].") for place, item in enumerate(request.items)
         ]
         good = [await self._estimated(outcome) for outcome in outcomes if isinstance(outcome, NewJob)]
-        submitted = iter(await self._submit(good))
+        submitted = iter(await self._submit(who, good))
         return pb.BatchSubmitJobsResponse(
             results=[
                 pb.BatchSubmitJobsResult(error=status_of(outcome))
@@ -98,7 +107,14 @@ class Jobs(JobServiceServicer):
     async def _estimated(self, new: NewJob) -> NewJob:
         return await self._estimates.put(new)
 
-    async def _submit(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
+    async def _submit(self, who: Caller, new_jobs: Sequence[NewJob]) -> list[Submitted | RequestError]:
+        """What became of each, in their order: some may be refused by the tenant's limits."""
+        with await self._quotas.admit(who, new_jobs) as admission:
+            submitted = await self._store(admission.jobs)
+            admission.made = sum(one.created for one in submitted)
+        return admission.answers(new_jobs, submitted)
+
+    async def _store(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
         if not new_jobs:
             return []
         with self._dispatcher.room_for(len(new_jobs)) as fast:
@@ -218,12 +234,12 @@ class Jobs(JobServiceServicer):
                 reason="JOB_NOT_RETRYABLE",
                 state=old.state,
             )
-        (submitted,) = await self._submit([repeats.retry_of(old, request_id)])
+        (submitted,) = await self._submit(who, [repeats.retry_of(old, request_id)])
         return pb.RetryJobResponse(job=_accepted(submitted, who).job)
 
     async def RetryJobs(self, request: pb.RetryJobsRequest, context: Any) -> pb.RetryJobsResponse:
         """Retry what matches and is not retried yet, up to a limit."""
-        return await repeats.retry_jobs(self._database, caller(), request)
+        return await repeats.retry_jobs(self._database, self._quotas, caller(), request)
 
     async def ReviewJobsAgain(self, request: pb.ReviewJobsAgainRequest, context: Any) -> pb.ReviewJobsAgainResponse:
         """Send back to the engine what waits because it failed, up to a limit."""
@@ -252,7 +268,9 @@ def _id_in_token(text: str) -> uuid.UUID:
         raise foreign_token() from None
 
 
-def _accepted(submitted: Submitted, who: Caller, path: str = "") -> pb.SubmitJobResponse:
+def _accepted(submitted: Submitted | RequestError, who: Caller, path: str = "") -> pb.SubmitJobResponse:
+    if isinstance(submitted, RequestError):
+        raise submitted
     if not submitted.same_content:
         mine = who.owner.user_id in ("", submitted.job.user_id)
         raise AlreadyExists(
@@ -264,10 +282,10 @@ def _accepted(submitted: Submitted, who: Caller, path: str = "") -> pb.SubmitJob
     return pb.SubmitJobResponse(job=job_to_wire(submitted.job, who.tenant_name), already_accepted=not submitted.created)
 
 
-def _batch_result(submitted: Submitted, who: Caller, path: str) -> pb.BatchSubmitJobsResult:
+def _batch_result(submitted: Submitted | RequestError, who: Caller, path: str) -> pb.BatchSubmitJobsResult:
     try:
         return pb.BatchSubmitJobsResult(accepted=_accepted(submitted, who, path))
-    except AlreadyExists as error:
+    except RequestError as error:
         return pb.BatchSubmitJobsResult(error=status_of(error))
 
 

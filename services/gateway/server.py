@@ -19,15 +19,19 @@ from gateway.interception import Edge
 from gateway.watching import Watchtower
 from imprimatur import metrics
 from imprimatur.errors import ConfigurationError
-from imprimatur.v1 import job_service_pb2, review_service_pb2, webhook_service_pb2
+from imprimatur.v1 import admin_service_pb2, job_service_pb2, review_service_pb2, webhook_service_pb2
+from imprimatur.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
 from imprimatur.v1.job_service_pb2_grpc import JobServiceServicer, add_JobServiceServicer_to_server
 from imprimatur.v1.review_service_pb2_grpc import ReviewServiceServicer, add_ReviewServiceServicer_to_server
 from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceServicer, add_WebhookServiceServicer_to_server
 
 log = structlog.get_logger(__name__)
 
+#: Calls that may be under way beside the streams.
+ROOM_FOR_CALLS = 3000
 _MEBIBYTE = 1024 * 1024
 _DESCRIBED = (
+    admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
     review_service_pb2.DESCRIPTOR.services_by_name["ReviewService"],
     webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
@@ -52,6 +56,7 @@ class Listener:
     client_ca: Path | None = None
     reflection: bool = False
     max_connection_age_seconds: int = 0  #: 0: connections live as long as their clients want
+    most_calls: int = 15_000  #: under way at once, streams included; gRPC itself refuses more, without details
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,7 @@ class Servicers:
     jobs: JobServiceServicer
     reviews: ReviewServiceServicer
     webhooks: WebhookServiceServicer
+    administration: AdminServiceServicer
 
 
 @asynccontextmanager
@@ -79,10 +85,13 @@ async def grpc_port(
     elsewhere, and takes `drain_seconds` at most.
     """
     _count_from_zero()
-    server = grpc.aio.server(interceptors=[edge], options=_options(listener))
+    server = grpc.aio.server(
+        interceptors=[edge], options=_options(listener), maximum_concurrent_rpcs=listener.most_calls
+    )
     add_JobServiceServicer_to_server(servicers.jobs, server)
     add_ReviewServiceServicer_to_server(servicers.reviews, server)
     add_WebhookServiceServicer_to_server(servicers.webhooks, server)
+    add_AdminServiceServicer_to_server(servicers.administration, server)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     if listener.reflection:
         reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
@@ -109,9 +118,10 @@ def _options(listener: Listener) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", 4 * _MEBIBYTE),
         ("grpc.max_send_message_length", 64 * _MEBIBYTE),
         # Thousands of watches may be opened at once; the default drops them.
-        ("grpc.server.max_pending_requests", 20_000),
-        ("grpc.server.max_pending_requests_hard_limit", 30_000),
-        ("grpc.max_concurrent_streams", 20_000),
+        ("grpc.server.max_pending_requests", listener.most_calls),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * listener.most_calls),
+        # All on one connection: beyond it a client waits and does not learn for what.
+        ("grpc.max_concurrent_streams", listener.most_calls),
         ("grpc.so_reuseport", 0),
         # Clients may ping an idle watch, so that middleboxes keep it open.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

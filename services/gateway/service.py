@@ -5,10 +5,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from gateway.access import Doorkeeper
+from gateway.administration import Administration
 from gateway.dispatcher import Dispatcher
 from gateway.health import Health
 from gateway.interception import Edge
 from gateway.jobs import Jobs
+from gateway.quotas import Allowance, Quotas
 from gateway.reviews import Reviews
 from gateway.server import SERVICES, Listener, Servicers, grpc_port
 from gateway.statistics import Gauges
@@ -18,6 +20,8 @@ from imprimatur.broker import Broker
 from imprimatur.guard import Guard
 from imprimatur.storage.database import Database
 from imprimatur.vault import Vault
+
+DEFAULT_ALLOWANCE = Allowance()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ async def gateway(
     guard: Guard,
     listener: Listener,
     *,
+    allowance: Allowance = DEFAULT_ALLOWANCE,
     lease_seconds: float = 3.0,
     drain_seconds: float = 20.0,
 ) -> AsyncIterator[Gateway]:
@@ -44,21 +49,26 @@ async def gateway(
     """
     dispatcher = Dispatcher(database, broker, lease_seconds=lease_seconds)
     watchtower = Watchtower(database, broker)
+    quotas = Quotas(database, allowance)
+    doorkeeper = Doorkeeper(database)
     gauges = Gauges(database)
     servicers = Servicers(
-        jobs=Jobs(database, broker, dispatcher, watchtower, guard),
+        jobs=Jobs(database, broker, dispatcher, watchtower, quotas=quotas, guard=guard),
         reviews=Reviews(database),
         webhooks=Webhooks(database, vault, guard),
+        administration=Administration(database, allowance),
     )
     await watchtower.start()
     dispatcher.start()
     gauges.start()
     try:
-        edge = Edge(Doorkeeper(database))
+        edge = Edge(doorkeeper, quotas)
         health = Health(database, SERVICES)
         async with grpc_port(listener, servicers, edge, watchtower, health, drain_seconds=drain_seconds) as port:
             yield Gateway(port=port)
     finally:
         await watchtower.stop()
+        await quotas.stop()
+        await doorkeeper.stop()
         await gauges.stop()
         await dispatcher.stop()

@@ -157,7 +157,11 @@ async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once
 def _again(new: NewJob, known: Mapping[Any, tuple[Job, bytes]]) -> Submitted:
     if new.id in known:
         return Submitted(job=known[new.id][0], created=True)
-    job, content_hash = known[new.tenant_id, new.request_id]
+    return again(new, *known[new.tenant_id, new.request_id])
+
+
+def again(new: NewJob, job: Job, content_hash: bytes) -> Submitted:
+    """What a submission comes to whose request id stands for `job` already."""
     return Submitted(job=job, created=False, same_content=content_hash == new.content_hash)
 
 
@@ -236,6 +240,29 @@ async def _known(tx: Transaction, refused: Sequence[NewJob]) -> dict[Any, tuple[
     for row in await tx.connection.execute(select(*VISIBLE, jobs.c.content_hash).where(or_(same_request, same_id))):
         found[row.id] = found[row.tenant_id, row.request_id] = job_of(row), row.content_hash
     return found
+
+
+async def accepted_before(
+    reader: Reader, requests: Collection[tuple[uuid.UUID, str]]
+) -> dict[tuple[uuid.UUID, str], tuple[Job, bytes]]:
+    """The jobs that (tenant, request id) pairs stand for already, with their content's hash."""
+    tenants, ids = {tenant_id for tenant_id, _ in requests}, {request_id for _, request_id in requests}
+    rows = await reader.connection.execute(
+        select(*VISIBLE, jobs.c.content_hash).where(jobs.c.tenant_id.in_(tenants), jobs.c.request_id.in_(ids))
+    )
+    found = {(row.tenant_id, row.request_id): (job_of(row), row.content_hash) for row in rows}
+    return {request: found[request] for request in requests if request in found}
+
+
+async def count_open(reader: Reader, tenants: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
+    """How many jobs of each tenant are queued or running; tenants without any are left out."""
+    open_now = jobs.c.state.in_([State.QUEUED, State.RUNNING])
+    rows = await reader.connection.execute(
+        select(jobs.c.tenant_id, func.count().label("number"))
+        .where(jobs.c.tenant_id.in_(tenants), open_now)
+        .group_by(jobs.c.tenant_id)
+    )
+    return {row.tenant_id: row.number for row in rows}
 
 
 # --- finding ---------------------------------------------------------------------------------------------

@@ -49,6 +49,10 @@ tenants = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("policy_version", Integer, nullable=False),  # the live one
     Column("created_at", Instant, nullable=False),
+    # Its own limits. None: as the gateways' settings say; 0: no limit.
+    Column("submits_per_second", Float),
+    Column("open_jobs", Integer),
+    Column("streams", Integer),
 )
 
 api_keys = Table(
@@ -151,6 +155,7 @@ _partial(
     jobs.c.id,
     where="state = 'awaiting_review'",
 )
+_partial("ix_jobs_open", jobs.c.tenant_id, where="state IN ('queued', 'running')")
 _partial("ix_jobs_retryable", jobs.c.tenant_id, jobs.c.id, where="state IN ('failed', 'cancelled')")
 _partial("ix_jobs_retry_of", jobs.c.retry_of, where="retry_of IS NOT NULL")
 
