@@ -12,7 +12,7 @@ from tests import makers
 
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, JobType, State
-from imprimatur.storage import claims, dispatch, outbox, repeats, statistics
+from imprimatur.storage import claims, dispatch, jobs, outbox, repeats, statistics
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.repeats import Scope
@@ -39,6 +39,7 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     "renew": lambda tx: claims.renew(tx, [(new_id(), 1), (new_id(), 2)], lease_seconds=3.0),
     "outbox.lease": lambda tx: outbox.lease(tx, older_than_seconds=2.0, lease_seconds=5.0, limit=10),
     "unfinished": statistics.unfinished,
+    "count_open": lambda tx: jobs.count_open(tx, [new_id(), new_id()]),
     # Not hot, but called in a row until nothing is left.
     "retry": lambda tx: repeats.retry(tx, SCOPE, limit=10),
     "retry of what failed": lambda tx: repeats.retry(tx, replace(SCOPE, wanted=FAILED), limit=10),

@@ -12,8 +12,9 @@ import grpc.aio
 import pytest
 from tests import makers
 
+from gateway.quotas import Allowance
 from gateway.server import Listener
-from gateway.service import gateway
+from gateway.service import DEFAULT_ALLOWANCE, gateway
 from imprimatur.broker import Broker
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.guard import Guard
@@ -21,6 +22,7 @@ from imprimatur.outbox import Outbox
 from imprimatur.storage import tenants
 from imprimatur.storage.database import Database
 from imprimatur.tenancy import Role
+from imprimatur.v1.admin_service_pb2_grpc import AdminServiceStub
 from imprimatur.v1.creative_pb2 import Creative, CreativeReviewTask
 from imprimatur.v1.job_pb2 import Job, JobState
 from imprimatur.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WatchJobRequest
@@ -33,6 +35,7 @@ from reviewer.engines.apart import EngineApart
 from reviewer.service import Reviewer, reviewer
 
 if TYPE_CHECKING:  # they exist for type checkers alone
+    from imprimatur.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
     from imprimatur.v1.job_service_pb2_grpc import JobServiceAsyncStub
     from imprimatur.v1.review_service_pb2_grpc import ReviewServiceAsyncStub
     from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceAsyncStub
@@ -64,6 +67,7 @@ class Caller:
         self.jobs = cast("JobServiceAsyncStub", _WithKey(JobServiceStub(channel), key))
         self.reviews = cast("ReviewServiceAsyncStub", _WithKey(ReviewServiceStub(channel), key))
         self.webhooks = cast("WebhookServiceAsyncStub", _WithKey(WebhookServiceStub(channel), key))
+        self.administration = cast("AdminServiceAsyncStub", _WithKey(AdminServiceStub(channel), key))
 
     async def submit(self, headline: str, creative_id: str = "cr-1", **fields: Any) -> Job:
         """Have a creative reviewed."""
@@ -105,7 +109,9 @@ class System:
     _open: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @asynccontextmanager
-    async def gateway(self, *, drain_seconds: float = 2.0) -> AsyncIterator[int]:
+    async def gateway(
+        self, *, drain_seconds: float = 2.0, allowance: Allowance = DEFAULT_ALLOWANCE
+    ) -> AsyncIterator[int]:
         """One more gateway inside the block; gives its port."""
         listener = Listener(host="127.0.0.1", port=0, reflection=True)
         async with gateway(
@@ -114,6 +120,7 @@ class System:
             self.vault,
             self.guard,
             listener,
+            allowance=allowance,
             lease_seconds=self.lease_seconds,
             drain_seconds=drain_seconds,
         ) as running:

@@ -29,7 +29,13 @@ from imprimatur.v1.job_pb2 import JOB_STATE_CANCELLED as CANCELLED
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
-from imprimatur.v1.job_service_pb2 import CancelJobRequest, JobFilter, WatchJobRequest, WatchJobResponse, WatchJobsRequest
+from imprimatur.v1.job_service_pb2 import (
+    CancelJobRequest,
+    JobFilter,
+    WatchJobRequest,
+    WatchJobResponse,
+    WatchJobsRequest,
+)
 from imprimatur.wire.messages import JobChanged
 
 pytestmark = on_postgresql
