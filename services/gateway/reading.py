@@ -1,7 +1,7 @@
 """Reads that many callers share: who asks while one statement runs is answered together by the next.
 
 However many ask, one statement runs at a time, so that ten thousand streams that open at once take one connection
-of the pool and not ten thousand turns at it. Nobody waits for company: a lone question is asked at once.
+of the pool and not ten thousand turns at it. A lone question is asked at once.
 """
 
 import asyncio
@@ -14,6 +14,8 @@ from imprimatur.errors import Unavailable
 from imprimatur.storage import jobs
 from imprimatur.storage.database import Database
 
+#: Between one statement and the next, while they follow each other.
+_GATHER_SECONDS = 0.005
 #: Keys in one statement.
 READ_AT_ONCE = 500
 
@@ -73,6 +75,8 @@ class SharedReads(Generic[_Key, _Value]):
             else:
                 for key, answer in some.items():
                     answer.set_result(found.get(key))
+            if self._asked:
+                await asyncio.sleep(_GATHER_SECONDS)  # many ask: those who are about to may come along
 
 
 def _fail(answers: "Iterable[asyncio.Future[Any]]", fault: Exception) -> None:

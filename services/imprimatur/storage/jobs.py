@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, func, or_, select
+from sqlalchemy import ColumnElement, Row, Uuid, and_, any_, bindparam, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.job import (
@@ -274,9 +274,19 @@ async def find(reader: Reader, owner: Owner, job_id: uuid.UUID) -> Job | None:
     return job_of(row) if row is not None else None
 
 
+#: Ids as one array where there are arrays: of an IN list each length would be a statement of its own, to be put
+#: together and prepared anew. By whether it is PostgreSQL.
+_AMONG_IDS: Mapping[bool, ColumnElement[bool]] = {
+    True: jobs.c.id == any_(bindparam("ids", type_=postgresql.ARRAY(Uuid))),
+    False: jobs.c.id.in_(bindparam("ids", expanding=True)),
+}
+_FIND_MANY = {dialect: select(*VISIBLE).where(among) for dialect, among in _AMONG_IDS.items()}
+_VERSIONS = {dialect: select(jobs.c.id, jobs.c.version).where(among) for dialect, among in _AMONG_IDS.items()}
+
+
 async def find_many(reader: Reader, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Job]:
     """Jobs by id, whoever owns them: for watchers whose right to see them was checked before."""
-    rows = await reader.connection.execute(select(*VISIBLE).where(jobs.c.id.in_(sorted(ids))))
+    rows = await reader.connection.execute(_FIND_MANY[reader.on_postgresql], {"ids": list(ids)})
     return {row.id: job_of(row) for row in rows}
 
 
@@ -297,7 +307,7 @@ async def list_newest(
 
 async def versions(reader: Reader, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
     """The versions of jobs, whoever owns them: to see which have changed, for little."""
-    rows = await reader.connection.execute(select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(sorted(ids))))
+    rows = await reader.connection.execute(_VERSIONS[reader.on_postgresql], {"ids": list(ids)})
     return {row.id: row.version for row in rows}
 
 
