@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 #: Live jobs that one WatchJobs stream may follow.
 MOST_WATCHED_TOGETHER = 20_000
+#: WatchJobs streams of a process: each remembers ids, some 2 MB of them when its client does not keep up.
+MOST_FOLLOWERS = 1000
 #: Live jobs that all WatchJobs streams of a process may follow together: some 200 MB.
 MOST_FOLLOWED = 1_000_000
 #: Of so many jobs that ended a WatchJobs stream remembers that it has told of them.
@@ -280,6 +282,14 @@ class Watchtower:
 
     @contextmanager
     def _follow(self, tenant_id: uuid.UUID) -> Iterator[tuple[Changes, Sent]]:
+        if sum(len(followers) for followers in self._followers.values()) >= MOST_FOLLOWERS:
+            metrics.limit_refusals.labels("all_streams").inc()
+            raise ResourceExhausted(
+                f"{MOST_FOLLOWERS} WatchJobs streams are open at this gateway; try again later",
+                reason="TOO_MANY_STREAMS",
+                limit="all_streams",
+                value=str(MOST_FOLLOWERS),
+            ).retry_after(10.0)
         changes, sent = Changes(), Sent()
         self._followers[tenant_id][changes] = sent
         try:

@@ -8,16 +8,19 @@ from typing import Any
 import grpc.aio
 import pytest
 from prometheus_client import REGISTRY
+from sqlalchemy.event import listen
 from tests import makers
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
 from tests.service.statuses import refusal
 from tests.service.systems import Caller, System, on_postgresql
 
+from gateway import watching
 from gateway.rendering import Version
 from gateway.watching import Watchtower
 from imprimatur.broker import EVENTS, Message
 from imprimatur.broker.memory import MemoryBroker
+from imprimatur.errors import ResourceExhausted
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, State
 from imprimatur.storage.database import Database
@@ -298,6 +301,58 @@ async def test_following_a_state_shows_a_job_again_that_comes_back_to_it(
         back = shown(await anext(stream))  # it matches again
     assert (back.id, back.version) == (str(job.id), 3)
     await stream.aclose()
+
+
+async def test_watches_that_open_together_are_read_together_and_shown_alike(
+    database: Database, watchtower: Watchtower
+) -> None:
+    tenant = await makers.make_tenant(database)
+    jobs = await makers.submit(database, *(makers.new_job(tenant) for _ in range(20)))
+    owner = Owner(tenant_id=tenant)
+    statements: list[object] = []
+    listen(database.engine.sync_engine, "after_cursor_execute", lambda *seen: statements.append(seen))
+    watches = [watchtower.watch(owner, job.id) for job in jobs for _ in range(3)]
+    first = await asyncio.gather(*(anext(watch) for watch in watches))
+    about_jobs = [seen for seen in statements if "jobs.input" not in str(seen) and "jobs.labels" in str(seen)]
+    assert len(about_jobs) == 1
+    for place in range(0, len(first), 3):
+        assert first[place] is first[place + 1] is first[place + 2]
+    for watch in watches:
+        await watch.aclose()
+
+
+async def test_somebody_elses_job_shows_nothing_although_its_owner_watches_it(
+    database: Database, watchtower: Watchtower
+) -> None:
+    mine, theirs = await makers.make_tenant(database), await makers.make_tenant(database)
+    [job] = await makers.submit(database, makers.new_job(mine, user_id="ada"))
+    watch = watchtower.watch(Owner(tenant_id=mine), job.id)
+    await anext(watch)
+    for stranger in (Owner(tenant_id=theirs), Owner(tenant_id=mine, user_id="grace")):
+        assert [version async for version in watchtower.watch(stranger, job.id)] == []
+    await watch.aclose()
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "reason"), [("MOST_FOLLOWERS", 1, "TOO_MANY_STREAMS"), ("MOST_FOLLOWED", 3, "TOO_MANY_JOBS")]
+)
+async def test_what_streams_over_many_jobs_remember_is_limited(
+    database: Database, watchtower: Watchtower, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, reason: str
+) -> None:
+    monkeypatch.setattr(watching, limit, value)
+    tenant = await makers.make_tenant(database)
+    await makers.submit(database, makers.new_job(tenant), makers.new_job(tenant))
+    first, second = (watchtower.follow(Owner(tenant_id=tenant), Filter()) for _ in range(2))
+    for _ in range(2):
+        assert await anext(first) is not None
+    with pytest.raises(ResourceExhausted) as caught:
+        await anext(second)
+    assert caught.value.reason == reason
+    assert caught.value.retry_after_seconds
+    await first.aclose()
+    third = watchtower.follow(Owner(tenant_id=tenant), Filter())
+    assert await anext(third) is not None
+    await third.aclose()
 
 
 async def _holds(condition: Callable[[], bool]) -> bool:
