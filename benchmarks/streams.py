@@ -144,7 +144,7 @@ class _Watching:
 
     async def opened(self) -> float:
         """Seconds until the slowest had the first answer on each of its streams."""
-        return max(json.loads(line)["open_seconds"] for line in await self._lines())
+        return max(float(json.loads(line)["open_seconds"]) for line in await self._lines())
 
     async def result(self) -> dict[str, Any]:
         """The distribution of the ends' ways."""

@@ -133,6 +133,8 @@ def _options(listener: Listener) -> list[tuple[str, int]]:
         # Thousands of watches may be opened at once; the default drops them.
         ("grpc.server.max_pending_requests", listener.most_calls),
         ("grpc.server.max_pending_requests_hard_limit", 2 * listener.most_calls),
+        # While very many are opened at once some wait for long; the default of 30 s answers them with a bare CANCELLED.
+        ("grpc.server_max_unrequested_time_in_server", 120),
         # All on one connection: beyond it a client waits and does not learn for what.
         ("grpc.max_concurrent_streams", listener.most_calls),
         ("grpc.so_reuseport", 0),
