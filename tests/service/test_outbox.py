@@ -1,6 +1,7 @@
 """What waits in the outbox while the broker is away goes out when it is back, whoever took it up meanwhile."""
 
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import func, select
 from tests import makers
 from tests.contract.polling import eventually
@@ -69,11 +70,21 @@ async def test_confirmed_rows_that_find_no_room_to_be_forgotten_are_published_ag
     sending = Outbox(database, broker, left_behind_after_seconds=0.0, lease_seconds=0.05, poll_seconds=0.01)
     tenant = await makers.make_tenant(database)
     await makers.submit(database, *(makers.new_job(tenant) for _ in range(6)))  # by a writer that is gone
+    before = _failures()
     sending.start()
     await makers.until(lambda: _is_empty(database))
     assert broker.tried > 6
+    assert _failures() == before
     await sending.stop()
     await broker.close()
+
+
+def _failures() -> float:
+    counts = (
+        REGISTRY.get_sample_value("imprimatur_background_failures_total", {"loop": loop})
+        for loop in ("outbox", "outbox-poller")
+    )
+    return sum(count or 0.0 for count in counts)
 
 
 async def _has_rows(database: Database, number: int) -> bool:
