@@ -110,7 +110,7 @@ async def everyday(database: Database, tenants: list[uuid.UUID]) -> dict[str, fl
 
     async def snapshot() -> None:
         async with database.read() as reader:
-            await jobs.list_unfinished(reader, owner, Filter(), limit=20_001)
+            await jobs.unfinished_versions(reader, owner, Filter(), limit=20_001)
 
     async def gauges() -> None:
         async with database.read() as reader:

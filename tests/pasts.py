@@ -17,7 +17,7 @@ from imprimatur.retention import Retention
 from imprimatur.storage import announcements, claims, clock, deliveries, jobs, people, retention, schema
 from imprimatur.storage.announcements import NewMessage
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion
+from imprimatur.storage.claims import Conclusion, Ending, Wanted
 from imprimatur.storage.database import Database, Reader, Transaction
 from imprimatur.storage.deliveries import AttemptRecord, DeliveryState
 from imprimatur.storage.jobs import Owner
@@ -84,9 +84,8 @@ async def _make(tx: Transaction, tenant_id: uuid.UUID, past: Past, now: datetime
     if past.state is State.CANCELLED:
         await jobs.cancel(tx, Owner(tenant_id=tenant_id), job_id, reason="")
     elif past.state is not State.QUEUED:
-        claim = await claims.claim(
-            tx, makers.worker(), job_id=job_id, release_no=1, claim_id=new_id(), lease_seconds=1e6
-        )
+        wanted = Wanted(job_id=job_id, release_no=1, claim_id=new_id())
+        [claim] = await claims.claim(tx, makers.worker(), [wanted], lease_seconds=1e6)
         assert claim is not None
         await _go_on(tx, claim, past)
     if past.state in TERMINAL:
@@ -100,9 +99,9 @@ async def _go_on(tx: Transaction, claim: Claim, past: Past) -> None:
     if state is State.RUNNING:
         return
     happening, outcome = _ENDS[state]
-    shown = {"policy_triggered": "low_confidence"} if happening is Happening.REFERRED else {}
+    shown = makers.shown("pending", "low_confidence") if happening is Happening.REFERRED else None
     conclusion = Conclusion(happening=happening, outcome=outcome, shown=shown)
-    await claims.conclude(tx, claim, conclusion, Spent(engine="test"))
+    await claims.conclude(tx, [Ending(claim=claim, conclusion=conclusion, spent=Spent(engine="test"))])
     if past.decided:
         owner = Owner(tenant_id=claim.tenant_id)
         waiting = await people.lock_waiting(tx, owner, claim.job_id, reviewer="ada")

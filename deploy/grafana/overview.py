@@ -264,6 +264,19 @@ CALLS = Row(
             unit="short",
             queries=(Query(expr=f"sum by (rpc) (imprimatur_open_streams{{{OURS}}})", legend="{{rpc}}"),),
         ),
+        Panel(
+            title="Refused by a limit",
+            description="Jobs and streams beyond what a tenant may take, and what a gateway had no room for "
+            "(all_streams, request_bytes).",
+            unit="reqps",
+            queries=(
+                Query(
+                    expr=f"sum by (limit) (rate(imprimatur_limit_refusals_total{{{OURS}}}[$__rate_interval]))",
+                    legend="{{limit}}",
+                ),
+            ),
+            runbook="ImprimaturGatewaysFull",
+        ),
     ),
 )
 

@@ -7,6 +7,7 @@ data folder. What reaches the database is `cli.operation`, imported when a comma
 import logging
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from cli.arguments import limit, limit_shown
 from cli.connection import DEFAULT_DATA
 from cli.output import Output, moment, note, plain
 from imprimatur.policy import Mode
-from imprimatur.tenancy import Role
+from imprimatur.tenancy import MOST_A_SECOND, MOST_AT_ONCE, Role
 
 if TYPE_CHECKING:
     from cli.operation import Operation
@@ -83,6 +85,44 @@ def set_mode(
     version = operation.set_mode(name, mode)
     shown = {"tenant": name, "mode": mode, "policy_version": str(version)}
     show_fields(shown, json=json, remark=f"Switched in the database {operation.place}")
+
+
+@tenants_app.command("limits")
+def limits(
+    name: TenantName,
+    submits_per_second: Annotated[
+        str, typer.Option(metavar="LIMIT", help="Jobs a second, at each gateway: a number, 'none' or 'default'.")
+    ] = "",
+    open_jobs: Annotated[
+        str, typer.Option(metavar="LIMIT", help="Jobs queued or running, everywhere: a number, 'none' or 'default'.")
+    ] = "",
+    running_jobs: Annotated[
+        str, typer.Option(metavar="LIMIT", help="Jobs under way at once, everywhere: a number, 'none' or 'default'.")
+    ] = "",
+    streams: Annotated[
+        str, typer.Option(metavar="LIMIT", help="Watches open at each gateway: a number, 'none' or 'default'.")
+    ] = "",
+    database_url: DatabaseURL = "",
+    data: Data = DEFAULT_DATA,
+    json: Json = False,
+) -> None:
+    """Show what a tenant may take, or change it. Running gateways keep to it within two seconds.
+
+    'default' is what the gateways' settings say (IMPRIMATUR_SUBMITS_PER_SECOND and so on).
+    """
+    asked = {
+        "submits_per_second": limit(submits_per_second, "--submits-per-second", MOST_A_SECOND, whole=False),
+        "open_jobs": limit(open_jobs, "--open-jobs", MOST_AT_ONCE, whole=True),
+        "running_jobs": limit(running_jobs, "--running-jobs", MOST_AT_ONCE, whole=True),
+        "streams": limit(streams, "--streams", MOST_AT_ONCE, whole=True),
+    }
+    changes = {name: value.number for name, value in asked.items() if value is not None}
+    operation = _at(database_url, data)
+    own = operation.set_limits(name, changes) if changes else operation.limits(name)
+    remark = f"Changed in the database {operation.place}" if changes else ""
+    show_fields(
+        {"tenant": name, **{what: limit_shown(value) for what, value in asdict(own).items()}}, json=json, remark=remark
+    )
 
 
 @tenants_app.command("webhook-secret")

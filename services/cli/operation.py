@@ -2,19 +2,19 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from imprimatur import webhooks
-from imprimatur.errors import ConfigurationError, NotFound
+from imprimatur.errors import ConfigurationError
 from imprimatur.policy import Mode
 from imprimatur.settings import VaultSettings
 from imprimatur.storage import migrations, tenants
 from imprimatur.storage.database import Database, Reader, Transaction
-from imprimatur.tenancy import ApiKey, Role, Tenant
+from imprimatur.tenancy import ApiKey, Limits, Role, Tenant
 from imprimatur.vault import Vault
 
 _Answer = TypeVar("_Answer")
@@ -78,6 +78,24 @@ class Operation:
 
         return self._do(run)
 
+    def limits(self, tenant: str) -> Limits:
+        """A tenant's own limits."""
+
+        async def run(reader: Reader) -> Limits:
+            return await tenants.limits_of(reader, tenant)
+
+        return self._do(run)
+
+    def set_limits(self, tenant: str, changes: Mapping[str, float | None]) -> Limits:
+        """Change some of a tenant's own limits, by their names in `Limits`; all of them then."""
+
+        async def run(tx: Transaction) -> Limits:
+            limits = Limits(**{**asdict(await tenants.limits_of(tx, tenant)), **changes})
+            await tenants.put_limits(tx, tenant, limits)
+            return limits
+
+        return self._do(run)
+
     def webhook_secret(self, tenant: str, *, rotate: bool) -> str:
         """What signs messages to callback URLs; with `rotate` a new one."""
         vault = VaultSettings().open_vault() if self._database_url else Vault.from_file(self._data / "vault.key")
@@ -138,5 +156,5 @@ class Operation:
 async def _tenant(reader: Reader, name: str) -> uuid.UUID:
     tenant_id = await tenants.find_tenant(reader, name)
     if tenant_id is None:
-        raise NotFound(f"there is no tenant {name!r}", reason="TENANT_NOT_FOUND", tenant=name)
+        raise tenants.no_tenant(name)
     return tenant_id

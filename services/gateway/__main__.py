@@ -1,6 +1,6 @@
 """`python -m gateway`: settings from the environment, everything put together, until SIGTERM."""
 
-from gateway.server import Listener
+from gateway.server import ROOM_FOR_CALLS, Listener
 from gateway.service import gateway
 from gateway.settings import GatewaySettings
 from imprimatur.process import run_service, surroundings
@@ -18,6 +18,7 @@ async def run(settings: GatewaySettings, stop: StopSignal) -> None:
         client_ca=settings.tls_client_ca,
         reflection=settings.grpc_reflection,
         max_connection_age_seconds=settings.grpc_max_connection_age_seconds,
+        most_calls=settings.streams + ROOM_FOR_CALLS,
     )
     async with (
         http_port(settings.http_host, settings.gateway_http_port) as http,
@@ -28,6 +29,7 @@ async def run(settings: GatewaySettings, stop: StopSignal) -> None:
             vault,
             settings.guard(),
             listener,
+            allowance=settings.allowance(),
             lease_seconds=settings.lease_seconds,
             retention=settings.retention(),
             drain_seconds=settings.drain_seconds,

@@ -1,17 +1,24 @@
-"""AdminService: what a tenant's administrators do besides the daily work."""
+"""AdminService: clean-up for a tenant's administrators, and what an operator sets for tenants."""
 
+import math
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from google.protobuf.wrappers_pb2 import DoubleValue, UInt32Value
+
 from gateway.access import caller
 from gateway.cleaning import clean_for
 from gateway.paging import foreign_token, position_of, token_of
+from gateway.quotas import Allowance
+from gateway.validation import text_within, without_nul
 from imprimatur.errors import InvalidRequest
 from imprimatur.retention import Kind, Retention
+from imprimatur.storage import tenants
 from imprimatur.storage.database import Database
 from imprimatur.storage.retention import Place
+from imprimatur.tenancy import MOST_A_SECOND, MOST_AT_ONCE, Limits
 from imprimatur.v1 import admin_service_pb2 as pb
 from imprimatur.v1.admin_service_pb2_grpc import AdminServiceServicer
 
@@ -19,11 +26,14 @@ _MOST_DAYS = 36_500
 
 
 class Administration(AdminServiceServicer):
-    """The service for a tenant's administrators."""
+    """The service for administrators of tenants, and for those who run the system for many of these."""
 
-    def __init__(self, database: Database, retention: Retention) -> None:
+    def __init__(self, database: Database, retention: Retention, allowance: Allowance) -> None:
         self._database = database
         self._retention = retention
+        self._allowance = allowance
+
+    # --- clean-up ----------------------------------------------------------------------------------------
 
     async def CleanUp(self, request: pb.CleanUpRequest, context: Any) -> pb.CleanUpResponse:
         """Remove what was kept for its days, for about a second."""
@@ -46,6 +56,34 @@ class Administration(AdminServiceServicer):
             job_days=retention.job_days,
         )
 
+    # --- limits ------------------------------------------------------------------------------------------
+
+    async def GetTenantLimits(self, request: pb.GetTenantLimitsRequest, context: Any) -> pb.GetTenantLimitsResponse:
+        """What a tenant may take."""
+        name = _name_in(request)
+        async with self._database.read() as reader:
+            own = await tenants.limits_of(reader, name)
+        return pb.GetTenantLimitsResponse(own=_shown(own), effective=self._effective(own))
+
+    async def SetTenantLimits(self, request: pb.SetTenantLimitsRequest, context: Any) -> pb.SetTenantLimitsResponse:
+        """Replace a tenant's own limits."""
+        name = _name_in(request)
+        own = _limits_in(request.limits)
+        async with self._database.begin() as tx:
+            await tenants.put_limits(tx, name, own)
+        return pb.SetTenantLimitsResponse(own=_shown(own), effective=self._effective(own))
+
+    def _effective(self, own: Limits) -> pb.TenantLimits:
+        allowed = self._allowance.of(own)
+        return _shown(
+            Limits(
+                submits_per_second=allowed.submits_per_second,
+                open_jobs=allowed.open_jobs,
+                running_jobs=allowed.running_jobs,
+                streams=allowed.streams,
+            )
+        )
+
 
 def _token(place: Place, asked: pb.CleanUpRequest) -> str:
     ended_at = place.ended_at.isoformat() if place.ended_at is not None else ""
@@ -62,3 +100,37 @@ def _place(token: str, asked: pb.CleanUpRequest) -> Place | None:
     except (ValueError, OverflowError):
         raise foreign_token() from None
     return Place(kind=kind, after=after, ended_at=ended_at)
+
+
+def _name_in(request: pb.GetTenantLimitsRequest | pb.SetTenantLimitsRequest) -> str:
+    without_nul(request)
+    return text_within(request.tenant, "tenant", 200, required=True)
+
+
+def _limits_in(asked: pb.TenantLimits) -> Limits:
+    rate = asked.submits_per_second.value
+    if not (math.isfinite(rate) and 0 <= rate <= MOST_A_SECOND):
+        raise InvalidRequest("limits.submits_per_second", f"is {rate:g}, must be from 0 to {MOST_A_SECOND:,}")
+    for name in ("open_jobs", "running_jobs", "streams"):
+        value = getattr(asked, name).value
+        if value > MOST_AT_ONCE:
+            raise InvalidRequest(f"limits.{name}", f"is {value}, must be from 0 to {MOST_AT_ONCE:,}")
+    return Limits(
+        submits_per_second=rate if asked.HasField("submits_per_second") else None,
+        open_jobs=asked.open_jobs.value if asked.HasField("open_jobs") else None,
+        running_jobs=asked.running_jobs.value if asked.HasField("running_jobs") else None,
+        streams=asked.streams.value if asked.HasField("streams") else None,
+    )
+
+
+def _shown(limits: Limits) -> pb.TenantLimits:
+    return pb.TenantLimits(
+        submits_per_second=_wrapped(DoubleValue, limits.submits_per_second),
+        open_jobs=_wrapped(UInt32Value, limits.open_jobs),
+        running_jobs=_wrapped(UInt32Value, limits.running_jobs),
+        streams=_wrapped(UInt32Value, limits.streams),
+    )
+
+
+def _wrapped(kind: Any, value: float | None) -> Any:
+    return None if value is None else kind(value=value)

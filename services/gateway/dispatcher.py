@@ -74,6 +74,7 @@ class Dispatcher:
         lease_seconds: the workers' lease; jobs are taken from a silent worker only after one whole lease of
             uninterrupted contact with the database, so that our own pause is not taken for theirs.
         silent_seconds: a worker not heard of for longer has no slots.
+        most_of_a_tenant: jobs of one without a limit of its own that may be under way; 0: no limit.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class Dispatcher:
         pass_seconds: float = 0.25,
         lease_seconds: float = 3.0,
         silent_seconds: float = 5.0,
+        most_of_a_tenant: int = 0,
     ) -> None:
         self._database = database
         self._broker = broker
         self._pass_seconds = pass_seconds
         self._lease_seconds = lease_seconds
         self._silent_seconds = silent_seconds
+        self._most_of_a_tenant = most_of_a_tenant
         self._loop = Loop("dispatcher", self.pass_once, interval_seconds=pass_seconds)
         # Apart from the passes: it waits for locks on tenants, and one tenant's shall hold up nobody else's jobs.
         self._giving_up = Loop("giving-up", self._give_up_hopeless, interval_seconds=2 * pass_seconds)
@@ -124,8 +127,8 @@ class Dispatcher:
     @contextmanager
     def room_for(self, wanted: int) -> Iterator[int]:
         """How many of `wanted` new jobs a transaction inside the block may put up for claiming at once: all while
-        nothing is held back."""
-        taken = min(wanted, self._room)
+        nothing is held back, none when every tenant has a limit, which takes counting."""
+        taken = min(wanted, self._room) if not self._most_of_a_tenant else 0
         self._room -= taken
         self._taken += taken
         try:
@@ -166,7 +169,7 @@ class Dispatcher:
             if thorough and self._in_contact():
                 done.lost = await claims.lost_leases(tx, as_of=looked_at, limit=_SWEEP_LIMIT)
             if releases:  # else the room is the submits', which may have taken it since we looked
-                done.released = await dispatch.release_due(tx, room=room)
+                done.released = await dispatch.release_due(tx, room=room, most_of_a_tenant=self._most_of_a_tenant)
             if thorough and await self._messages_may_be_lost(tx, room):
                 done.reissued = await dispatch.reissue(tx, limit=max(room, _REISSUED_AT_LEAST))
         return done

@@ -4,20 +4,21 @@ The only place where an exception becomes a status. Whatever is not a RequestErr
 logged with its trace under an incident id, and the client learns that id and nothing else.
 """
 
+import math
+
 import grpc
 import structlog
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from imprimatur.errors import InvalidRequest, RequestError, ResourceExhausted, Unavailable
+from imprimatur.errors import InvalidRequest, RequestError, Unavailable
 from imprimatur.identity import new_id
 
 log = structlog.get_logger(__name__)
 
 #: The domain of every ErrorInfo.
 DOMAIN = "imprimatur"
-_RETRY_AFTER_SECONDS = 1
 
 
 def status_of(error: RequestError) -> status_pb2.Status:
@@ -28,9 +29,9 @@ def status_of(error: RequestError) -> status_pb2.Status:
     if isinstance(error, InvalidRequest):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
         details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
-    if isinstance(error, Unavailable | ResourceExhausted):
+    if error.retry_after_seconds is not None:
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromSeconds(_RETRY_AFTER_SECONDS)
+        retry.retry_delay.FromMilliseconds(math.ceil(error.retry_after_seconds * 1000))
         details.append(_packed(retry))
     return status_pb2.Status(code=code_pb2.Code.Value(error.code.name), message=error.message, details=details)
 

@@ -7,7 +7,9 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -19,6 +21,8 @@ from google.rpc import status_pb2
 from gateway import errors
 from gateway.access import Doorkeeper, caller, serve_as
 from gateway.deadlines import allowed_seconds
+from gateway.quotas import Quotas
+from gateway.rendering import serializer
 from imprimatur import metrics, tracing
 from imprimatur.errors import InvalidRequest
 from imprimatur.tracing import TRACEPARENT_HEADER, TRACESTATE_HEADER, Kind, Span, SpanContext
@@ -38,22 +42,31 @@ _Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handl
 class Edge(grpc.aio.ServerInterceptor):
     """Authenticates, times, counts and explains every call."""
 
-    def __init__(self, doorkeeper: Doorkeeper) -> None:
+    def __init__(self, doorkeeper: Doorkeeper, quotas: Quotas) -> None:
         self._doorkeeper = doorkeeper
+        self._quotas = quotas
+        self._wrapped: dict[str, _Handler] = {}  # by method: there are as many as are served
 
     async def intercept_service(
         self, continuation: _Continuation, details: grpc.HandlerCallDetails
     ) -> "_Handler | None":
         """Wrap the handler of one call."""
-        handler = await continuation(details)
         method: str = details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is not None:
+            return wrapped
+        handler = await continuation(details)
         if handler is None or method.startswith(_OPEN_SERVICES):
             return handler
-        call = _Call(self._doorkeeper, method)
+        wrapped = self._wrapped[method] = self._wrap(handler, method)
+        return wrapped
+
+    def _wrap(self, handler: _Handler, method: str) -> _Handler:
+        call = _Call(self._doorkeeper, self._quotas, method)
         parse = _parser(handler.request_deserializer)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                call.streaming(cast(Any, handler.unary_stream)), parse, handler.response_serializer
+                call.streaming(cast(Any, handler.unary_stream)), parse, serializer(handler.response_serializer)
             )
         return grpc.unary_unary_rpc_method_handler(
             call.unary(cast(Any, handler.unary_unary)), parse, handler.response_serializer
@@ -63,15 +76,16 @@ class Edge(grpc.aio.ServerInterceptor):
 class _Call:
     """One method's handlers, wrapped."""
 
-    def __init__(self, doorkeeper: Doorkeeper, method: str) -> None:
+    def __init__(self, doorkeeper: Doorkeeper, quotas: Quotas, method: str) -> None:
         self._doorkeeper = doorkeeper
+        self._quotas = quotas
         self._method = method
         self._rpc = method.rpartition("/")[2]
         self._name = method.removeprefix("/")
         self._attributes = {"rpc.system.name": "grpc", "rpc.method": self._name}
 
     def unary(self, handle: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def answer(request: _Parsed, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             began = time.perf_counter()
             code = "CANCELLED"  # unless it ends in another way
             headers = _headers(context)
@@ -79,7 +93,8 @@ class _Call:
                 try:
                     async with asyncio.timeout(allowed_seconds(context)):
                         await self._admit(headers)
-                        response = await handle(_begun(span, request), context)
+                        with self._quotas.request(request.size):
+                            response = await handle(_begun(span, request.message), context)
                     code = "OK"
                     if span.recording:
                         _name_job(span, getattr(getattr(response, "job", None), "id", ""))
@@ -94,17 +109,19 @@ class _Call:
 
         return answer
 
-    def streaming(self, handle: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
-        async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    def streaming(self, handle: Callable[[Any, Any], AsyncGenerator[Any]]) -> Callable[[Any, Any], Awaitable[None]]:
+        async def stream(request: _Parsed, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             code = "CANCELLED"  # unless it ends in another way
             headers = _headers(context)
             with metrics.open_streams.labels(self._rpc).track_inprogress(), self._span(headers) as span:
                 try:
                     async with asyncio.timeout(allowed_seconds(context)):
                         await self._admit(headers)
-                    async for response in handle(_begun(span, request), context):
-                        await self._admit(headers)  # the key may have been revoked meanwhile
-                        yield response
+                    with self._quotas.stream(caller()):
+                        async with aclosing(handle(_begun(span, request.message), context)) as responses:
+                            async for response in responses:
+                                await self._admit(headers)  # the key may have been revoked meanwhile
+                                await context.write(response)
                     code = "OK"
                 except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
                     status = self._status(fault)
@@ -140,16 +157,24 @@ def _headers(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
     }
 
 
-def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """A request as it came: the message, or what is wrong with its bytes, which number `size`."""
+
+    message: Any
+    size: int
+
+
+def _parser(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], _Parsed] | None:
     """The deserializer, with its fault as a value: what it raises, grpcio would send to the client as it is."""
     if deserialize is None:
         return None
 
-    def parse(data: bytes) -> Any:
+    def parse(data: bytes) -> _Parsed:
         try:
-            return deserialize(data)
+            return _Parsed(deserialize(data), len(data))
         except DecodeError as fault:
-            return fault
+            return _Parsed(fault, len(data))
 
     return parse
 

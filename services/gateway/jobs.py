@@ -2,9 +2,10 @@
 
 import re
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import structlog
 
@@ -14,6 +15,7 @@ from gateway.deadlines import allowed_seconds
 from gateway.dispatcher import Dispatcher
 from gateway.errors import known, status_of
 from gateway.paging import foreign_token, position_of, token_of
+from gateway.quotas import Quotas
 from gateway.validation import id_of, job_not_found
 from gateway.watching import Watchtower
 from imprimatur import metrics
@@ -28,7 +30,7 @@ from imprimatur.errors import (
 )
 from imprimatur.gathering import Gathering
 from imprimatur.guard import Guard
-from imprimatur.job import Job, NewJob, State
+from imprimatur.job import NewJob, State
 from imprimatur.retention import Retention
 from imprimatur.storage import attempts, jobs
 from imprimatur.storage.database import Database
@@ -44,6 +46,9 @@ _DAY = timedelta(hours=24)
 #: Single submissions in one transaction.
 _SUBMITTED_TOGETHER = 128
 _FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
+_SNAPSHOT_COMPLETE = pb.WatchJobsResponse(snapshot_complete=True).SerializeToString()
+#: Writes jobs that were admitted.
+_Store: TypeAlias = Callable[[Sequence[NewJob]], Awaitable[Sequence[Submitted]]]
 _VERSION = re.compile(r"[0-9]{1,18}")
 
 
@@ -56,18 +61,20 @@ class Jobs(JobServiceServicer):
         broker: Broker,
         dispatcher: Dispatcher,
         watchtower: Watchtower,
-        guard: Guard,
         *,
+        quotas: Quotas,
+        guard: Guard,
         retention: Retention,
     ) -> None:
         self._database = database
         self._broker = broker
         self._dispatcher = dispatcher
         self._watchtower = watchtower
+        self._quotas = quotas
         self._guard = guard
         self._retention = retention
         self._estimates = statistics.Estimates(database)
-        self._together: Gathering[NewJob, Submitted] = Gathering("submits", self._submit, most=_SUBMITTED_TOGETHER)
+        self._together: Gathering[NewJob, Submitted] = Gathering("submits", self._store, most=_SUBMITTED_TOGETHER)
 
     # --- accept ------------------------------------------------------------------------------------------
 
@@ -75,7 +82,8 @@ class Jobs(JobServiceServicer):
         """Accept one job."""
         who = caller()
         new = await self._estimated(submissions.new_job(request, who, self._guard, datetime.now(UTC)))
-        return _accepted(await self._together.add(new), who)
+        (submitted,) = await self._submit(who, [new], self._store_with_others)
+        return _accepted(submitted, who)
 
     async def BatchSubmitJobs(self, request: pb.BatchSubmitJobsRequest, context: Any) -> pb.BatchSubmitJobsResponse:
         """Accept up to 1,000 jobs, each for itself."""
@@ -87,7 +95,7 @@ class Jobs(JobServiceServicer):
             self._checked(item, who, f"items[{place}].") for place, item in enumerate(request.items)
         ]
         good = [await self._estimated(outcome) for outcome in outcomes if isinstance(outcome, NewJob)]
-        submitted = iter(await self._submit(good) if good else ())
+        submitted = iter(await self._submit(who, good, self._store))
         return pb.BatchSubmitJobsResponse(
             results=[
                 pb.BatchSubmitJobsResult(error=status_of(outcome))
@@ -108,7 +116,17 @@ class Jobs(JobServiceServicer):
     async def _estimated(self, new: NewJob) -> NewJob:
         return await self._estimates.put(new)
 
-    async def _submit(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
+    async def _submit(self, who: Caller, new_jobs: Sequence[NewJob], store: _Store) -> list[Submitted | RequestError]:
+        """What became of each, in their order: some may be refused by the tenant's limits."""
+        with await self._quotas.admit(who, new_jobs) as admission:
+            submitted = await store(admission.jobs) if admission.jobs else ()
+            admission.made = sum(one.created for one in submitted)
+        return admission.answers(new_jobs, submitted)
+
+    async def _store_with_others(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
+        return [await self._together.add(new) for new in new_jobs]
+
+    async def _store(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
         with self._dispatcher.room_for(len(new_jobs)) as fast:
             async with self._database.begin() as tx:
                 submitted = await jobs.submit(tx, new_jobs, release_at_once=fast)
@@ -162,31 +180,31 @@ class Jobs(JobServiceServicer):
 
     # --- watch -------------------------------------------------------------------------------------------
 
-    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
-        """The job now and whenever it changes, up to its terminal state."""
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncGenerator[Any]:
+        """The job now and whenever it changes, up to its terminal state. Gives WatchJobResponses as bytes."""
         job_id = id_of(request.job_id)
         tenant = caller().tenant_name
+        after_version = request.after_version
         first = True
         within = allowed_seconds(context)
-        async for job in self._watchtower.watch(caller().owner, job_id, open_within_seconds=within):
-            if first and request.after_version > job.version:
-                raise _from_the_future(request.after_version, job)
-            first = False
-            if job.version > request.after_version or job.state.terminal:
-                yield pb.WatchJobResponse(job=job_to_wire(job, tenant))
+        async with aclosing(self._watchtower.watch(caller().owner, job_id, open_within_seconds=within)) as versions:
+            async for version in versions:
+                if first and after_version > version.number:
+                    raise _from_the_future(after_version, version.number)
+                first = False
+                if version.number > after_version or version.terminal:
+                    yield version.answer(tenant)
         if first:
             raise job_not_found(job_id, self._retention)
 
-    async def WatchJobs(self, request: pb.WatchJobsRequest, context: Any) -> AsyncIterator[pb.WatchJobsResponse]:
-        """Every matching job now, and every change after which one matches."""
+    async def WatchJobs(self, request: pb.WatchJobsRequest, context: Any) -> AsyncGenerator[Any]:
+        """Every matching job now, and every change after which one matches. Gives WatchJobsResponses as bytes."""
         tenant = caller().tenant_name
         wanted = validation.filter_of(request.filter)
         within = allowed_seconds(context)
-        async for job in self._watchtower.follow(caller().owner, wanted, open_within_seconds=within):
-            if job is None:
-                yield pb.WatchJobsResponse(snapshot_complete=True)
-            else:
-                yield pb.WatchJobsResponse(job=job_to_wire(job, tenant))
+        async with aclosing(self._watchtower.follow(caller().owner, wanted, open_within_seconds=within)) as versions:
+            async for version in versions:
+                yield _SNAPSHOT_COMPLETE if version is None else version.answer(tenant)
 
     # --- stop and repeat ---------------------------------------------------------------------------------
 
@@ -226,12 +244,12 @@ class Jobs(JobServiceServicer):
                 reason="JOB_NOT_RETRYABLE",
                 state=old.state,
             )
-        (submitted,) = await self._submit([repeats.retry_of(old, request_id)])
+        (submitted,) = await self._submit(who, [repeats.retry_of(old, request_id)], self._store_with_others)
         return pb.RetryJobResponse(job=_accepted(submitted, who).job)
 
     async def RetryJobs(self, request: pb.RetryJobsRequest, context: Any) -> pb.RetryJobsResponse:
         """Retry what matches and is not retried yet, up to a limit."""
-        return await repeats.retry_jobs(self._database, caller(), request)
+        return await repeats.retry_jobs(self._database, self._quotas, caller(), request)
 
     async def ReviewJobsAgain(self, request: pb.ReviewJobsAgainRequest, context: Any) -> pb.ReviewJobsAgainResponse:
         """Send back to the engine what waits because it failed, up to a limit."""
@@ -260,7 +278,9 @@ def _id_in_token(text: str) -> uuid.UUID:
         raise foreign_token() from None
 
 
-def _accepted(submitted: Submitted, who: Caller, path: str = "") -> pb.SubmitJobResponse:
+def _accepted(submitted: Submitted | RequestError, who: Caller, path: str = "") -> pb.SubmitJobResponse:
+    if isinstance(submitted, RequestError):
+        raise submitted
     if not submitted.same_content:
         mine = who.owner.user_id in ("", submitted.job.user_id)
         raise AlreadyExists(
@@ -272,16 +292,16 @@ def _accepted(submitted: Submitted, who: Caller, path: str = "") -> pb.SubmitJob
     return pb.SubmitJobResponse(job=job_to_wire(submitted.job, who.tenant_name), already_accepted=not submitted.created)
 
 
-def _batch_result(submitted: Submitted, who: Caller, path: str) -> pb.BatchSubmitJobsResult:
+def _batch_result(submitted: Submitted | RequestError, who: Caller, path: str) -> pb.BatchSubmitJobsResult:
     try:
         return pb.BatchSubmitJobsResult(accepted=_accepted(submitted, who, path))
-    except AlreadyExists as error:
+    except RequestError as error:
         return pb.BatchSubmitJobsResult(error=status_of(error))
 
 
-def _from_the_future(after_version: int, job: Job) -> RequestError:
+def _from_the_future(after_version: int, version: int) -> RequestError:
     return OutOfRange(
-        f"after_version: is {after_version}, but the job is at version {job.version}",
+        f"after_version: is {after_version}, but the job is at version {version}",
         reason="VERSION_FROM_THE_FUTURE",
         field="after_version",
     )

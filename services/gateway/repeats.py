@@ -1,12 +1,15 @@
 """Work done again: one retry, and many jobs at a time (RetryJobs, ReviewJobsAgain; which, is `storage.repeats`)."""
 
 import uuid
+from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.access import Caller
+from gateway.quotas import Quotas
 from gateway.validation import filter_of, id_of, instant_of, limit_within
 from imprimatur import metrics, tracing
 from imprimatur.errors import InvalidRequest
@@ -53,7 +56,9 @@ def retry_of(old: Any, request_id: str) -> NewJob:
     )
 
 
-async def retry_jobs(database: Database, who: Caller, request: pb.RetryJobsRequest) -> pb.RetryJobsResponse:
+async def retry_jobs(
+    database: Database, quotas: Quotas, who: Caller, request: pb.RetryJobsRequest
+) -> pb.RetryJobsResponse:
     """Retry what matches and is not retried yet."""
     limit = limit_within(request.limit, MOST_AT_ONCE)
     wanted = filter_of(request.filter)
@@ -61,10 +66,15 @@ async def retry_jobs(database: Database, who: Caller, request: pb.RetryJobsReque
     if wanted.empty:
         raise _nothing_named("name the states to retry all jobs that failed or were cancelled")
     asked_as_of = instant_of(request.as_of, "as_of")
-    async with database.begin() as tx:
-        scope = await _scope(tx, who, wanted, asked_as_of, None)
-        made = [] if request.dry_run else await repeats.retry(tx, scope, limit=limit, traceparent=tracing.traceparent())
-        left = await repeats.count_retryable(tx, scope)
+    made: Sequence[Any] = []
+    with nullcontext() if request.dry_run else await quotas.admit_up_to(who, limit) as admission:
+        async with database.begin() as tx:
+            scope = await _scope(tx, who, wanted, asked_as_of, None)
+            if admission is not None:
+                made = await repeats.retry(tx, scope, limit=admission.number, traceparent=tracing.traceparent())
+            left = await repeats.count_retryable(tx, scope)
+        if admission is not None:
+            admission.made = len(made)
     for row in made:
         metrics.jobs_submitted.labels(row.type, Priority(row.priority).name.lower()).inc()
     return pb.RetryJobsResponse(

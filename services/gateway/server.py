@@ -1,11 +1,12 @@
 """The gRPC port: limits, TLS, health, reflection, and a drain that ends every stream cleanly."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import cast
 
 import grpc
 import grpc.aio
@@ -27,8 +28,11 @@ from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceServicer, add_W
 
 log = structlog.get_logger(__name__)
 
+#: Calls that may be under way beside the streams.
+ROOM_FOR_CALLS = 3000
 _MEBIBYTE = 1024 * 1024
 _DESCRIBED = (
+    admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
     review_service_pb2.DESCRIPTOR.services_by_name["ReviewService"],
     webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
@@ -54,6 +58,7 @@ class Listener:
     client_ca: Path | None = None
     reflection: bool = False
     max_connection_age_seconds: int = 0  #: 0: connections live as long as their clients want
+    most_calls: int = 15_000  #: under way at once, streams included; gRPC itself refuses more, without details
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +87,15 @@ async def grpc_port(
     elsewhere, and takes `drain_seconds` at most.
     """
     _count_from_zero()
-    server = grpc.aio.server(interceptors=[edge], options=_options(listener))
-    add_JobServiceServicer_to_server(servicers.jobs, server)
-    add_ReviewServiceServicer_to_server(servicers.reviews, server)
-    add_WebhookServiceServicer_to_server(servicers.webhooks, server)
-    add_AdminServiceServicer_to_server(servicers.administration, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    server = grpc.aio.server(
+        interceptors=[edge], options=_options(listener), maximum_concurrent_rpcs=listener.most_calls
+    )
+    taking = cast(grpc.aio.Server, _Generic(server))
+    add_JobServiceServicer_to_server(servicers.jobs, taking)
+    add_ReviewServiceServicer_to_server(servicers.reviews, taking)
+    add_WebhookServiceServicer_to_server(servicers.webhooks, taking)
+    add_AdminServiceServicer_to_server(servicers.administration, taking)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, taking)
     if listener.reflection:
         reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
     port = _bind(server, listener)
@@ -102,6 +110,17 @@ async def grpc_port(
         await asyncio.shield(server.stop(drain_seconds))
 
 
+class _Generic:
+    """Gives a server the handlers of services as generic ones only. For registered methods grpcio holds one future
+    each, and waits for all of them anew with every call that comes: with some thirty methods 30 µs a call."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, _service: str, _handlers: Mapping[str, object]) -> None:
+        """They are among the generic ones."""
+
+
 def _count_from_zero() -> None:
     for service in _DESCRIBED:
         for method, code in product(service.methods, _COUNTED_FROM_ZERO):
@@ -113,9 +132,12 @@ def _options(listener: Listener) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", 4 * _MEBIBYTE),
         ("grpc.max_send_message_length", 64 * _MEBIBYTE),
         # Thousands of watches may be opened at once; the default drops them.
-        ("grpc.server.max_pending_requests", 20_000),
-        ("grpc.server.max_pending_requests_hard_limit", 30_000),
-        ("grpc.max_concurrent_streams", 20_000),
+        ("grpc.server.max_pending_requests", listener.most_calls),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * listener.most_calls),
+        # While very many are opened at once some wait for long; the default of 30 s answers them with a bare CANCELLED.
+        ("grpc.server_max_unrequested_time_in_server", 120),
+        # All on one connection: beyond it a client waits and does not learn for what.
+        ("grpc.max_concurrent_streams", listener.most_calls),
         ("grpc.so_reuseport", 0),
         # Clients may ping an idle watch, so that middleboxes keep it open.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

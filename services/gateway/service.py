@@ -11,6 +11,7 @@ from gateway.dispatcher import Dispatcher
 from gateway.health import Health
 from gateway.interception import Edge
 from gateway.jobs import Jobs
+from gateway.quotas import Allowance, Quotas
 from gateway.reviews import Reviews
 from gateway.server import SERVICES, Listener, Servicers, grpc_port
 from gateway.statistics import show_unfinished
@@ -22,6 +23,8 @@ from imprimatur.guard import Guard
 from imprimatur.retention import Retention
 from imprimatur.storage.database import Database
 from imprimatur.vault import Vault
+
+DEFAULT_ALLOWANCE = Allowance()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,7 @@ async def gateway(
     guard: Guard,
     listener: Listener,
     *,
+    allowance: Allowance = DEFAULT_ALLOWANCE,
     lease_seconds: float = 3.0,
     retention: Retention = Retention(),  # noqa: B008  # frozen
     drain_seconds: float = 20.0,
@@ -47,27 +51,31 @@ async def gateway(
 
     The outbox is started by the caller: one per process, whatever services run in it.
     """
-    dispatcher = Dispatcher(database, broker, lease_seconds=lease_seconds)
+    dispatcher = Dispatcher(database, broker, lease_seconds=lease_seconds, most_of_a_tenant=allowance.running_jobs)
     watchtower = Watchtower(database, broker)
+    quotas = Quotas(database, allowance)
+    doorkeeper = Doorkeeper(database)
     gauges = Gauges("gauges", database, show_unfinished)
     cleaner = Cleaner(database, retention)
     servicers = Servicers(
-        jobs=Jobs(database, broker, dispatcher, watchtower, guard, retention=retention),
+        jobs=Jobs(database, broker, dispatcher, watchtower, quotas=quotas, guard=guard, retention=retention),
         reviews=Reviews(database, retention),
         webhooks=Webhooks(database, vault, guard),
-        administration=Administration(database, retention),
+        administration=Administration(database, retention, allowance),
     )
     await watchtower.start()
     await dispatcher.start()
     gauges.start()
     cleaner.start()
     try:
-        edge = Edge(Doorkeeper(database))
+        edge = Edge(doorkeeper, quotas)
         health = Health(database, SERVICES)
         async with grpc_port(listener, servicers, edge, watchtower, health, drain_seconds=drain_seconds) as port:
             yield Gateway(port=port)
     finally:
         await watchtower.stop()
         await cleaner.stop()
+        await quotas.stop()
+        await doorkeeper.stop()
         await gauges.stop()
         await dispatcher.stop()

@@ -4,7 +4,10 @@ from pathlib import Path
 
 from pydantic import Field
 
+from gateway.quotas import Allowance
 from imprimatur.settings import AddressSettings, LeaseSettings, RetentionSettings, SharedSettings, VaultSettings
+
+_DEFAULT = Allowance()
 
 
 class GatewaySettings(SharedSettings, LeaseSettings, VaultSettings, AddressSettings, RetentionSettings):
@@ -24,3 +27,46 @@ class GatewaySettings(SharedSettings, LeaseSettings, VaultSettings, AddressSetti
     grpc_max_connection_age_seconds: int = Field(
         default=0, ge=0, description="Ask clients to reconnect after so long, to spread them again; 0: never"
     )
+    submits_per_second: float = Field(
+        default=_DEFAULT.submits_per_second,
+        ge=0,
+        description="Jobs a second that one tenant may submit at each gateway; 0: no limit. Like the limits "
+        "that follow, for tenants without a limit of their own (`imprimatur tenants limits`)",
+    )
+    submit_burst_seconds: float = Field(
+        default=_DEFAULT.burst_seconds,
+        gt=0,
+        description="A tenant that was quiet may submit so many seconds' worth at once",
+    )
+    open_jobs: int = Field(
+        default=_DEFAULT.open_jobs,
+        ge=0,
+        description="Queued and running jobs that one tenant may have, over all gateways; 0: no limit",
+    )
+    running_jobs_per_tenant: int = Field(
+        default=_DEFAULT.running_jobs,
+        ge=0,
+        description="Jobs of one tenant that may be on their way to reviewers or running at once, over all of these; "
+        "further ones wait; 0: no limit",
+    )
+    streams_per_tenant: int = Field(
+        default=_DEFAULT.streams,
+        ge=0,
+        description="Watch streams that one tenant may have open at each gateway; 0: no limit",
+    )
+    streams: int = Field(
+        default=_DEFAULT.all_streams,
+        ge=1,
+        description="Watch streams that each gateway keeps open; about 25 kB of memory each",
+    )
+
+    def allowance(self) -> Allowance:
+        """What tenants may take."""
+        return Allowance(
+            submits_per_second=self.submits_per_second,
+            burst_seconds=self.submit_burst_seconds,
+            open_jobs=self.open_jobs,
+            running_jobs=self.running_jobs_per_tenant,
+            streams=self.streams_per_tenant,
+            all_streams=self.streams,
+        )

@@ -5,6 +5,8 @@ the `code` and `reason` given here); `AttemptError` is the end of one attempt at
 follows. Messages reach clients and result pages: they name the field and what is allowed, never a secret.
 """
 
+from typing import Self
+
 import grpc
 
 
@@ -23,12 +25,19 @@ class RequestError(ImprimaturError):
 
     code: grpc.StatusCode = grpc.StatusCode.INTERNAL
     reason: str = "INTERNAL"
+    #: When the same call may succeed, as far as can be said; None: not by waiting.
+    retry_after_seconds: float | None = None
 
     def __init__(self, message: str, *, reason: str | None = None, **metadata: str) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason or type(self).reason
         self.metadata = metadata
+
+    def retry_after(self, seconds: float) -> Self:
+        """The same error, which may pass in so many seconds."""
+        self.retry_after_seconds = seconds
+        return self
 
     def within(self, path: str) -> "RequestError":
         """The same about a field of a larger request: "items[3]." before "labels" gives "items[3].labels"."""
@@ -99,7 +108,7 @@ class FailedPrecondition(RequestError):
 
 
 class ResourceExhausted(RequestError):
-    """A limit of this system or tenant is reached."""
+    """A limit of this system or tenant is reached. Where waiting helps, `retry_after_seconds` says how long."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "LIMIT_REACHED"
@@ -110,6 +119,7 @@ class Unavailable(RequestError):
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "TEMPORARILY_UNAVAILABLE"
+    retry_after_seconds = 1.0
 
 
 class Unimplemented(RequestError):

@@ -73,6 +73,12 @@ rpc_seconds = Histogram(
     ["rpc", "code"],
     buckets=_FAST,
 )
+limit_refusals = Counter(
+    "imprimatur_limit_refusals_total",
+    "Jobs, streams and calls refused by a limit of a tenant (submits_per_second, open_jobs, streams) or of the process "
+    "(all_streams, request_bytes).",
+    ["limit"],
+)
 open_streams = Gauge("imprimatur_open_streams", "Watch streams open now.", ["rpc"])
 jobs_submitted = Counter(
     "imprimatur_jobs_submitted_total", "Jobs accepted, by type and priority.", ["type", "priority"]
@@ -250,6 +256,8 @@ for _trigger in ("engine_error", "budget_exhausted"):
     decisions.labels("pending", _trigger)
 for _loop in ("outbox", "lease-renewal", "giving-up", "webhook-messages", "webhook-delivery"):
     loop_failures.labels(_loop)  # failures beside those of a Loop, which sees to itself
+for _limit in ("submits_per_second", "open_jobs", "streams", "all_streams", "request_bytes"):
+    limit_refusals.labels(_limit)
 for _way in ("at_once", "dispatcher", "again"):
     jobs_released.labels(_way)
 for _result in ("claimed", "stale", "given_back"):

@@ -52,7 +52,7 @@ class Outbox:
         self._left_behind_after_seconds = left_behind_after_seconds
         self._lease_seconds = lease_seconds
         self._waiting: asyncio.Queue[OutboxRow] = asyncio.Queue(maxsize=_WAITING_ROWS)
-        self._confirmed: asyncio.Queue[uuid.UUID] = asyncio.Queue()
+        self._confirmed: asyncio.Queue[uuid.UUID] = asyncio.Queue(maxsize=_WAITING_ROWS)
         self._tasks: list[asyncio.Task[None]] = []
         self._poller = Loop("outbox-poller", self._poll, interval_seconds=poll_seconds)
 
@@ -131,7 +131,7 @@ class Outbox:
         faults = await asyncio.gather(*(self._publish(row) for row in rows))
         left = {row.id: fault for row, fault in zip(rows, faults, strict=True) if fault is not None}
         for row in rows:
-            if row.stored and row.id not in left:
+            if row.stored and row.id not in left and not self._confirmed.full():  # else it is published twice
                 self._confirmed.put_nowait(row.id)
         metrics.outbox_published.labels("confirmed").inc(len(rows) - len(left))
         metrics.outbox_published.labels("failed").inc(len(left))

@@ -13,7 +13,26 @@ class Role(StrEnum):
 
     SUBMITTER = "submitter"  #: submit, see, watch, cancel and retry jobs
     REVIEWER = "reviewer"  #: see jobs and decide what waits for a person
-    ADMIN = "admin"  #: everything, webhooks included
+    ADMIN = "admin"  #: everything of its tenant, webhooks included
+    OPERATOR = "operator"  #: the limits of every tenant, and nothing else
+
+
+#: The largest limits that can be set; whoever wants more wants none.
+MOST_A_SECOND = 1_000_000
+MOST_AT_ONCE = 2_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a tenant may take, where it differs from the gateways' settings. None: as they say; 0: no limit."""
+
+    submits_per_second: float | None = None  #: jobs, at each gateway
+    open_jobs: int | None = None  #: queued or running, everywhere
+    running_jobs: int | None = None  #: released or running, everywhere
+    streams: int | None = None  #: open at each gateway
+
+
+NO_LIMITS_OF_ITS_OWN = Limits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +57,4 @@ class ApiKey:
     user_id: str
     created_at: datetime
     revoked_at: datetime | None
+    limits: Limits = NO_LIMITS_OF_ITS_OWN  #: its tenant's

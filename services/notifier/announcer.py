@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 _PREFETCH = 256
 _SWEPT_AT_ONCE = 200
+#: Of so many it is remembered that they have a default secret; of others it is looked up again.
+_MOST_TENANTS_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,8 @@ class Announcer:
         async with self._database.begin() as tx:
             await ensure_default_secrets(tx, self._vault, unsigned)
             leases = await stored.store_messages(tx, messages, lease_seconds=lease_seconds)
+        if len(self._have_default_secret) >= _MOST_TENANTS_REMEMBERED:
+            self._have_default_secret.clear()
         self._have_default_secret |= unsigned
         await self._deliverer.take(leases)
         return written

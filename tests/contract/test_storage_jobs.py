@@ -66,7 +66,9 @@ async def test_tenants_and_users_do_not_see_each_others_jobs(database: Database)
         assert set(await ids(database, owner)) == seen
         assert set(await ids(database, owner, Filter(user_id="ada"))) == seen & {ada.id, theirs.id}
         async with database.read() as reader:
-            assert {job.id for job in await jobs.matching_among(reader, owner, Filter(), everything)} == seen
+            found = await jobs.find_many(reader, everything)
+            assert {job.id for job in found.values() if owner.owns(job)} == seen
+            assert set(await jobs.unfinished_versions(reader, owner, Filter(), limit=9)) == seen
             for job_id in everything:
                 assert (await jobs.find(reader, owner, job_id) is not None) == (job_id in seen)
                 assert (await jobs.content_of(reader, owner, job_id) is not None) == (job_id in seen)
@@ -87,6 +89,31 @@ async def test_jobs_are_found_by_id_for_watchers(database: Database) -> None:
     async with database.read() as reader:
         assert await jobs.find_many(reader, [first.id, second.id, new_id()]) == {first.id: first, second.id: second}
         assert await jobs.find_many(reader, []) == {}
+        versions = await jobs.versions(reader, [first.id, second.id, new_id()])
+        assert versions == {first.id: first.version, second.id: second.version}
+
+
+async def test_the_queued_and_the_running_are_open_and_nothing_else(database: Database) -> None:
+    mine, theirs, idle = [await makers.make_tenant(database) for _ in range(3)]
+    await makers.submit(database, makers.new_job(mine), makers.new_job(theirs))
+    await makers.running(database, mine)
+    await makers.awaiting(database, mine)
+    await makers.conclude(database, await makers.running(database, mine), Happening.COMPLETED)
+    async with database.read() as reader:
+        assert await jobs.count_open(reader, [mine, theirs, idle]) == {mine: 2, theirs: 1}
+        assert await jobs.count_open(reader, [mine]) == {mine: 2}
+
+
+async def test_requests_accepted_before_are_found_by_tenant_and_id(database: Database) -> None:
+    mine, theirs = await makers.make_tenant(database), await makers.make_tenant(database)
+    [job] = await makers.submit(database, makers.new_job(mine, request_id="a", content=b"one"))
+    await makers.submit(database, makers.new_job(theirs, request_id="b"))
+    asked = [(mine, "a"), (mine, "b"), (theirs, "a")]
+    async with database.read() as reader:
+        found = await jobs.accepted_before(reader, asked)
+    assert {request: seen for request, (seen, _) in found.items()} == {(mine, "a"): job}
+    same, other = (makers.new_job(mine, request_id="a", content=content) for content in (b"one", b"two"))
+    assert [jobs.again(new, *found[mine, "a"]).same_content for new in (same, other)] == [True, False]
 
 
 # --- listing ---------------------------------------------------------------------------------------------
@@ -132,7 +159,9 @@ async def test_each_filter_keeps_what_it_names(database: Database) -> None:
     ):
         assert set(await ids(database, owner, wanted)) == kept, wanted
         async with database.read() as reader:
-            assert {job.id for job in await jobs.matching_among(reader, owner, wanted, everything)} == kept, wanted
+            found = await jobs.find_many(reader, everything)
+            assert {job.id for job in found.values() if wanted.passes(job)} == kept, wanted
+            assert set(await jobs.unfinished_versions(reader, owner, wanted, limit=9)) == kept, wanted
 
 
 async def test_labels_with_strange_keys_and_values_are_found_and_only_they(database: Database) -> None:

@@ -6,9 +6,10 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import Row, select, update
 from tests import makers
 from tests.conftest import MakePostgresURL
 from tests.contract.leasing import renew
@@ -45,7 +46,7 @@ async def test_a_decision_of_before_says_what_it_was_about(database: Database) -
     assert (found.subject_id, found.input_hash) == (job.subject_id, hashlib.sha256(b"a creative").digest())
 
 
-async def decisions(database: Database) -> list[object]:
+async def decisions(database: Database) -> list[Row[Any]]:
     async with database.read() as reader:
         return list((await reader.connection.execute(select(human_decisions))).all())
 

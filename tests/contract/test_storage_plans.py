@@ -44,8 +44,9 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     "error_counts": lambda tx: statistics.error_counts(
         tx, SCOPE.owner, datetime.now(UTC) - timedelta(days=1), datetime.now(UTC)
     ),
-    "list_unfinished": lambda tx: jobs.list_unfinished(tx, SCOPE.owner, Filter(), limit=10),
+    "unfinished_versions": lambda tx: jobs.unfinished_versions(tx, SCOPE.owner, Filter(), limit=10),
     "clean_some": lambda tx: every_step(tx),  # noqa: PLW0108  # defined below
+    "count_open": lambda tx: jobs.count_open(tx, [new_id(), new_id()]),
     # Not hot, but called in a row until nothing is left.
     "retry": lambda tx: repeats.retry(tx, SCOPE, limit=10),
     "retry of what failed": lambda tx: repeats.retry(tx, replace(SCOPE, wanted=FAILED), limit=10),

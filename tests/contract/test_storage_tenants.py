@@ -14,7 +14,7 @@ from imprimatur.identity import new_id
 from imprimatur.policy import LivePolicy, Mode, Policy
 from imprimatur.storage import schema, tenants
 from imprimatur.storage.database import Database
-from imprimatur.tenancy import Role
+from imprimatur.tenancy import Limits, Role
 
 
 def version_and_policy(live: LivePolicy) -> tuple[int, Policy]:
@@ -40,6 +40,28 @@ async def test_of_many_who_take_a_name_at_once_one_does(database: Database) -> N
     refused = [answer for answer in answers if isinstance(answer, BaseException)]
     assert len(refused) == 4
     assert all(isinstance(answer, AlreadyExists) for answer in refused), refused
+
+
+async def test_a_tenants_own_limits_come_with_its_keys_and_can_be_taken_back(database: Database) -> None:
+    tenant = await makers.make_tenant(database, "acme")
+    async with database.begin() as tx:
+        key = await tenants.create_key(tx, tenant, name="ci", role=Role.SUBMITTER)
+    for limits in (Limits(submits_per_second=0.5, open_jobs=0, streams=7), Limits(open_jobs=3), Limits()):
+        async with database.begin() as tx:
+            await tenants.put_limits(tx, "acme", limits)
+        async with database.read() as reader:
+            assert await tenants.limits_of(reader, "acme") == limits
+            found = await tenants.find_key(reader, key)
+        assert found is not None
+        assert found.limits == limits
+
+
+async def test_only_a_tenant_that_is_there_has_limits(database: Database) -> None:
+    async with database.begin() as tx:
+        with pytest.raises(NotFound, match="initech"):
+            await tenants.limits_of(tx, "initech")
+        with pytest.raises(NotFound, match="initech"):
+            await tenants.put_limits(tx, "initech", Limits(open_jobs=1))
 
 
 async def test_a_key_opens_its_tenant_until_it_is_revoked(database: Database) -> None:

@@ -39,7 +39,7 @@ async def next_ones(database: Database, *, room: int = 100, chances: Chances = s
 async def limit(database: Database, tenant: uuid.UUID, jobs: int) -> None:
     async with database.begin() as tx:
         await tx.connection.execute(
-            update(schema.tenants).where(schema.tenants.c.id == tenant).values(concurrency_limit=jobs)
+            update(schema.tenants).where(schema.tenants.c.id == tenant).values(running_jobs=jobs)
         )
 
 

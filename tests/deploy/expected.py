@@ -147,6 +147,7 @@ def per_second(done: Round) -> dict[str, Shown]:
     return {
         "overview: Accepted": {f"{job} {priority}": number for priority, number in done.accepted.items()},
         "overview: Out of the machine's hands": {f"{job} {state}": number for state, number in done.left.items()},
+        "overview: Refused by a limit": {},
         # Who waits for no more than the machine's part leaves before the stream ends; of one that has ended, perhaps.
         "overview: Calls that did not end in OK": {
             "GetJob NOT_FOUND": UNKNOWN,

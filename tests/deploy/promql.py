@@ -19,7 +19,7 @@ from imprimatur.broker import EVENTS, Queue
 from imprimatur.errors import UnreviewableInput
 from imprimatur.job import AttemptOutcome, JobType, Priority, State
 from imprimatur.policy import Decision, Trigger
-from imprimatur.v1 import job_service_pb2, review_service_pb2, webhook_service_pb2
+from imprimatur.v1 import admin_service_pb2, job_service_pb2, review_service_pb2, webhook_service_pb2
 
 #: What Prometheus adds to everything that it scrapes; namespace on Kubernetes only.
 TARGET = frozenset({"job", "instance", "namespace"})
@@ -103,7 +103,7 @@ def _samples(collector: Any) -> Iterator[tuple[str, frozenset[str]]]:
 
 
 def _rpcs() -> frozenset[str]:
-    files = (job_service_pb2, review_service_pb2, webhook_service_pb2)
+    files = (admin_service_pb2, job_service_pb2, review_service_pb2, webhook_service_pb2)
     return frozenset(
         method.name
         for file in files

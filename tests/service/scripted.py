@@ -38,12 +38,21 @@ class Fault:
     reason: str = ""
     field: str = ""
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    retry_after_ms: int | None = None
 
     def status(self) -> status_pb2.Status:
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         info = error_details_pb2.ErrorInfo(reason=self.reason, domain="imprimatur", metadata=self.metadata)
         violation = error_details_pb2.BadRequest.FieldViolation(field=self.field, description=self.message)
-        for detail in (info, error_details_pb2.BadRequest(field_violations=[violation] if self.field else [])):
+        details: list[Message] = [
+            info,
+            error_details_pb2.BadRequest(field_violations=[violation] if self.field else []),
+        ]
+        if self.retry_after_ms is not None:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromMilliseconds(self.retry_after_ms)
+            details.append(retry)
+        for detail in details:
             packed = any_pb2.Any()
             packed.Pack(detail)
             status.details.append(packed)

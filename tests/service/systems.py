@@ -13,8 +13,9 @@ import pytest
 from tests import makers
 from tests.patience import PATIENCE_SECONDS
 
+from gateway.quotas import Allowance
 from gateway.server import Listener
-from gateway.service import gateway
+from gateway.service import DEFAULT_ALLOWANCE, gateway
 from imprimatur.broker import Broker
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.guard import Guard
@@ -68,6 +69,7 @@ class Caller:
         self.reviews = cast("ReviewServiceAsyncStub", _WithKey(ReviewServiceStub(channel), key))
         self.admin = cast("AdminServiceAsyncStub", _WithKey(AdminServiceStub(channel), key))
         self.webhooks = cast("WebhookServiceAsyncStub", _WithKey(WebhookServiceStub(channel), key))
+        self.administration = cast("AdminServiceAsyncStub", _WithKey(AdminServiceStub(channel), key))
 
     async def submit(self, headline: str, creative_id: str = "cr-1", **fields: Any) -> Job:
         """Have a creative reviewed."""
@@ -109,7 +111,9 @@ class System:
     _open: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @asynccontextmanager
-    async def gateway(self, *, drain_seconds: float = 2.0) -> AsyncIterator[int]:
+    async def gateway(
+        self, *, drain_seconds: float = 2.0, allowance: Allowance = DEFAULT_ALLOWANCE
+    ) -> AsyncIterator[int]:
         """One more gateway inside the block; gives its port."""
         listener = Listener(host="127.0.0.1", port=0, reflection=True)
         async with gateway(
@@ -118,6 +122,7 @@ class System:
             self.vault,
             self.guard,
             listener,
+            allowance=allowance,
             lease_seconds=self.lease_seconds,
             drain_seconds=drain_seconds,
         ) as running:

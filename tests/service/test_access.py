@@ -17,7 +17,7 @@ from imprimatur.storage.tenants import KEY_PREFIX
 from imprimatur.tenancy import Role
 from imprimatur.v1 import admin_service_pb2, review_service_pb2, webhook_service_pb2
 from imprimatur.v1 import job_service_pb2 as pb
-from imprimatur.v1.admin_service_pb2 import CleanUpRequest
+from imprimatur.v1.admin_service_pb2 import CleanUpRequest, GetTenantLimitsRequest, SetTenantLimitsRequest
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import Job
@@ -31,8 +31,8 @@ from imprimatur.v1.webhook_service_pb2 import (
 NOBODYS = "0199c0de-0000-7000-8000-000000000000"
 
 #: Every rpc there is: (service, a request that is refused at most for its content, roles that may call it).
-EVERYBODY, SUBMITTERS = set(Role), {Role.SUBMITTER, Role.ADMIN}
-REVIEWERS, ADMINS = {Role.REVIEWER, Role.ADMIN}, {Role.ADMIN}
+EVERYBODY, SUBMITTERS = set(Role) - {Role.OPERATOR}, {Role.SUBMITTER, Role.ADMIN}
+REVIEWERS, ADMINS, OPERATORS = {Role.REVIEWER, Role.ADMIN}, {Role.ADMIN}, {Role.OPERATOR}
 RPCS: dict[str, tuple[str, Any, set[Role]]] = {
     "SubmitJob": ("jobs", pb.SubmitJobRequest(), SUBMITTERS),
     "BatchSubmitJobs": ("jobs", pb.BatchSubmitJobsRequest(), SUBMITTERS),
@@ -54,6 +54,8 @@ RPCS: dict[str, tuple[str, Any, set[Role]]] = {
     "CreateWebhookEndpoint": ("webhooks", CreateWebhookEndpointRequest(), ADMINS),
     "ListWebhookEndpoints": ("webhooks", ListWebhookEndpointsRequest(), ADMINS),
     "DeleteWebhookEndpoint": ("webhooks", DeleteWebhookEndpointRequest(endpoint_id=NOBODYS), ADMINS),
+    "GetTenantLimits": ("administration", GetTenantLimitsRequest(tenant="nobody"), OPERATORS),
+    "SetTenantLimits": ("administration", SetTenantLimitsRequest(tenant="nobody"), OPERATORS),
 }
 #: Those that are about one job.
 ABOUT_A_JOB: dict[str, Callable[[str], Any]] = {
@@ -80,7 +82,8 @@ async def refused(caller: Caller, rpc: str) -> Refusal | None:
 
 
 def test_every_rpc_is_in_the_table() -> None:
-    described = (module.DESCRIPTOR for module in (pb, admin_service_pb2, review_service_pb2, webhook_service_pb2))
+    files = (admin_service_pb2, pb, review_service_pb2, webhook_service_pb2)
+    described = [file.DESCRIPTOR for file in files]
     services = [service for file in described for service in file.services_by_name.values()]
     assert {method.name for service in services for method in service.methods} == set(RPCS)
 

@@ -63,6 +63,26 @@ async def test_tenants_and_keys_are_made_and_ended_in_the_data_folder(data: Path
     await database.close()
 
 
+async def test_a_tenants_limits_are_shown_and_changed_one_by_one(data: Path, tmp_path: Path) -> None:
+    imprimatur: Imprimatur = partial(run, cwd=tmp_path)
+    await imprimatur("migrate")
+    await imprimatur("tenants", "create", "acme")
+    changes = ("--submits-per-second", "2.5", "--open-jobs", "none", "--streams", "1000000")
+    changed, wrong, nobody = await asyncio.gather(
+        imprimatur("tenants", "limits", "acme", *changes, "--json"),
+        imprimatur("tenants", "limits", "acme", "--open-jobs", "0"),
+        imprimatur("tenants", "limits", "initech"),
+    )
+    limits = {"tenant": "acme", "submits_per_second": "2.5", "open_jobs": "none", "streams": "1000000"}
+    assert changed.json == limits
+    assert str(data / "imprimatur.db") in changed.err
+    assert (wrong.code, "'none' or 'default'" in wrong.err) == (2, True)
+    assert (nobody.code, "there is no tenant 'initech'" in nobody.err) == (1, True)
+    back = await imprimatur("tenants", "limits", "acme", "--streams", "default", "--json")
+    assert back.json == {**limits, "streams": "default"}
+    assert (await imprimatur("tenants", "limits", "acme", "--json")).json == back.json
+
+
 async def test_the_variable_leads_to_postgresql(postgresql_url: MakePostgresURL, tmp_path: Path) -> None:
     url = postgresql_url(migrated=False)
     imprimatur: Imprimatur = partial(run, cwd=tmp_path, IMPRIMATUR_DATABASE_URL=url, IMPRIMATUR_VAULT_KEY=new_key())

@@ -185,6 +185,73 @@ async def test_a_batch_of_any_size_goes_in_calls_that_fit_and_a_failing_call_fai
     assert last.id == "small-2099"
 
 
+def throttled(after_ms: int, reason: str = "TOO_MANY_OPEN_JOBS") -> Fault:
+    limit = {"limit": "open_jobs", "value": "2"}
+    return Fault(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "the limit is reached", reason, metadata=limit, retry_after_ms=after_ms
+    )
+
+
+async def test_a_submit_beyond_a_limit_comes_again_when_it_was_told_to() -> None:
+    script = Script().on("SubmitJob", throttled(50), throttled(1), SubmitJobResponse(job=job()))
+    async with connected(script) as client:
+        assert (await client.submit(SubmitJobRequest())).id == "j1"
+    assert len({request.request_id for request in script.requests["SubmitJob"]}) == 1
+    assert len(script.requests["SubmitJob"]) == 3
+
+
+async def test_a_limit_that_asks_for_more_patience_than_there_is_is_told_at_once() -> None:
+    script = Script().on("SubmitJob", throttled(60_000))
+    async with connected(script) as client:
+        with pytest.raises(ClientError) as caught:
+            await client.submit(SubmitJobRequest())
+    assert (caught.value.reason, caught.value.metadata["value"]) == ("TOO_MANY_OPEN_JOBS", "2")
+    assert caught.value.retry_after_seconds == 60.0
+    assert len(script.requests["SubmitJob"]) == 1
+
+
+async def test_a_limit_that_no_waiting_helps_is_told_at_once() -> None:
+    narrow = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "narrow the filter", "TOO_MANY_JOBS")
+    script = Script().on("WatchJobs", [narrow])
+    async with connected(script) as client:
+        with pytest.raises(ClientError, match="narrow"):
+            await anext(client.watch_many())
+    assert len(script.requests["WatchJobs"]) == 1
+
+
+async def test_items_of_a_batch_beyond_a_limit_go_again_and_the_others_do_not() -> None:
+
+    def answer(request: BatchSubmitJobsRequest) -> BatchSubmitJobsResponse:
+        """There is room for one job at each call, and none for "bad" at any."""
+        room, results = 1, []
+        for item in request.items:
+            fits = item.request_id != "bad" and room > 0
+            room -= fits
+            error = BAD_FIELD if item.request_id == "bad" else throttled(20)
+            accepted = SubmitJobResponse(job=Job(id=item.request_id))
+            results.append(
+                BatchSubmitJobsResult(accepted=accepted) if fits else BatchSubmitJobsResult(error=error.status())
+            )
+        return BatchSubmitJobsResponse(results=results)
+
+    script = Script().on("BatchSubmitJobs", answer)
+    async with connected(script) as client:
+        outcomes = await client.submit_batch([SubmitJobRequest(request_id=name) for name in ("a", "bad", "b", "c")])
+    assert [one.id if isinstance(one, Job) else one.reason for one in outcomes] == ["a", "INVALID_FIELD", "b", "c"]
+    asked = [[item.request_id for item in request.items] for request in script.requests["BatchSubmitJobs"]]
+    assert asked == [["a", "bad", "b", "c"], ["b", "c"], ["c"]]
+
+
+async def test_items_that_find_no_room_within_the_patience_stay_refused() -> None:
+    refused = BatchSubmitJobsResponse(results=[BatchSubmitJobsResult(error=throttled(60_000).status())])
+    script = Script().on("BatchSubmitJobs", refused)
+    async with connected(script) as client:
+        [outcome] = await client.submit_batch([SubmitJobRequest()])
+    assert isinstance(outcome, ClientError)
+    assert outcome.reason == "TOO_MANY_OPEN_JOBS"
+    assert len(script.requests["BatchSubmitJobs"]) == 1
+
+
 # --- repetition and deadlines ----------------------------------------------------------------------------
 
 

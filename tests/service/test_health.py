@@ -17,12 +17,7 @@ from imprimatur.v1 import admin_service_pb2, job_service_pb2, review_service_pb2
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-OURS = {
-    "imprimatur.v1.JobService",
-    "imprimatur.v1.ReviewService",
-    "imprimatur.v1.WebhookService",
-    "imprimatur.v1.AdminService",
-}
+OURS = {f"imprimatur.v1.{name}Service" for name in ("Admin", "Job", "Review", "Webhook")}
 
 
 @asynccontextmanager

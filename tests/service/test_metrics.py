@@ -210,14 +210,14 @@ async def test_only_news_counts_towards_the_lag_of_watches(database: Database) -
     await tower.start()
     before = counted(_WATCH_LAG)
     watch = tower.watch(Owner(tenant_id=tenant), claim.job_id)
-    assert (await anext(watch)).version == 2
+    assert (await anext(watch)).number == 2
     pending = asyncio.ensure_future(anext(watch))
     statements: list[object] = []
     event.listen(database.engine.sync_engine, "after_cursor_execute", lambda *seen: statements.append(seen))
     await makers.until(lambda: _has(statements, 5))
     assert counted(_WATCH_LAG) == before
     await makers.conclude(database, claim, Happening.COMPLETED)
-    assert (await pending).version == 3
+    assert (await pending).number == 3
     assert counted(_WATCH_LAG) == before + 1
     await tower.stop()
     await broker.close()

@@ -28,7 +28,7 @@ async def _has_run(engine: ScriptedEngine, count: int) -> bool:
 
 
 async def _has_in_hand(working: Reviewer, messages: int) -> bool:
-    return len(working.worker._inbox) == messages
+    return sum(map(len, working.worker._inbox._waiting.values())) == messages
 
 
 async def test_high_comes_before_normal_before_low(

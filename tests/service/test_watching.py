@@ -8,16 +8,19 @@ from typing import Any
 import grpc.aio
 import pytest
 from prometheus_client import REGISTRY
+from sqlalchemy.event import listen
 from tests import makers
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
 from tests.service.statuses import refusal
 from tests.service.systems import Caller, System, on_postgresql
 
-from gateway import access
+from gateway import access, watching
+from gateway.rendering import Version
 from gateway.watching import Watchtower
 from imprimatur.broker import EVENTS, Message
 from imprimatur.broker.memory import MemoryBroker
+from imprimatur.errors import ResourceExhausted
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, State
 from imprimatur.storage.database import Database
@@ -29,7 +32,13 @@ from imprimatur.v1.job_pb2 import JOB_STATE_CANCELLED as CANCELLED
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
-from imprimatur.v1.job_service_pb2 import CancelJobRequest, JobFilter, WatchJobRequest, WatchJobsRequest
+from imprimatur.v1.job_service_pb2 import (
+    CancelJobRequest,
+    JobFilter,
+    WatchJobRequest,
+    WatchJobResponse,
+    WatchJobsRequest,
+)
 from imprimatur.wire.messages import JobChange, JobsChanged
 from reviewer.tasks import creative_review
 
@@ -272,20 +281,24 @@ async def watchtower(database: Database) -> AsyncIterator[Watchtower]:
     await broker.close()
 
 
+def shown(version: Version | None) -> pb.Job:
+    assert version is not None
+    return WatchJobResponse.FromString(version.answer("somebody")).job
+
+
 async def test_a_lost_event_is_found_by_reading_again(database: Database, watchtower: Watchtower) -> None:
     tenant = await makers.make_tenant(database)
     claim = await makers.running(database, tenant)
     owner = Owner(tenant_id=tenant)
     one, many = watchtower.watch(owner, claim.job_id), watchtower.follow(owner, Filter())
-    assert (await anext(one)).state is State.RUNNING
-    assert (seen := await anext(many)) is not None
-    assert (seen.version, await anext(many)) == (2, None)
+    assert shown(await anext(one)).state == RUNNING
+    assert shown(await anext(many)).version == 2
+    assert await anext(many) is None
     await makers.conclude(database, claim, Happening.COMPLETED)  # nobody publishes what this wrote
     async with asyncio.timeout(10.0):
-        assert [job.state async for job in one] == [State.SUCCEEDED]
-        assert (ended := await anext(many)) is not None
-    assert ended.state is State.SUCCEEDED
-    await many.aclose()  # type: ignore[attr-defined]  # a generator
+        assert [shown(version).state async for version in one] == [SUCCEEDED]
+        assert shown(await anext(many)).state == SUCCEEDED
+    await many.aclose()
 
 
 async def test_following_a_state_shows_a_job_again_that_comes_back_to_it(
@@ -296,15 +309,66 @@ async def test_following_a_state_shows_a_job_again_that_comes_back_to_it(
     assert await anext(stream) is None
     [job] = await makers.submit(database, makers.new_job(tenant))
     async with asyncio.timeout(10.0):
-        assert (seen := await anext(stream)) is not None
-    assert seen.id == job.id
+        assert shown(await anext(stream)).id == str(job.id)
     claim = await makers.claim(database, job)
     assert claim is not None
     await makers.conclude(database, claim, Happening.HANDED_BACK)
     async with asyncio.timeout(10.0):
-        assert (back := await anext(stream)) is not None  # it matches again
-    assert (back.id, back.version) == (job.id, 3)
-    await stream.aclose()  # type: ignore[attr-defined]  # a generator
+        back = shown(await anext(stream))  # it matches again
+    assert (back.id, back.version) == (str(job.id), 3)
+    await stream.aclose()
+
+
+async def test_watches_that_open_together_are_read_together_and_shown_alike(
+    database: Database, watchtower: Watchtower
+) -> None:
+    tenant = await makers.make_tenant(database)
+    jobs = await makers.submit(database, *(makers.new_job(tenant) for _ in range(20)))
+    owner = Owner(tenant_id=tenant)
+    statements: list[object] = []
+    listen(database.engine.sync_engine, "after_cursor_execute", lambda *seen: statements.append(seen))
+    watches = [watchtower.watch(owner, job.id) for job in jobs for _ in range(3)]
+    first = await asyncio.gather(*(anext(watch) for watch in watches))
+    about_jobs = [seen for seen in statements if "jobs.input" not in str(seen) and "jobs.labels" in str(seen)]
+    assert len(about_jobs) == 1
+    for place in range(0, len(first), 3):
+        assert first[place] is first[place + 1] is first[place + 2]
+    for watch in watches:
+        await watch.aclose()
+
+
+async def test_somebody_elses_job_shows_nothing_although_its_owner_watches_it(
+    database: Database, watchtower: Watchtower
+) -> None:
+    mine, theirs = await makers.make_tenant(database), await makers.make_tenant(database)
+    [job] = await makers.submit(database, makers.new_job(mine, user_id="ada"))
+    watch = watchtower.watch(Owner(tenant_id=mine), job.id)
+    await anext(watch)
+    for stranger in (Owner(tenant_id=theirs), Owner(tenant_id=mine, user_id="grace")):
+        assert [version async for version in watchtower.watch(stranger, job.id)] == []
+    await watch.aclose()
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "reason"), [("MOST_FOLLOWERS", 1, "TOO_MANY_STREAMS"), ("MOST_FOLLOWED", 3, "TOO_MANY_JOBS")]
+)
+async def test_what_streams_over_many_jobs_remember_is_limited(
+    database: Database, watchtower: Watchtower, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, reason: str
+) -> None:
+    monkeypatch.setattr(watching, limit, value)
+    tenant = await makers.make_tenant(database)
+    await makers.submit(database, makers.new_job(tenant), makers.new_job(tenant))
+    first, second = (watchtower.follow(Owner(tenant_id=tenant), Filter()) for _ in range(2))
+    for _ in range(2):
+        assert await anext(first) is not None
+    with pytest.raises(ResourceExhausted) as caught:
+        await anext(second)
+    assert caught.value.reason == reason
+    assert caught.value.retry_after_seconds
+    await first.aclose()
+    third = watchtower.follow(Owner(tenant_id=tenant), Filter())
+    assert await anext(third) is not None
+    await third.aclose()
 
 
 async def _holds(condition: Callable[[], bool]) -> bool:

@@ -15,6 +15,9 @@ from imprimatur.errors import BrokerError, Unroutable
 
 log = structlog.get_logger(__name__)
 
+#: Messages that one queue holds: some 100 MB.
+MOST_READY = 100_000
+
 
 def key_matches(pattern: str, key: str) -> bool:
     """AMQP topic matching: words between dots, `*` is one word, `#` any number of them, also none."""
@@ -151,10 +154,12 @@ class MemoryConsumer:
         return settled
 
     def park(self, held: _Held) -> None:
-        """Move to PARKED, under its name, as dead-lettering does."""
+        """Move to PARKED, under its name, as dead-lettering does. Of very many there the first are forgotten."""
         if self.queue is self._parked:
             self.queue.put_back(held)
         else:
+            if len(self._parked.ready) >= MOST_READY:
+                self._parked.ready.popleft()
             self._parked.put(replace(held.message, exchange="", routing_key=Queue.PARKED.value))
 
     async def close(self) -> None:
@@ -221,6 +226,7 @@ class MemoryBroker:
     async def publish(self, message: Message) -> None:
         """As `Broker.publish`."""
         self._require_open()
+        self._require_room(message)
         receivers = self._receivers(message)
         if not receivers and message.mandatory:
             raise Unroutable(f"No queue takes {message.routing_key!r}")
@@ -259,6 +265,12 @@ class MemoryBroker:
         if not self._open:
             raise BrokerError("Not connected to the broker")
 
+    def _require_room(self, message: Message) -> None:
+        """A queue that is full takes nothing more: the message waits in the outbox, and not in memory."""
+        for name, queue in self._queues.items():
+            if len(queue.ready) >= MOST_READY and name is not Queue.PARKED and _takes(name, message):
+                raise BrokerError(f"The queue {name.value!r} is full")
+
     def _receivers(self, message: Message) -> list[Callable[[Message], None]]:
         key = message.routing_key
         if message.exchange == "":
@@ -267,6 +279,12 @@ class MemoryBroker:
             raise Unroutable(f"There is no exchange {message.exchange!r}")
         bound = [queue.put for name, queue in self._queues.items() if _is_bound(name, key)]
         return [*bound, *(listener.offer for listener in self._listeners if listener.wants(key))]
+
+
+def _takes(queue: Queue, message: Message) -> bool:
+    if message.exchange == "":
+        return queue.value == message.routing_key
+    return message.exchange == EVENTS and _is_bound(queue, message.routing_key)
 
 
 def _is_bound(queue: Queue, key: str) -> bool:

@@ -51,6 +51,9 @@ class Patience:
             self._failing_since = now
         self._failures += 1
         pause = BACKOFF.seconds(self._failures, jitter)
+        if error.throttled:  # all who were refused together are told the same: they come again spread out
+            asked = error.retry_after_seconds or 0.0
+            pause = asked + max(pause, jitter * asked)
         at_its_end = self._seconds is not None and now + pause - self._failing_since >= self._seconds
         if at_its_end or not error.passing:
             raise error
@@ -80,6 +83,10 @@ class Calls:
         self._authorization = ("authorization", f"Bearer {api_key}")
         self._deadline_seconds = deadline_seconds
         self._retry_seconds = retry_seconds
+
+    def patience(self) -> Patience:
+        """For a call that may be repeated."""
+        return Patience(self._retry_seconds, now=time.monotonic())
 
     async def unary(
         self,

@@ -1,6 +1,7 @@
 """The client: one method per thing that the gateway does. How calls and watches are made lives beside it."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from datetime import datetime, timedelta
@@ -12,7 +13,7 @@ from imprimatur.client.channel import KEEPALIVE_SECONDS, open_channel
 from imprimatur.client.cleaning import clean_everything
 from imprimatur.client.errors import ClientError
 from imprimatur.client.repeats import retry_all, review_all_again
-from imprimatur.client.submissions import SubmitFields, batches, repeatable, submission
+from imprimatur.client.submissions import SubmitFields, batches, repeatable, submission, throttled, worth_waiting_for
 from imprimatur.client.times import duration, timestamp
 from imprimatur.client.watches import ManyJobs, is_settled, is_terminal, watch_one
 from imprimatur.identity import new_id
@@ -39,7 +40,8 @@ class Client:
     """A caller of one Imprimatur. To be used as an async context manager, or closed by `close`.
 
     Every method raises ClientError when the gateway refuses or does not answer. Reads, and what can be done
-    twice without harm, are repeated by themselves while the gateway is away.
+    twice without harm, are repeated by themselves while the gateway is away, and after the pause that it asks for
+    where a limit is reached (RESOURCE_EXHAUSTED with a RetryInfo).
 
     Args:
         target: "host:port", or any name that gRPC resolves; calls are spread over all its addresses.
@@ -49,7 +51,7 @@ class Client:
         client_certificate: PEM chain that shows who the caller is (mTLS), with `client_key`.
         client_key: PEM of its private key.
         deadline_seconds: how long one call may take, its repetitions included. Watches have none.
-        retry_seconds: how long a call is repeated while the gateway is away.
+        retry_seconds: how long a call is repeated while the gateway is away or a limit is reached.
         patience_seconds: how long a watch tries to resume without a word from a gateway; None: for ever.
 
     Raises:
@@ -125,7 +127,8 @@ class Client:
     async def submit_batch(self, requests: Iterable[jobs_v1.SubmitJobRequest]) -> Outcomes:
         """Have much work done: for each request its Job, or the ClientError that refuses it, in their order.
 
-        Any number of requests: they go in as few calls as fit. Where a whole call fails, that error stands for
+        Any number of requests: they go in as few calls as fit; items for which a limit left no room go again, as
+        long as calls are repeated. Where a whole call fails, that error stands for
         each of its items. Request ids are filled in as by `submit`.
         """
         outcomes: Outcomes = []
@@ -293,6 +296,22 @@ class Client:
         return await clean_everything(self._calls, self._admin, request)
 
     async def _submit_one_batch(self, batch: Requests) -> Outcomes:
+        """One call, and others for what was throttled of it, until nothing is or no more fits for so long."""
+        outcomes = await self._submit_once(batch)
+        patience = self._calls.patience()
+        while refused := throttled(outcomes):
+            try:
+                await patience.wait(worth_waiting_for(refused.values()))
+            except ClientError:
+                break
+            again = await self._submit_once([batch[place] for place in refused])
+            if any(isinstance(one, Job) for one in again):
+                patience.renew(time.monotonic())
+            for place, one in zip(refused, again, strict=True):
+                outcomes[place] = one
+        return outcomes
+
+    async def _submit_once(self, batch: Requests) -> Outcomes:
         request = jobs_v1.BatchSubmitJobsRequest(items=batch)
         try:
             answer = await self._calls.unary(self._jobs.BatchSubmitJobs, request, repeatable=True)

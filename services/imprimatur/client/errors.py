@@ -25,6 +25,7 @@ class ClientError(ImprimaturError):
         field: the path of the field at fault, such as "items[3].labels"; empty when it is not about one.
         message: a sentence for people.
         metadata: machine-readable details, by reason.
+        retry_after_seconds: how long the gateway asks to wait before the same call; None: it does not say.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class ClientError(ImprimaturError):
         reason: str = "",
         field: str = "",
         metadata: Mapping[str, str] | None = None,
+        retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -42,21 +44,28 @@ class ClientError(ImprimaturError):
         self.reason = reason
         self.field = field
         self.metadata = dict(metadata or {})
+        self.retry_after_seconds = retry_after_seconds
 
     def __repr__(self) -> str:
         return f"ClientError({self.code.name}, {self.message!r}, reason={self.reason!r}, field={self.field!r})"
 
     @property
     def passing(self) -> bool:
-        """Whether the same call may succeed soon: the server is away, or the connection to it broke.
+        """Whether the same call may succeed soon: the server is away, the connection to it broke, or a limit is
+        reached under which there will be room again.
 
         A broken HTTP/2 stream shows as INTERNAL "… RST_STREAM …" or CANCELLED, made by the transport: it has no
         reason, unlike every answer of the gateway.
         """
-        if self.code is grpc.StatusCode.UNAVAILABLE:
+        if self.code is grpc.StatusCode.UNAVAILABLE or self.throttled:
             return True
         reset = self.code is grpc.StatusCode.INTERNAL and "RST_STREAM" in self.message
         return not self.reason and (reset or self.code is grpc.StatusCode.CANCELLED)
+
+    @property
+    def throttled(self) -> bool:
+        """Whether a limit is reached, and the gateway says when to come again."""
+        return self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and self.retry_after_seconds is not None
 
     @classmethod
     def of(cls, error: aio.AioRpcError) -> "ClientError":
@@ -68,13 +77,15 @@ class ClientError(ImprimaturError):
 
     @classmethod
     def of_status(cls, status: status_pb2.Status, *, code: grpc.StatusCode | None = None) -> "ClientError":
-        """From a google.rpc.Status with its ErrorInfo and BadRequest. `code` overrides the status' own."""
+        """From a google.rpc.Status with its ErrorInfo, BadRequest and RetryInfo. `code` overrides the status' own."""
         info = error_details_pb2.ErrorInfo()
         fault = error_details_pb2.BadRequest()
+        retry = error_details_pb2.RetryInfo()
         for detail in status.details:
-            for known in (info, fault):
+            for known in (info, fault, retry):
                 if detail.Is(known.DESCRIPTOR):
                     detail.Unpack(known)
+        waits = retry.HasField("retry_delay")
         field = fault.field_violations[0].field if fault.field_violations else info.metadata.get("field", "")
         return cls(
             code or _CODES.get(status.code, grpc.StatusCode.UNKNOWN),
@@ -82,6 +93,7 @@ class ClientError(ImprimaturError):
             reason=info.reason,
             field=field,
             metadata=info.metadata,
+            retry_after_seconds=max(0.0, retry.retry_delay.ToTimedelta().total_seconds()) if waits else None,
         )
 
 

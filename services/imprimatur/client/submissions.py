@@ -1,9 +1,10 @@
 """Requests to submit: made from a creative, given the id that makes them repeatable, cut into calls that fit."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TypedDict, Unpack
 
+from imprimatur.client.errors import ClientError
 from imprimatur.client.times import duration, timestamp
 from imprimatur.identity import new_id
 from imprimatur.v1.creative_pb2 import Creative, CreativeReviewTask
@@ -14,6 +15,8 @@ from imprimatur.v1.job_service_pb2 import SubmitJobRequest
 LARGEST_BATCH = 1000
 #: A server takes 4 MiB a message; what the batch adds to its items stays well below the rest.
 LARGEST_BATCH_BYTES = 4 * 1024 * 1024 - 64 * 1024
+#: Items that were refused for no longer than this go again together.
+SHORT_PAUSE_SECONDS = 2.0
 
 
 class SubmitFields(TypedDict, total=False):
@@ -54,6 +57,23 @@ def repeatable(request: SubmitJobRequest) -> SubmitJobRequest:
     identified.CopyFrom(request)
     identified.request_id = str(new_id())
     return identified
+
+
+def throttled(outcomes: Sequence[object]) -> dict[int, ClientError]:
+    """Of a batch's outcomes those that a limit left no room for, by their places."""
+    refused = ((place, one) for place, one in enumerate(outcomes) if isinstance(one, ClientError))
+    return {place: one for place, one in refused if one.throttled}
+
+
+def worth_waiting_for(refused: Iterable[ClientError]) -> ClientError:
+    """Whose pause to wait for: the longest of those that are short, so that many go together, or else the shortest."""
+    ordered = sorted(refused, key=_pause_of)
+    short = [one for one in ordered if _pause_of(one) <= SHORT_PAUSE_SECONDS]
+    return short[-1] if short else ordered[0]
+
+
+def _pause_of(refused: ClientError) -> float:
+    return refused.retry_after_seconds or 0.0
 
 
 def batches(requests: Iterable[SubmitJobRequest]) -> Iterator[list[SubmitJobRequest]]:

@@ -69,11 +69,14 @@ async def idle_slots(reader: Reader, *, silent_seconds: float) -> int:
     return found
 
 
-async def release_due(tx: Transaction, *, room: int) -> int:
+async def release_due(tx: Transaction, *, room: int, most_of_a_tenant: int = 0) -> int:
     """Put up to `room` due jobs up for claiming; returns how many."""
     if room <= 0:
         return 0
-    order = {job_id: place for place, job_id in enumerate(await turns.next_ones(tx, room=room))}
+    order = {
+        job_id: place
+        for place, job_id in enumerate(await turns.next_ones(tx, room=room, most_of_a_tenant=most_of_a_tenant))
+    }
     chosen = select(jobs.c.id).where(jobs.c.id.in_(sorted(order)), jobs.c.released_at.is_(None)).order_by(jobs.c.id)
     return await _release(
         tx,

@@ -6,7 +6,22 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Row, and_, case, func, literal, null, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Row,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    case,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.job import (
@@ -50,6 +65,10 @@ class Owner:
         mine = jobs.c.tenant_id == self.tenant_id
         return and_(mine, jobs.c.user_id == self.user_id) if self.user_id else mine
 
+    def owns(self, job: Job) -> bool:
+        """The same about a job that was read."""
+        return job.tenant_id == self.tenant_id and self.user_id in ("", job.user_id)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
@@ -80,6 +99,23 @@ class Filter:
     def empty(self) -> bool:
         """Whether every job passes."""
         return not any(getattr(self, item.name) for item in fields(self))
+
+    def passes(self, job: Job) -> bool:
+        """Whether a job that was read passes; the same as `matching` says in SQL."""
+        among = (
+            (self.states, job.state),
+            (self.types, job.type),
+            (self.decisions, job.decision),
+            (self.triggers, job.policy_triggered),
+        )
+        return (
+            all(not allowed or value in allowed for allowed, value in among)
+            and self.user_id in ("", job.user_id)
+            and self.subject_id in ("", job.subject_id)
+            and (self.created_from is None or job.created_at >= self.created_from)
+            and (self.created_before is None or job.created_at < self.created_before)
+            and all(job.labels.get(key) == value for key, value in (self.labels or {}).items())
+        )
 
 
 def job_of(row: Any) -> Job:
@@ -136,7 +172,11 @@ async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once
 def _again(new: NewJob, known: Mapping[Any, tuple[Job, bytes]]) -> Submitted:
     if new.id in known:
         return Submitted(job=known[new.id][0], created=True)
-    job, content_hash = known[new.tenant_id, new.request_id]
+    return again(new, *known[new.tenant_id, new.request_id])
+
+
+def again(new: NewJob, job: Job, content_hash: bytes) -> Submitted:
+    """What a submission comes to whose request id stands for `job` already."""
     return Submitted(job=job, created=False, same_content=content_hash == new.content_hash)
 
 
@@ -175,7 +215,7 @@ _GIVEN = {
 
 
 def _insert(each: Each) -> Executable:
-    limited = each["tenant_id"].in_(select(tenants.c.id).where(tenants.c.concurrency_limit.is_not(None)))
+    limited = each["tenant_id"].in_(select(tenants.c.id).where(tenants.c.running_jobs > 0))
     columns: dict[str, ColumnElement[Any]] = {
         **{name: literal(value, jobs.c[name].type) for name, value in FRESH.items()},
         **{name: each[name] for name in _GIVEN},
@@ -249,6 +289,29 @@ async def _known(tx: Transaction, refused: Sequence[NewJob]) -> dict[Any, tuple[
     return found
 
 
+async def accepted_before(
+    reader: Reader, requests: Collection[tuple[uuid.UUID, str]]
+) -> dict[tuple[uuid.UUID, str], tuple[Job, bytes]]:
+    """The jobs that (tenant, request id) pairs stand for already, with their content's hash."""
+    tenants, ids = {tenant_id for tenant_id, _ in requests}, {request_id for _, request_id in requests}
+    rows = await reader.connection.execute(
+        select(*VISIBLE, jobs.c.content_hash).where(jobs.c.tenant_id.in_(tenants), jobs.c.request_id.in_(ids))
+    )
+    found = {(row.tenant_id, row.request_id): (job_of(row), row.content_hash) for row in rows}
+    return {request: found[request] for request in requests if request in found}
+
+
+async def count_open(reader: Reader, tenants: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
+    """How many jobs of each tenant are queued or running; tenants without any are left out."""
+    open_now = jobs.c.state.in_([State.QUEUED, State.RUNNING])
+    rows = await reader.connection.execute(
+        select(jobs.c.tenant_id, func.count().label("number"))
+        .where(jobs.c.tenant_id.in_(tenants), open_now)
+        .group_by(jobs.c.tenant_id)
+    )
+    return {row.tenant_id: row.number for row in rows}
+
+
 # --- finding ---------------------------------------------------------------------------------------------
 
 
@@ -258,9 +321,19 @@ async def find(reader: Reader, owner: Owner, job_id: uuid.UUID) -> Job | None:
     return job_of(row) if row is not None else None
 
 
+#: Ids as one array where there are arrays: of an IN list each length would be a statement of its own, to be put
+#: together and prepared anew. By whether it is PostgreSQL.
+_AMONG_IDS: Mapping[bool, ColumnElement[bool]] = {
+    True: jobs.c.id == any_(bindparam("ids", type_=postgresql.ARRAY(Uuid))),
+    False: jobs.c.id.in_(bindparam("ids", expanding=True)),
+}
+_FIND_MANY = {dialect: select(*VISIBLE).where(among) for dialect, among in _AMONG_IDS.items()}
+_VERSIONS = {dialect: select(jobs.c.id, jobs.c.version).where(among) for dialect, among in _AMONG_IDS.items()}
+
+
 async def find_many(reader: Reader, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Job]:
     """Jobs by id, whoever owns them: for watchers whose right to see them was checked before."""
-    rows = await reader.connection.execute(select(*VISIBLE).where(jobs.c.id.in_(sorted(ids))))
+    rows = await reader.connection.execute(_FIND_MANY[reader.on_postgresql], {"ids": list(ids)})
     return {row.id: job_of(row) for row in rows}
 
 
@@ -279,16 +352,17 @@ async def list_newest(
     return [job_of(row) for row in await reader.connection.execute(statement)]
 
 
-async def list_unfinished(reader: Reader, owner: Owner, wanted: Filter, *, limit: int) -> list[Job]:
-    """Matching jobs that are not terminal, oldest first."""
-    found = select(*VISIBLE).where(matching(reader, owner, wanted), UNFINISHED)
-    return [job_of(row) for row in await reader.connection.execute(found.order_by(jobs.c.id).limit(limit))]
+async def versions(reader: Reader, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
+    """The versions of jobs, whoever owns them: to see which have changed, for little."""
+    rows = await reader.connection.execute(_VERSIONS[reader.on_postgresql], {"ids": list(ids)})
+    return {row.id: row.version for row in rows}
 
 
-async def matching_among(reader: Reader, owner: Owner, wanted: Filter, ids: Collection[uuid.UUID]) -> list[Job]:
-    """Those of `ids` that match now."""
-    statement = select(*VISIBLE).where(matching(reader, owner, wanted), jobs.c.id.in_(sorted(ids)))
-    return [job_of(row) for row in await reader.connection.execute(statement)]
+async def unfinished_versions(reader: Reader, owner: Owner, wanted: Filter, *, limit: int) -> dict[uuid.UUID, int]:
+    """The versions of matching jobs that are not terminal, oldest first."""
+    found = select(jobs.c.id, jobs.c.version).where(matching(reader, owner, wanted), UNFINISHED)
+    rows = await reader.connection.execute(found.order_by(jobs.c.id).limit(limit))
+    return {row.id: row.version for row in rows}
 
 
 def matching(reader: Reader, owner: Owner, wanted: Filter) -> ColumnElement[bool]:

@@ -48,8 +48,12 @@ tenants = Table(
     Column("id", Uuid, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("policy_version", Integer, nullable=False),  # the live one
-    Column("concurrency_limit", Integer),  # jobs under way at once; none: no limit
     Column("created_at", Instant, nullable=False),
+    # Its own limits. None: as the gateways' settings say; 0: no limit.
+    Column("submits_per_second", Float),
+    Column("open_jobs", Integer),
+    Column("running_jobs", Integer),
+    Column("streams", Integer),
 )
 
 api_keys = Table(
@@ -167,6 +171,7 @@ _partial(  # the gauges count by it, too, and need no row of the table for that
 )
 _partial("ix_jobs_unfinished", jobs.c.tenant_id, jobs.c.id, where="state IN ('queued', 'running', 'awaiting_review')")
 _partial("ix_jobs_finished", jobs.c.tenant_id, jobs.c.finished_at, where="finished_at IS NOT NULL")
+_partial("ix_jobs_open", jobs.c.tenant_id, where="state IN ('queued', 'running')")
 _partial("ix_jobs_retryable", jobs.c.tenant_id, jobs.c.id, where="state IN ('failed', 'cancelled')")
 _partial("ix_jobs_retry_of", jobs.c.retry_of, where="retry_of IS NOT NULL")
 

@@ -4,6 +4,8 @@ import hashlib
 import secrets
 import uuid
 from collections.abc import Collection
+from dataclasses import asdict, fields
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -14,8 +16,9 @@ from imprimatur.policy import LivePolicy, Policy
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.schema import api_keys, policies, tenants
-from imprimatur.tenancy import ApiKey, Role, Tenant
+from imprimatur.tenancy import ApiKey, Limits, Role, Tenant
 
+_LIMITS = tuple(tenants.c[item.name] for item in fields(Limits))
 #: Every key begins so, which lets secret scanners find lost ones.
 KEY_PREFIX = "imp_"
 
@@ -102,24 +105,28 @@ async def revoke_key(tx: Transaction, key_id: uuid.UUID) -> None:
 
 async def find_key(reader: Reader, key: str) -> ApiKey | None:
     """The key's owner and role; None for an unknown or revoked key."""
-    found = [item for item in await _keys(reader, api_keys.c.key_hash == hash_of(key)) if not item.revoked_at]
-    return found[0] if found else None
+    return (await find_keys(reader, [hash_of(key)])).get(hash_of(key))
+
+
+async def find_keys(reader: Reader, hashes: Collection[bytes]) -> dict[bytes, ApiKey]:
+    """Keys by `hash_of` each; unknown and revoked ones are left out."""
+    return await _keys(reader, and_(api_keys.c.key_hash.in_(sorted(hashes)), api_keys.c.revoked_at.is_(None)))
 
 
 async def list_keys(reader: Reader, tenant_id: uuid.UUID) -> list[ApiKey]:
     """A tenant's keys, revoked ones included, oldest first."""
-    return await _keys(reader, api_keys.c.tenant_id == tenant_id)
+    return list((await _keys(reader, api_keys.c.tenant_id == tenant_id)).values())
 
 
-async def _keys(reader: Reader, condition: object) -> list[ApiKey]:
+async def _keys(reader: Reader, condition: ColumnElement[bool]) -> dict[bytes, ApiKey]:
     rows = await reader.connection.execute(
-        select(api_keys, tenants.c.name.label("tenant_name"))
+        select(api_keys, tenants.c.name.label("tenant_name"), *_LIMITS)
         .join_from(api_keys, tenants)
-        .where(condition)  # type: ignore[arg-type]  # a column comparison
+        .where(condition)
         .order_by(api_keys.c.id)
     )
-    return [
-        ApiKey(
+    return {
+        row.key_hash: ApiKey(
             id=row.id,
             tenant_id=row.tenant_id,
             tenant_name=row.tenant_name,
@@ -128,9 +135,44 @@ async def _keys(reader: Reader, condition: object) -> list[ApiKey]:
             user_id=row.user_id,
             created_at=row.created_at,
             revoked_at=row.revoked_at,
+            limits=_limits_of(row),
         )
         for row in rows
-    ]
+    }
+
+
+async def limits_of(reader: Reader, name: str) -> Limits:
+    """A tenant's own limits.
+
+    Raises:
+        NotFound: there is no such tenant.
+    """
+    row = (await reader.connection.execute(select(*_LIMITS).where(tenants.c.name == name))).one_or_none()
+    if row is None:
+        raise no_tenant(name)
+    return _limits_of(row)
+
+
+async def put_limits(tx: Transaction, name: str, limits: Limits) -> None:
+    """Replace a tenant's own limits. Gateways keep to them within two seconds.
+
+    Raises:
+        NotFound: there is no such tenant.
+    """
+    changed = await tx.connection.execute(
+        update(tenants).where(tenants.c.name == name).values(asdict(limits)).returning(tenants.c.id)
+    )
+    if changed.one_or_none() is None:
+        raise no_tenant(name)
+
+
+def no_tenant(name: str) -> NotFound:
+    """The answer for a name that no tenant has."""
+    return NotFound(f"there is no tenant {name!r}", reason="TENANT_NOT_FOUND", tenant=name)
+
+
+def _limits_of(row: Any) -> Limits:
+    return Limits(**{column.name: row._mapping[column.name] for column in _LIMITS})
 
 
 async def live_policy(reader: Reader, tenant_id: uuid.UUID) -> LivePolicy:

@@ -29,7 +29,7 @@ under_way AS (
 ),
 by_turns AS (
   SELECT due.id, due.run_at, queues.priority, queues.tenant_id,
-    tenants.concurrency_limit - coalesce(under_way.jobs, 0) AS room,
+    nullif(coalesce(tenants.running_jobs, :most_of_a_tenant), 0) - coalesce(under_way.jobs, 0) AS room,
     coalesce(under_way.jobs, 0) + row_number() OVER (
       PARTITION BY queues.priority, queues.tenant_id ORDER BY due.run_at, due.id
     ) AS turn
@@ -94,7 +94,11 @@ def _statement(queues: str, due: str, depth: str, dialect: Dialect) -> Executabl
         steps=" ".join(f"WHEN {int(one)} THEN {1 / share}" for one, share in SHARES.items()),
     )
     places = [bindparam(_parameter(one), type_=Float()) for one in Priority]
-    return text(chosen).bindparams(bindparam("room", type_=Integer()), *places).columns(id=Uuid())
+    return (
+        text(chosen)
+        .bindparams(*(bindparam(one, type_=Integer()) for one in ("room", "most_of_a_tenant")), *places)
+        .columns(id=Uuid())
+    )
 
 
 def _parameter(priority: Priority) -> str:
@@ -111,13 +115,18 @@ async def next_ones(
     reader: Reader,
     *,
     room: int,
+    most_of_a_tenant: int = 0,
     chances: Callable[[Priority], float] = lambda _: random.random(),  # noqa: S311
 ) -> list[uuid.UUID]:
     """Up to `room` due jobs, in the order in which they are to start. Without more than a few of one tenant while
     others wait too, so that fewer than `room` may come although more are due.
 
-    `chances` draws uniformly from [0, 1): what gives the priorities their shares.
+    Args:
+        most_of_a_tenant: may be under way, of one that has no limit of its own; 0: no limit.
+        chances: draws uniformly from [0, 1): what gives the priorities their shares.
     """
     places = {_parameter(one): first_place(one, chances(one)) for one in Priority}
-    found = await reader.connection.execute(_NEXT[reader.on_postgresql], {"room": room, **places})
+    found = await reader.connection.execute(
+        _NEXT[reader.on_postgresql], {"room": room, "most_of_a_tenant": most_of_a_tenant, **places}
+    )
     return list(found.scalars())

@@ -11,7 +11,7 @@ down_revision = "0005"
 def upgrade() -> None:
     """Apply."""
     waits = "state = 'queued' AND released_at IS NULL"
-    online.add_column("tenants", sa.Column("concurrency_limit", sa.Integer))
+    online.add_column("tenants", sa.Column("running_jobs", sa.Integer))
     online.create_index("ix_jobs_turns", "jobs", ["priority", "tenant_id", "run_at", "id"], where=waits)
     online.create_index("ix_jobs_run_at", "jobs", ["run_at"], where=waits)
     online.drop_index("ix_jobs_due", "jobs")
