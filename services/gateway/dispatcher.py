@@ -23,7 +23,7 @@ from imprimatur.policy import EngineFailure, decide_failure
 from imprimatur.runtime import Loop
 from imprimatur.storage import claims, dispatch, tenants
 from imprimatur.storage.database import Database, Transaction
-from imprimatur.storage.dispatch import Hopeless
+from imprimatur.storage.dispatch import Backlog, Hopeless
 from imprimatur.wire.creatives import ai_result
 from imprimatur.wire.messages import JobsChanged
 
@@ -145,7 +145,7 @@ class Dispatcher:
             async with self._database.read() as reader:
                 backlog = await dispatch.backlog(reader, silent_seconds=self._silent_seconds)
             under_way = self._taken - settled
-            room = backlog.slots + self._pace.ahead() - backlog.running - backlog.released - under_way
+            room = backlog.slots + self._pace.ahead() - backlog.running - _in_the_way(backlog) - under_way
             self._room = 0 if backlog.due else max(0, room)
             done = (
                 await self._work(room, backlog.at, releases=backlog.due, thorough=thorough)
@@ -210,6 +210,12 @@ class Dispatcher:
             and now - self._last_contact <= self._pass_seconds + 1.0
             and now - since > self._lease_seconds
         )
+
+
+def _in_the_way(backlog: Backlog) -> int:
+    """Released jobs for which places are kept: some may be asked for in vain without keeping others waiting, such as
+    those of a type that only later versions know."""
+    return backlog.released - min(backlog.reissued, _REISSUED_AT_LEAST)
 
 
 @dataclass(kw_only=True)

@@ -123,7 +123,7 @@ async def test_the_backlog_counts_released_due_and_slots(database: Database) -> 
     async with database.begin() as tx:
         await workers.seen(tx, makers.worker(slots=4), running=1)
     found = await backlog(database)
-    assert found == Backlog(released=1, running=1, due=True, slots=4, at=found.at)
+    assert found == Backlog(reissued=0, released=1, running=1, due=True, slots=4, at=found.at)
     async with database.read() as reader:
         assert found.at <= await clock.present(reader) < found.at + timedelta(minutes=1)
 

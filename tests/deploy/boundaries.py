@@ -293,4 +293,14 @@ BOUNDARIES = (
         told={"loop": "dispatcher"},
         series={'imprimatur_background_failures_total{instance="g", loop="dispatcher"}': (0, 30, 29)},
     ),
+    Boundary(  # time begins at zero: what lies so far back succeeded before all
+        alert="ImprimaturCleanUpStalled",
+        held_minutes=60,
+        series={'imprimatur_cleanup_last_success_timestamp_seconds{instance="g"}': (0, 599 - 86400, 4200 - 86400)},
+    ),
+    Boundary(
+        alert="ImprimaturGatewaysFull",
+        held_minutes=5,
+        series={'imprimatur_limit_refusals_total{instance="g", limit="all_streams"}': (0, 20, 19)},
+    ),
 )

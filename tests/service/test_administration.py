@@ -67,13 +67,22 @@ async def test_a_tenants_limits_are_shown_and_changed_one_by_one(data: Path, tmp
     imprimatur: Imprimatur = partial(run, cwd=tmp_path)
     await imprimatur("migrate")
     await imprimatur("tenants", "create", "acme")
-    changes = ("--submits-per-second", "2.5", "--open-jobs", "none", "--streams", "1000000")
+    changes = (
+        *("--submits-per-second", "2.5", "--open-jobs", "none"),
+        *("--running-jobs", "7", "--streams", "1000000"),
+    )
     changed, wrong, nobody = await asyncio.gather(
         imprimatur("tenants", "limits", "acme", *changes, "--json"),
         imprimatur("tenants", "limits", "acme", "--open-jobs", "0"),
         imprimatur("tenants", "limits", "initech"),
     )
-    limits = {"tenant": "acme", "submits_per_second": "2.5", "open_jobs": "none", "streams": "1000000"}
+    limits = {
+        "tenant": "acme",
+        "submits_per_second": "2.5",
+        "open_jobs": "none",
+        "running_jobs": "7",
+        "streams": "1000000",
+    }
     assert changed.json == limits
     assert str(data / "imprimatur.db") in changed.err
     assert (wrong.code, "'none' or 'default'" in wrong.err) == (2, True)

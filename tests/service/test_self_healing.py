@@ -191,7 +191,7 @@ async def test_jobs_are_accepted_without_a_broker_and_all_end_when_it_comes_back
         assert all(job.id for job in late)
         for number in range(len(early)):
             world.engine.open(f"early-{number}")  # some outcomes come to be without a broker
-        await eventually(lambda: counted("imprimatur_outbox_messages") >= len(late) + SLOTS)
+        await eventually(lambda: counted("imprimatur_outbox_messages") > SLOTS)  # and a job that was put up
         before = reissues()
 
         await asyncio.to_thread(world.node.ctl, "reset")
@@ -204,8 +204,10 @@ async def test_jobs_are_accepted_without_a_broker_and_all_end_when_it_comes_back
 
 
 async def test_what_is_purged_from_the_review_queues_is_asked_for_again(world: World) -> None:
+    hearing = asyncio.create_task(hear_of(world, makers.worker("heard of, and never seen to claim", slots=12)))
     submitted = await world.submit(12, engines.APPROVE, "purged")
     await makers.until(lambda: has_waiting(world, len(submitted)))
+    hearing.cancel()
     await at_the_broker(world.node, "queue_purge", *REVIEW_QUEUES)
     await makers.until(lambda: has_waiting(world, 0))  # a quorum queue counts a moment later
     before = reissues()
@@ -245,7 +247,7 @@ async def delete_listeners(node: PrivateRabbitMQ) -> None:
 
 
 async def test_thousands_of_queued_jobs_put_few_messages_into_the_broker_even_when_all_are_lost(world: World) -> None:
-    idle, most = makers.worker("heard of, and never seen to claim", slots=8), 8 + 64
+    idle, most = makers.worker("heard of, and never seen to claim", slots=8), 8 + 1 + 64
     before = reissues()
     hearing = asyncio.create_task(hear_of(world, idle))
     for part in range(20):

@@ -26,6 +26,7 @@ class Backlog:
     """What the dispatcher has to reckon with."""
 
     released: int  #: put up for claiming, not claimed
+    reissued: int  #: of these, asked for again: nobody took them although there were free slots
     running: int  #: claimed
     due: bool  #: whether anything is due and not put up
     slots: int  #: of live workers
@@ -43,14 +44,17 @@ async def become_dispatcher(tx: Transaction) -> bool:
 async def backlog(reader: Reader, *, silent_seconds: float) -> Backlog:
     """Count what is released, due and free; workers silent for longer do not count. Uses partial indexes only."""
     counted = select(func.count()).select_from(jobs)
-    released = counted.where(jobs.c.state == State.QUEUED, jobs.c.released_at.is_not(None))
+    put_up = (jobs.c.state == State.QUEUED, jobs.c.released_at.is_not(None))
+    again = func.count().filter(jobs.c.reissue_after_seconds > FIRST_REISSUE_AFTER_SECONDS)
+    released = select(func.count().label("all"), again.label("again")).select_from(jobs).where(*put_up).subquery()
     running = counted.where(jobs.c.state == State.RUNNING)
     due = exists().where(jobs.c.state == State.QUEUED, jobs.c.released_at.is_(None), jobs.c.run_at <= clock.now())
     slots = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > clock.after(-silent_seconds))
     row = (
         await reader.connection.execute(
             select(
-                released.scalar_subquery(),
+                released.c.all,
+                released.c.again,
                 running.scalar_subquery(),
                 due,
                 slots.scalar_subquery(),
@@ -58,7 +62,7 @@ async def backlog(reader: Reader, *, silent_seconds: float) -> Backlog:
             )
         )
     ).one()
-    return Backlog(released=row[0], running=row[1], due=bool(row[2]), slots=row[3], at=row[4])
+    return Backlog(released=row[0], reissued=row[1], running=row[2], due=bool(row[3]), slots=row[4], at=row[5])
 
 
 async def idle_slots(reader: Reader, *, silent_seconds: float) -> int:
