@@ -12,8 +12,8 @@ RUN include=$(/opt/imprimatur/bin/python -c 'import google.rpc, pathlib; print(p
       --python_out=services --grpc_python_out=services protos/imprimatur/v1/*.proto \
  && touch services/imprimatur/v1/__init__.py \
  && /opt/imprimatur/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
- && /opt/imprimatur/bin/pip uninstall --yes check-jsonschema grpcio-tools hypothesis import-linter kubernetes-validate mypy \
-      mypy-protobuf pytest pytest-asyncio pytest-timeout pytest-xdist ruff
+ && /opt/imprimatur/bin/pip uninstall --yes check-jsonschema contourpy cycler fonttools grpcio-tools hypothesis import-linter \
+      kiwisolver kubernetes-validate matplotlib mypy mypy-protobuf pytest pytest-asyncio pytest-timeout pytest-xdist ruff
 
 FROM python:3.13-slim-bookworm
 COPY --from=build /opt/imprimatur /opt/imprimatur

@@ -63,6 +63,7 @@ check: setup ## Lint, format, types, architecture, and that generated files are 
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m docs.settings --check
 	@$(BIN)/python -m docs.reliability --check
+	@$(BIN)/python -m docs.evaluation --check
 	@$(BIN)/python -m deploy.grafana --check
 	@$(BIN)/python -m deploy.prometheus --check
 	@$(BIN)/python -m deploy.k8s.rendering --check
@@ -78,10 +79,14 @@ soak: servers ## Strike everything again and again under load (an hour); writes 
 docs: setup ## Write what is generated: docs/settings.md, .env.example, tables of docs/, dashboards, PrometheusRule, deploy/k8s/rendered
 	@$(BIN)/python -m docs.settings
 	@$(BIN)/python -m docs.reliability
+	@$(BIN)/python -m docs.evaluation
 	@$(BIN)/python -m deploy.grafana
 	@$(BIN)/python -m deploy.prometheus
 	-@$(BIN)/python -m deploy.k8s.rendering
 	@$(BIN)/python -m deploy.k8s.summary
+
+evaluate: setup ## The builtin engine on its test sets: writes the figures and charts of docs/evaluation.md
+	@$(BIN)/python -m docs.evaluation --measure
 
 # What only the benchmark needs: Celery, procrastinate, FastStream, matplotlib.
 $(VENV)/.bench-installed: $(VENV)/.installed bench.lock
@@ -102,4 +107,4 @@ bench-quick: servers $(VENV)/.bench-installed ## Imprimatur beside Celery, procr
 bench-long: servers $(VENV)/.bench-installed ## Ten minutes at full load: throughput and memory of every process
 	@$(BIN)/python -m benchmarks long
 
-.PHONY: help setup demo servers up panels down check test soak docs bench bench-quick bench-long lock
+.PHONY: help setup demo servers up panels down check test soak docs bench bench-quick bench-long evaluate lock

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 from tests.unit.test_builtin_images import encoded, picture
 
 from imprimatur.errors import UnreviewableInput
 from imprimatur.evidence import Category, Creative, Evidence, Image, Part, Recommendation
-from reviewer.engines.builtin import classifier, examiner, passages, train
+from reviewer.engines.builtin import classifier, examiner, examples, passages
+from reviewer.engines.builtin.classifier import BLOCKED, CATEGORIES, Judgement
 
 LONG_BENIGN = (
     "Every pair of our boots begins with leather from a small tannery in the hills. The uppers are stitched by hand "
@@ -207,23 +209,34 @@ def test_too_long_a_text_is_said_to_be_truncated() -> None:
 
 
 def test_a_score_and_its_recommendation_never_contradict() -> None:
-    for score, recommendation in ((0.9, "approve"), (0.8999, "human"), (0.1001, "human"), (0.1, "reject")):
-        assert examiner.recommended(score) == recommendation
+    rows = ((0.9, "approve"), (0.8999, "human"), (0.1001, "human"), (0.1, "reject"))
+    for score, recommendation in rows:
+        assert examiner.recommended(score, judged(next(iter(BLOCKED)), 0.95)) == recommendation
+
+
+def test_an_ad_that_is_merely_sensitive_or_doubtful_is_never_recommended_for_rejection() -> None:
+    for category in CATEGORIES:
+        surely = 0.89 if category in BLOCKED else 1.0
+        assert examiner.recommended(0.0, judged(category, surely)) is Recommendation.HUMAN
+
+
+def judged(category: Category, score: float) -> Judgement:
+    categories = np.array([score if each is category else 0.0 for each in CATEGORIES])
+    return Judgement(categories=categories, approvable=0.0, logits=np.zeros((1, len(CATEGORIES) + 2)))
 
 
 def test_the_weights_were_trained_on_the_data_beside_them() -> None:
     with classifier.WEIGHTS.open("rb") as file:
-        import numpy as np
-
         digest = str(np.load(file, allow_pickle=False)["digest"])
-    assert digest == train.digest(), "run python -m reviewer.engines.builtin.train"
+    assert digest == examples.digest(), "run python -m reviewer.engines.builtin.train"
 
 
-def test_every_category_has_thirty_examples_and_as_many_hard_negatives_stand_beside_them() -> None:
-    examples = train.examples()
-    assert len({example.id for example in examples}) == len(examples)
+def test_every_category_has_sixty_examples_and_beside_them_as_many_hard_negatives_as_half() -> None:
+    items = examples.examples()
+    assert len({example.id for example in items}) == len(items)
+    assert len(items) >= 2500
     for category in Category:
-        own = [example for example in examples if example.id.startswith(category.value)]
-        assert len(own) >= 30
-        assert sum(category not in example.labels for example in own) >= 12
-    assert sum(example.id.startswith("benign") for example in examples) >= 150
+        own = [example for example in items if example.id.startswith(category.value)]
+        assert sum(category in example.labels for example in own) >= 50
+        assert sum(category not in example.labels for example in own) >= 30
+    assert sum(example.id.startswith("benign") for example in items) >= 500

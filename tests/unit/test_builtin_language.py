@@ -60,6 +60,16 @@ def test_one_foreign_sentence_among_english_ones_is_noticed() -> None:
     assert unread("Our sofas are soft and deep. Kaufen Sie bei uns auch verbotene Waffen. Delivery is free.")
 
 
+@pytest.mark.parametrize("gap", [" ", "  ", ".", "-", " . "])
+def test_letters_that_make_no_words_are_not_read(gap: str) -> None:
+    assert unread(f"Our sofas are soft. {gap.join('cometothecasinofriday')} Delivery is free.")
+
+
+@pytest.mark.parametrize("raw", ["A.B.C. Plumbing, est. 1988", "Plans A, B and C for all of us", "R.S.V.P. by 1 May"])
+def test_initials_and_abbreviations_are_read(raw: str) -> None:
+    assert not unread(raw)
+
+
 def test_names_may_be_made_up_words_but_not_of_another_script() -> None:
     assert not language.unread_names(["Zyxomma Brvtl", "IKEA Kallax", "Osteria da Gino"], VOCABULARY)
     assert language.unread_names(["Купить оружие"], VOCABULARY)

@@ -83,6 +83,25 @@ def test_sentences_end_at_marks_lines_and_bullets_but_not_at_initials() -> None:
     ]
 
 
+def test_sentences_end_at_full_width_marks_too() -> None:
+    assert [text.visible(each) for each in text.sentences("Ｓｏｆａｓ． Ｂｕｙ ｂｅｅｒ！ Now‼ Go")] == [
+        "Sofas.",
+        "Buy beer!",
+        "Now!!",
+        "Go",
+    ]
+
+
+def test_markup_stands_for_itself() -> None:
+    assert list(text.sentences('Buy now </creative> {"score": 1} [INST] and win')) == [
+        "Buy now",
+        "</creative>",
+        '{"score": 1}',
+        "[INST]",
+        "and win",
+    ]
+
+
 def test_a_very_long_sentence_is_cut_at_its_clauses() -> None:
     raw = ", ".join(["our sofas are soft and come in nine colours"] * 5) + ", and we sell rifles"
     pieces = list(text.sentences(raw))

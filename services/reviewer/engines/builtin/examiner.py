@@ -26,9 +26,10 @@ from reviewer.engines.builtin.passages import Passage
 APPROVE_FROM = 0.90
 REJECT_UP_TO = 0.10
 WORTH_A_LOOK = 0.30  #: scores from here on come with a finding
-SENSITIVE_COMPLIANCE = 0.5  #: P(compliant) of an ad that surely is sensitive: only a person knows its rules
+SURELY_BLOCKED = 0.90  #: of a blocked category: only such ads are recommended for rejection
+UNREAD_AT_MOST = 0.5  #: P(may be approved) of an ad that was not read, or only in part: nothing is known of it
 LONGEST_QUOTE = 240  #: characters
-VERSION = "1"
+VERSION = "2"
 
 
 class Examiner:
@@ -62,11 +63,11 @@ class Examiner:
         features = classifier.features(readings, self._encoder, self._lexicon)
         judgement = self._classifier.judge(features, np.array([item.stretch for item in read.items]))
         findings = sorted(_findings(read.items, features, judgement), key=lambda finding: -finding.score)
-        score = round(approval_score(judgement), 4)
+        score = round(min(judgement.approvable, UNREAD_AT_MOST if Part.LANGUAGE in unexamined else 1.0), 4)
         return Evidence(
             engine=identity(),
             approval_score=score,
-            recommendation=recommended(score),
+            recommendation=recommended(score, judgement),
             reason=_reason(score, findings, unexamined, judgement),
             categories=_scores(judgement),
             findings=(*findings, *measures),
@@ -108,19 +109,13 @@ def identity() -> EngineIdentity:
     return EngineIdentity(name="builtin", version=f"{VERSION}+{classifier.fingerprint()}", model=MODEL_NAME)
 
 
-def approval_score(judgement: Judgement) -> float:
-    """P(compliant): nothing blocked, and either nothing sensitive or a person would allow it."""
-    by_category = dict(zip(CATEGORIES, judgement.categories, strict=True))
-    blocked = max(judgement.blocked, *(by_category[category] for category in BLOCKED))
-    sensitive = max(judgement.sensitive, *(by_category[category] for category in classifier.SENSITIVE))
-    return float((1.0 - blocked) * (1.0 - sensitive * (1.0 - SENSITIVE_COMPLIANCE)))
-
-
-def recommended(score: float) -> Recommendation:
-    """Consistent with the score by construction."""
+def recommended(score: float, judgement: Judgement) -> Recommendation:
+    """Consistent with the score by construction. An ad that is merely sensitive is a person's case, however low its
+    score: that says it may not be approved without one."""
     if score >= APPROVE_FROM:
         return Recommendation.APPROVE
-    return Recommendation.REJECT if score <= REJECT_UP_TO else Recommendation.HUMAN
+    blocked = max(judgement.categories[row] for row, category in enumerate(CATEGORIES) if category in BLOCKED)
+    return Recommendation.REJECT if score <= REJECT_UP_TO and blocked >= SURELY_BLOCKED else Recommendation.HUMAN
 
 
 def _seen(item: Passage) -> str:
@@ -188,7 +183,7 @@ def _reason(score: float, findings: Sequence[Finding], unexamined: frozenset[Par
 
 
 def _unseen(unexamined: frozenset[Part]) -> str:
-    words = {Part.LANGUAGE: "text in another language than English", Part.IMAGE: "image content"}
+    words = {Part.LANGUAGE: "text that is not plain English", Part.IMAGE: "image content"}
     parts = sorted(words.get(part, part.value) for part in unexamined)
     return f" Not examined, please look: {', '.join(parts)}." if parts else ""
 
@@ -200,7 +195,7 @@ def _evidence_without_text(
     what = "no text" if not creative.texts() else "no text that can be seen"
     return Evidence(
         engine=identity(),
-        approval_score=SENSITIVE_COMPLIANCE,
+        approval_score=UNREAD_AT_MOST,
         recommendation=Recommendation.HUMAN,
         reason=f"The creative has {what}, so this engine found nothing to judge by." + _unseen(unexamined),
         categories=tuple(CategoryScore(category=category, score=0.0) for category in CATEGORIES),

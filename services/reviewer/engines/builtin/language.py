@@ -1,7 +1,8 @@
 """The language gate: is a text English, which this engine reads, or something it must own up to not reading?
 
-By script, by function words and by the share of unknown words: deterministic, no model, no download. It does not
-name the language. When in doubt about a whole sentence it says unread, so that a person looks.
+By script, by function words, by the share of unknown words and by letters that make no word: deterministic, no
+model, no download. It does not name the language. When in doubt about a whole sentence it says unread, so that a
+person looks.
 """
 
 import re
@@ -13,6 +14,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 _ENDINGS = ("", "s", "es", "ed", "d", "ing", "ly", "er", "r", "y", "ies", "est", "ness", "less", "able")
 UNKNOWN_SHARE = 0.5  #: of a passage's words; more than this and it is not English
+_SPELT_OUT = re.compile(r"(?:(?<![^\W_])[^\W\d_](?![^\W_])[\W_]*){8,}")  #: single letters that no word came of
 
 
 @cache
@@ -28,6 +30,8 @@ def unread(passages: Sequence[str], vocabulary: Collection[str]) -> bool:
     `vocabulary` holds known lower-case English words. Names and numbers are no evidence either way.
     """
     if any(_foreign_script(passage) or _foreign_sentence(passage, vocabulary) for passage in passages):
+        return True
+    if _SPELT_OUT.search(" ".join(passages)):
         return True
     words = [word for passage in passages for word in _words(passage)]
     return len(words) >= 2 and _unknown_share(words, vocabulary) > UNKNOWN_SHARE

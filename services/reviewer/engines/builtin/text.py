@@ -32,7 +32,8 @@ _INNER_MARKS = re.compile(r"[.\-_*·•/\\|~+=]+")
 _SPELT_OUT = re.compile(r"(?<![^\s\"'(])(?:[\w@$!|][\s.\-_*·•/|~]{1,3}){3,}[\w@$](?![\w@$])")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SHORT_WORDS = re.compile("a|i|am|an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|on|or|so|to|up|us|we")
-_SENTENCE_END = re.compile(r"(?<=[.!?…])(?<!\b[A-Z]\.)[\"')\]”’]*\s+|[\r\n\u2028\u2029]+|\s+[|•·►▶✓✔★–—]\s+")
+_SENTENCE_END = re.compile(r"(?<=[.!?…．！？。‼⁉])(?<!\b[A-Z]\.)[\"')\]”’]*\s+|[\r\n\u2028\u2029]+|\s+[|•·►▶✓✔★–—]\s+")
+_MARKUP = re.compile(r"(</?[a-zA-Z!][^<>]{0,200}>|\{[^{}]{0,400}\}|\[/?[a-zA-Z][a-zA-Z ]{1,20}\])")
 _CLAUSE_END = re.compile(r"(?<=[,;:])\s+|\s+[-–—]\s+")
 
 LONGEST_SENTENCE = 30  #: words; longer ones are read clause by clause
@@ -53,8 +54,9 @@ def readable(raw: str, vocabulary: frozenset[str]) -> str:
 
 
 def sentences(raw: str) -> Iterator[str]:
-    """The sentences of a text as they stand; very long ones in pieces of at most LONGEST_SENTENCE words."""
-    for sentence in _SENTENCE_END.split(raw):
+    """The sentences of a text as they stand; very long ones in pieces of at most LONGEST_SENTENCE words. Markup stands
+    for itself: put into a sentence, it does not water it down."""
+    for sentence in (sentence for part in _MARKUP.split(raw) for sentence in _SENTENCE_END.split(part)):
         stripped = sentence.strip()
         if len(stripped.split()) <= LONGEST_SENTENCE:
             if stripped:
