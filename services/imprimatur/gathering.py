@@ -1,5 +1,5 @@
-"""Group commit: what arrives while one batch is written is written together as the next. Nothing ever waits for
-company, so a lone item is as fast as without."""
+"""Group commit: what arrives while one batch is written is written together as the next. A lone item waits for no
+company, so it is as fast as without; only while items come in company may a batch linger for those right behind."""
 
 import asyncio
 from collections import deque
@@ -23,12 +23,15 @@ class Gathering(Generic[_Item, _Result]):
         write: all or nothing. Items of a batch that raises are written singly, so that one bad item fails alone;
             when the database is out of reach they all fail.
         most: items in one batch.
+        linger_seconds: how long a batch waits for more, if there was more than one item in the last.
     """
 
-    def __init__(self, name: str, write: Write[_Item, _Result], *, most: int = 64) -> None:
+    def __init__(self, name: str, write: Write[_Item, _Result], *, most: int = 64, linger_seconds: float = 0.0) -> None:
         self._name = name
         self._write = write
         self._most = most
+        self._linger_seconds = linger_seconds
+        self._in_company = False  # the last item was written with others
         self._context = copy_context()  # not a caller's: what befalls a batch would be logged as the first one's
         self._waiting: deque[tuple[_Item, asyncio.Future[_Result]]] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -55,11 +58,14 @@ class Gathering(Generic[_Item, _Result]):
 
     async def _write_all(self) -> None:
         while self._waiting:
+            if self._in_company and self._linger_seconds and len(self._waiting) < self._most:
+                await asyncio.sleep(self._linger_seconds)
             batch: list[tuple[_Item, asyncio.Future[_Result]]] = []
             while self._waiting and len(batch) < self._most:
                 item, answer = self._waiting.popleft()
                 if not answer.done():
                     batch.append((item, answer))
+            self._in_company = len(batch) > 1
             if batch:
                 await self._answer(batch)
 

@@ -25,6 +25,8 @@ from imprimatur.storage.database import Database
 
 log = structlog.get_logger(__name__)
 
+#: Under load, claims and ends wait so long for those that come right behind: together they cost half as much.
+LINGER_SECONDS = 0.004
 #: How long the end of an attempt is tried to be written while the database is away; and of a process that stops.
 _INSIST_SECONDS = 60.0
 _INSIST_WHEN_STOPPING_SECONDS = 2.0
@@ -57,7 +59,9 @@ class Endings:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._together: Gathering[_Open, _Written] = Gathering("endings", self._write_all)
+        self._together: Gathering[_Open, _Written] = Gathering(
+            "endings", self._write_all, linger_seconds=LINGER_SECONDS
+        )
         self._stopping = False
 
     def stop(self) -> None:

@@ -22,6 +22,7 @@ from imprimatur.storage.database import Database
 from imprimatur.storage.workers import Worker as Identity
 from imprimatur.wire.messages import JobsChanged, ReviewRequested
 from reviewer.attempt import Attempts
+from reviewer.endings import LINGER_SECONDS
 from reviewer.inbox import Inbox
 from reviewer.leases import Leases
 
@@ -55,7 +56,9 @@ class Worker:
         self._identity = identity
         self._attempts = attempts
         self._leases = leases
-        self._claims: Gathering[Wanted, Claim | None] = Gathering("claims", self._claim_all)
+        self._claims: Gathering[Wanted, Claim | None] = Gathering(
+            "claims", self._claim_all, linger_seconds=LINGER_SECONDS
+        )
         self._prefetch = max(2, identity.slots // 2)
         self._free_slots = asyncio.Semaphore(identity.slots)
         self._inbox = Inbox(self._give_back)
@@ -191,5 +194,5 @@ class Worker:
         return None
 
     async def _claim_all(self, wanted: Sequence[Wanted]) -> Sequence[Claim | None]:
-        async with self._database.begin() as tx:
+        async with self._database.at_once() as tx:
             return await claims.claim(tx, self._identity, wanted, lease_seconds=self._leases.lease_seconds)

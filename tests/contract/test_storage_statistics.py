@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Row, insert, select, update
 from tests import makers
 
+from imprimatur.identity import first_id_at
 from imprimatur.job import AttemptOutcome, Happening, JobType, Priority, State
 from imprimatur.storage import clock, repeats, schema, statistics
 from imprimatur.storage.database import Database, Reader
@@ -27,21 +28,32 @@ CODES = ["transient", "timed_out", "rate_limited", None]
 async def history(database: Database, tenant: uuid.UUID, number: int, *, seed: int) -> list[Row[Any]]:
     """Jobs of the past, some before and after the window, in every state and with every kind of end."""
     dice = random.Random(seed)
+    moments = [
+        NOON + timedelta(seconds=dice.choice([dice.uniform(-40_000, 40_000), -21_600, 21_600, 0, 3600]))
+        for _ in range(number)
+    ]
     accepted = await makers.submit(
         database,
-        *(makers.new_job(tenant, user_id=dice.choice(["ada", "grace"])) for _ in range(number)),
+        *(
+            makers.new_job(tenant, user_id=dice.choice(["ada", "grace"]), job_id=_made_about(dice, created))
+            for created in moments
+        ),
         release_at_once=0,
     )
     async with database.begin() as tx:
-        for job in accepted:
-            await _make_up(tx, dice, job.id)
+        for job, created in zip(accepted, moments, strict=True):
+            await _make_up(tx, dice, job.id, created)
         found = await tx.connection.execute(select(schema.jobs).where(schema.jobs.c.tenant_id == tenant))
         return list(found.all())
 
 
-async def _make_up(tx: Reader, dice: random.Random, job_id: uuid.UUID) -> None:
+def _made_about(dice: random.Random, created: datetime) -> uuid.UUID:
+    """An id by a clock that is up to fifty minutes off."""
+    return uuid.UUID(int=first_id_at(created, moved_seconds=dice.uniform(-3000, 3000)).int | dice.getrandbits(80))
+
+
+async def _make_up(tx: Reader, dice: random.Random, job_id: uuid.UUID, created: datetime) -> None:
     state = dice.choice(list(State))
-    created = NOON + timedelta(seconds=dice.choice([dice.uniform(-40_000, 40_000), -21_600, 21_600, 0, 3600]))
     started = created + timedelta(seconds=dice.uniform(0, 60)) if dice.random() < 0.9 else None
     finished = (started or created) + timedelta(seconds=dice.uniform(0, 6000))
     await tx.connection.execute(

@@ -66,6 +66,29 @@ async def test_what_comes_while_a_batch_is_written_is_written_together_in_order_
     assert table.batches == [["first"], ["a", "b", "c"], ["d"]]
 
 
+async def test_in_company_a_batch_lingers_for_those_right_behind_and_alone_it_does_not(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathering = Gathering("test", table.write, most=3, linger_seconds=0.5)
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        gathering.put("right behind")
+        await sleep(0)
+
+    monkeypatch.setattr("imprimatur.gathering.asyncio.sleep", pause)
+    await gathering.add("alone")
+    await asyncio.gather(gathering.put("a"), gathering.put("b"))
+    await gathering.add("c")
+    await gathering.add("d")
+    await asyncio.gather(*map(gathering.put, "xyz"))
+    assert pauses == [0.5, 0.5]
+    assert table.batches[:3] == [["alone"], ["a", "b"], ["c", "right behind"]]
+    assert table.batches[3:] == [["d", "right behind"], ["x", "y", "z"]]
+
+
 async def test_an_item_whose_caller_is_cancelled_before_its_turn_is_not_written(
     table: Table, gathering: "Gathering[str, str]"
 ) -> None:

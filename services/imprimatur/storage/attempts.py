@@ -12,6 +12,8 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Executable,
+    FromClause,
+    Insert,
     Integer,
     Row,
     Text,
@@ -31,7 +33,7 @@ from sqlalchemy import (
 from imprimatur.job import Attempt, AttemptOutcome, JobError
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
-from imprimatur.storage.many import Each, Many, Types
+from imprimatur.storage.many import Each, Many
 from imprimatur.storage.schema import attempts
 
 
@@ -56,19 +58,26 @@ class End:
     spent: Spent
 
 
+def beginning(claimed: FromClause, worker: ColumnElement[str]) -> Insert:
+    """Writes the beginning of an attempt at each of these job rows."""
+    return _begun(claimed.c.id, claimed.c.claim_no, worker)
+
+
 async def begin(tx: Transaction, claimed: Collection[Row[Any]], worker: str) -> None:
     """Write the beginning of an attempt at each of these job rows."""
     await _BEGIN.execute(tx, [{"job_id": row.id, "claim_no": row.claim_no, "worker": worker} for row in claimed])
 
 
-def _beginning(each: Each) -> Executable:
+def _begun(job_id: ColumnElement[Any], claim_no: ColumnElement[int], worker: ColumnElement[str]) -> Insert:
     nothing_yet = {name: literal(value, attempts.c[name].type) for name, value in asdict(Spent()).items()}
-    columns = {name: each[name] for name in _BEGUN} | nothing_yet | {"started_at": clock.now()}
+    columns = {"job_id": job_id, "claim_no": claim_no, "worker": worker, **nothing_yet, "started_at": clock.now()}
     return insert(attempts).from_select(list(columns), select(*columns.values()))
 
 
-_BEGUN: Types = {"job_id": Uuid(), "claim_no": Integer(), "worker": Text()}
-_BEGIN = Many(_BEGUN, _beginning)
+_BEGIN = Many(
+    {"job_id": Uuid(), "claim_no": Integer(), "worker": Text()},
+    lambda each: _begun(each["job_id"], each["claim_no"], each["worker"]),
+)
 
 
 async def end(tx: Transaction, ends: Sequence[End]) -> list[tuple[uuid.UUID, int]]:

@@ -8,11 +8,11 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    Executable,
     Float,
     Integer,
     LargeBinary,
@@ -24,7 +24,6 @@ from sqlalchemy import (
     func,
     literal,
     select,
-    tuple_,
     update,
 )
 
@@ -43,10 +42,10 @@ from imprimatur.retry import after_loss
 from imprimatur.storage import attempts, clock, outbox
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Transaction
-from imprimatur.storage.locks import in_locked
+from imprimatur.storage.locks import among, by_no_index, in_locked
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import Document, jobs
-from imprimatur.storage.transitions import TOLD, is_job, move, moved, moving
+from imprimatur.storage.transitions import TOLD, Moves, is_job, move
 from imprimatur.storage.workers import Worker
 from imprimatur.wire.messages import JobChange
 
@@ -130,12 +129,13 @@ async def claim(
             "claim_id": one.claim_id,
             "worker_id": worker.id,
             "lease_seconds": lease_seconds,
+            "details": {"worker": worker.name},
         }
         for one in sorted(wanted, key=lambda one: one.job_id)
     ]
     rows = await _CLAIM.execute(tx, given)
-    await moved(tx, Happening.CLAIMED, rows, {"worker": worker.name})
-    await attempts.begin(tx, rows, worker.name)
+    if not tx.on_postgresql:
+        await attempts.begin(tx, rows, worker.name)
     if missing := {one.claim_id for one in wanted} - {row.claim_id for row in rows}:
         ids = sorted(one.job_id for one in wanted if one.claim_id in missing)
         mine = (jobs.c.id.in_(ids), jobs.c.claim_id.in_(sorted(missing)), jobs.c.state == State.RUNNING)
@@ -154,28 +154,28 @@ _CLAIMED = (
 )
 
 
-def _claiming(each: Each) -> Executable:
-    return moving(
-        Happening.CLAIMED,
-        each.locked(jobs.c.id, "job_id"),
-        jobs.c.id == each["job_id"],
+def _claiming(each: Each) -> tuple[Sequence[ColumnElement[bool]], Mapping[str, Any]]:
+    conditions = (
         jobs.c.release_no == each["release_no"],
         jobs.c.released_at.is_not(None),
         jobs.c.deadline_at > clock.now(),
-        values={
-            "claim_no": jobs.c.claim_no + 1,
-            "claim_id": each["claim_id"],
-            "worker_id": each["worker_id"],
-            "lease_until": clock.after(each["lease_seconds"]),
-            "started_at": func.coalesce(jobs.c.started_at, clock.now(), type_=jobs.c.started_at.type),
-        },
-        returning=_CLAIMED,
     )
+    values = {
+        "claim_no": jobs.c.claim_no + 1,
+        "claim_id": each["claim_id"],
+        "worker_id": each["worker_id"],
+        "lease_until": clock.after(each["lease_seconds"]),
+        "started_at": func.coalesce(jobs.c.started_at, clock.now(), type_=jobs.c.started_at.type),
+    }
+    return conditions, values
 
 
-_CLAIM = Many(
+_CLAIM = Moves(
+    Happening.CLAIMED,
     {"job_id": Uuid(), "release_no": Integer(), "claim_id": Uuid(), "worker_id": Uuid(), "lease_seconds": Float()},
     _claiming,
+    returning=_CLAIMED,
+    also=lambda changed: attempts.beginning(changed, changed.c.said["worker"].as_string()),
 )
 
 
@@ -203,7 +203,7 @@ def _claim_of(row: Row[Any]) -> Claim:
 
 def _held(claim: Claim) -> ColumnElement[bool]:
     """The fence."""
-    return and_(is_job(claim.job_id), jobs.c.state == State.RUNNING, jobs.c.claim_no == claim.claim_no)
+    return and_(is_job(claim.job_id), by_no_index(jobs.c.state) == State.RUNNING, jobs.c.claim_no == claim.claim_no)
 
 
 async def renew(
@@ -212,24 +212,26 @@ async def renew(
     """Prolong the leases of these (job id, claim_no) pairs; those not returned are lost to their holder."""
     if not held:
         return set()
-    pairs = sorted(held)
-    still_held = (
-        select(jobs.c.id)
-        .where(
-            jobs.c.id.in_({job_id for job_id, _ in pairs}),  # SQLite finds pairs by no index
-            tuple_(jobs.c.id, jobs.c.claim_no).in_(pairs),
-            jobs.c.state == State.RUNNING,
-        )
-        .order_by(jobs.c.id)
-        .with_for_update()
-    )
-    rows = await tx.connection.execute(
+    given = [
+        {"job_id": job_id, "claim_no": claim_no, "lease_seconds": lease_seconds} for job_id, claim_no in sorted(held)
+    ]
+    return {(row.id, row.claim_no) for row in await _RENEW.execute(tx, given)}
+
+
+_RENEW = Many(
+    {"job_id": Uuid(), "claim_no": Integer(), "lease_seconds": Float()},
+    lambda each: (
         update(jobs)
-        .where(in_locked(jobs.c.id, still_held), jobs.c.state == State.RUNNING)
-        .values(lease_until=clock.after(lease_seconds))
+        .where(
+            each.locked(jobs.c.id, "job_id"),
+            jobs.c.id == each["job_id"],
+            jobs.c.claim_no == each["claim_no"],
+            by_no_index(jobs.c.state) == State.RUNNING,
+        )
+        .values(lease_until=clock.after(each["lease_seconds"]))
         .returning(jobs.c.id, jobs.c.claim_no)
-    )
-    return {(row.id, row.claim_no) for row in rows} & set(held)
+    ),
+)
 
 
 async def report_progress(tx: Transaction, claim: Claim, *, percent: int, stage: str, message: str) -> bool:
@@ -271,8 +273,6 @@ async def conclude(tx: Transaction, endings: Sequence[Ending]) -> list[Ended | N
         kinds.setdefault((ending.conclusion.happening, ending.conclusion.shown is not None), []).append(ending)
     for (happening, shows), alike in kinds.items():
         rows = await _CONCLUDE[happening, shows].execute(tx, [_row_of(ending) for ending in alike])
-        details = {(ending.claim.job_id, ending.claim.claim_no): ending.conclusion.details or {} for ending in alike}
-        await moved(tx, happening, rows, lambda row, details=details: details[row.id, row.claim_no])
         ended |= {(row.id, row.claim_no): _ended_of(row) for row in rows}
     await book(tx, endings)
     return [ended.get((ending.claim.job_id, ending.claim.claim_no)) for ending in endings]
@@ -300,8 +300,10 @@ def _ended_of(row: Row[Any]) -> Ended:
 async def _lock(tx: Transaction, endings: Sequence[Ending]) -> None:
     """Lock the jobs in one order, where more than one statement changes them."""
     if tx.on_postgresql and len({ending.conclusion.happening for ending in endings}) > 1:
-        ids = sorted({ending.claim.job_id for ending in endings})
-        await tx.connection.execute(select(jobs.c.id).where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update())
+        await tx.connection.execute(_LOCK, {"ids": sorted({ending.claim.job_id for ending in endings})})
+
+
+_LOCK = select(jobs.c.id).where(among(jobs.c.id, on_postgresql=True)).order_by(jobs.c.id).with_for_update()
 
 
 #: The happenings that end an attempt, and those of them that queue the job again.
@@ -316,25 +318,19 @@ _DELAYED: Types = {"delay_seconds": Float()}
 _SHOWN: Types = {"decision": Text(), "policy_triggered": Text(), "result": LargeBinary(), "result_count": Integer()}
 
 
-def _concluding(happening: Happening, *, shows: bool) -> Many:
+def _concluding(happening: Happening, *, shows: bool) -> Moves:
     shown = _SHOWN if shows else {}
     delayed = _DELAYED if happening in _QUEUES else {}
 
-    def build(each: Each) -> Executable:
+    def build(each: Each) -> tuple[Sequence[ColumnElement[bool]], Mapping[str, Any]]:
         values = {"attempts": jobs.c.attempts + each["spent_attempts"], "error": each["error"]}
         values |= {name: each[name] for name in shown}
         if delayed:
             values["run_at"] = clock.after(each["delay_seconds"])
-        fence = (jobs.c.id == each["job_id"], jobs.c.state == State.RUNNING, jobs.c.claim_no == each["claim_no"])
-        return moving(
-            happening,
-            each.locked(jobs.c.id, "job_id"),
-            *fence,
-            values=values,
-            returning=_TOLD_OF_END,
-        )
+        is_held = by_no_index(jobs.c.state) == State.RUNNING
+        return (is_held, jobs.c.claim_no == each["claim_no"]), values
 
-    return Many({**_ENDED, **delayed, **shown}, build)
+    return Moves(happening, {**_ENDED, **delayed, **shown}, build, returning=_TOLD_OF_END)
 
 
 _CONCLUDE = {(happening, shows): _concluding(happening, shows=shows) for happening in _ENDS for shows in (False, True)}
@@ -348,6 +344,7 @@ def _row_of(ending: Ending) -> dict[str, Any]:
         "spent_attempts": int(conclusion.spends_attempt),
         "error": asdict(conclusion.error) if conclusion.error else None,
         "delay_seconds": conclusion.delay_seconds,
+        "details": dict(conclusion.details or {}),
         **(vars(conclusion.shown) if conclusion.shown else {}),
     }
 
@@ -392,17 +389,8 @@ _WORKER_LOST = JobError(code="worker_lost", message="the worker fell silent; the
 _SWEEP_WITHIN_SECONDS = 1.0
 
 
-async def lost_leases(tx: Transaction, *, as_of: datetime, limit: int) -> list[Row[Any]]:
-    """Queue again the running jobs whose lease ran out; counted apart from attempts. Those that have lost too
-    many workers are `dispatch.LOST_TOO_OFTEN`.
-
-    Call only after a whole lease of uninterrupted contact with the database: see `gateway.dispatcher`.
-
-    Args:
-        as_of: when that contact was last sure, by the database's clock. A statement that reaches the database much
-            later changes nothing: what kept it may have kept the renewals.
-    """
-    in_time = clock.now() < clock.after(_SWEEP_WITHIN_SECONDS, literal(as_of, clock.Instant()))
+@lru_cache(16)
+def _expired(limit: int) -> ColumnElement[bool]:
     expired = (
         select(jobs.c.id)
         .where(
@@ -414,10 +402,24 @@ async def lost_leases(tx: Transaction, *, as_of: datetime, limit: int) -> list[R
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
+    return in_locked(jobs.c.id, expired)
+
+
+async def lost_leases(tx: Transaction, *, as_of: datetime, limit: int) -> list[Row[Any]]:
+    """Queue again the running jobs whose lease ran out; counted apart from attempts. Those that have lost too
+    many workers are `dispatch.LOST_TOO_OFTEN`.
+
+    Call only after a whole lease of uninterrupted contact with the database: see `gateway.dispatcher`.
+
+    Args:
+        as_of: when that contact was last sure, by the database's clock. A statement that reaches the database much
+            later changes nothing: what kept it may have kept the renewals.
+    """
+    in_time = clock.now() < clock.after(_SWEEP_WITHIN_SECONDS, literal(as_of, clock.Instant()))
     rows = await move(
         tx,
         Happening.LEASE_LOST,
-        in_locked(jobs.c.id, expired),
+        _expired(limit),
         jobs.c.lease_until < clock.now(),
         in_time,
         values={"losses": jobs.c.losses + 1, "run_at": clock.after(_PAUSE_AFTER_LOSS)},

@@ -73,7 +73,10 @@ def after(seconds: float | ColumnElement[float], start: Any = None) -> ColumnEle
 
 async def present(reader: Reader) -> datetime:
     """The present instant, for what is put together in Python."""
-    return (await reader.connection.execute(select(now()))).scalar_one()
+    return (await reader.connection.execute(_PRESENT)).scalar_one()
+
+
+_PRESENT = select(now())
 
 
 @compiles(now, "postgresql")

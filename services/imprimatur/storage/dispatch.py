@@ -1,18 +1,19 @@
 """Which waiting jobs are put up for claiming, and what becomes of those that waited too long."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, case, exists, func, select, text, update
+from sqlalchemy import ColumnElement, Executable, Float, Row, bindparam, case, exists, func, select, text, update
 
 from imprimatur.job import MOST_LOSSES, WORKERS_LOST, AttemptOutcome, Happening, JobError, JobType, Priority, State
 from imprimatur.storage import attempts, clock, outbox, turns
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FIRST_REISSUE_AFTER_SECONDS
-from imprimatur.storage.locks import in_locked
+from imprimatur.storage.locks import among, by_no_index, for_both, in_locked
 from imprimatur.storage.schema import jobs, workers
 from imprimatur.storage.transitions import move
 from imprimatur.wire.messages import ReviewRequested
@@ -43,6 +44,12 @@ async def become_dispatcher(tx: Transaction) -> bool:
 
 async def backlog(reader: Reader, *, silent_seconds: float) -> Backlog:
     """Count what is released, due and free; workers silent for longer do not count. Uses partial indexes only."""
+    row = (await reader.connection.execute(_counting(silent_seconds))).one()
+    return Backlog(released=row[0], reissued=row[1], running=row[2], due=bool(row[3]), slots=row[4], at=row[5])
+
+
+@lru_cache(16)
+def _counting(silent_seconds: float) -> Executable:
     counted = select(func.count()).select_from(jobs)
     put_up = (jobs.c.state == State.QUEUED, jobs.c.released_at.is_not(None))
     again = func.count().filter(jobs.c.reissue_after_seconds > FIRST_REISSUE_AFTER_SECONDS)
@@ -50,27 +57,20 @@ async def backlog(reader: Reader, *, silent_seconds: float) -> Backlog:
     running = counted.where(jobs.c.state == State.RUNNING)
     due = exists().where(jobs.c.state == State.QUEUED, jobs.c.released_at.is_(None), jobs.c.run_at <= clock.now())
     slots = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > clock.after(-silent_seconds))
-    row = (
-        await reader.connection.execute(
-            select(
-                released.c.all,
-                released.c.again,
-                running.scalar_subquery(),
-                due,
-                slots.scalar_subquery(),
-                clock.now(),
-            )
-        )
-    ).one()
-    return Backlog(released=row[0], reissued=row[1], running=row[2], due=bool(row[3]), slots=row[4], at=row[5])
+    numbers = (released.c.all, released.c.again, running.scalar_subquery(), due, slots.scalar_subquery())
+    return select(*numbers, clock.now())
 
 
 async def idle_slots(reader: Reader, *, silent_seconds: float) -> int:
     """Slots of live workers that were free when their worker was last heard of."""
-    idle = func.coalesce(func.sum(workers.c.slots - workers.c.running), 0)
-    heard_of = workers.c.seen_at > clock.after(-silent_seconds)
-    found: int = (await reader.connection.execute(select(idle).where(heard_of))).scalar_one()
+    found: int = (await reader.connection.execute(_counting_idle(silent_seconds))).scalar_one()
     return found
+
+
+@lru_cache(16)
+def _counting_idle(silent_seconds: float) -> Executable:
+    idle = func.coalesce(func.sum(workers.c.slots - workers.c.running), 0)
+    return select(idle).where(workers.c.seen_at > clock.after(-silent_seconds))
 
 
 async def release_due(tx: Transaction, *, room: int, most_of_a_tenant: int = 0) -> int:
@@ -81,18 +81,47 @@ async def release_due(tx: Transaction, *, room: int, most_of_a_tenant: int = 0) 
         job_id: place
         for place, job_id in enumerate(await turns.next_ones(tx, room=room, most_of_a_tenant=most_of_a_tenant))
     }
-    chosen = select(jobs.c.id).where(jobs.c.id.in_(sorted(order)), jobs.c.released_at.is_(None)).order_by(jobs.c.id)
-    return await _release(
-        tx,
-        in_locked(jobs.c.id, chosen.with_for_update(skip_locked=True)),
-        jobs.c.released_at.is_(None),
-        reissue_after=FIRST_REISSUE_AFTER_SECONDS,
-        place=lambda row: order[row.id],
+    numbers = {"ids": sorted(order), "reissue_after": FIRST_REISSUE_AFTER_SECONDS}
+    released = (await tx.connection.execute(_RELEASE[tx.on_postgresql], numbers)).all()
+    await _request(tx, sorted(released, key=lambda row: order[row.id]))
+    return len(released)
+
+
+def _releasing(*conditions: ColumnElement[bool], reissue_after: ColumnElement[float]) -> Executable:
+    return (
+        update(jobs)
+        .where(by_no_index(jobs.c.state) == State.QUEUED, *conditions)
+        .values(
+            released_at=clock.now(),
+            release_no=jobs.c.release_no + 1,
+            reissue_after_seconds=reissue_after,
+        )
+        .returning(jobs.c.id, jobs.c.release_no, jobs.c.priority)
     )
+
+
+def _releasing_due(on_postgresql: bool) -> Executable:
+    unreleased = jobs.c.released_at.is_(None)
+    chosen = select(jobs.c.id).where(among(jobs.c.id, on_postgresql=on_postgresql), unreleased).order_by(jobs.c.id)
+    return _releasing(
+        in_locked(jobs.c.id, chosen.with_for_update(skip_locked=True)),
+        unreleased,
+        reissue_after=bindparam("reissue_after", type_=Float()),
+    )
+
+
+_RELEASE = for_both(_releasing_due)
 
 
 async def reissue(tx: Transaction, *, limit: int) -> int:
     """Ask again for released jobs that nobody claimed in time; each time waits twice as long as the last."""
+    again = (await tx.connection.execute(_reissuing(limit, FIRST_REISSUE_AFTER_SECONDS))).all()
+    await _request(tx, sorted(again, key=lambda row: (row.priority, row.id)))
+    return len(again)
+
+
+@lru_cache(64)
+def _reissuing(limit: int, first_after_seconds: float) -> Executable:
     overdue = (
         select(jobs.c.id)
         .where(
@@ -106,13 +135,11 @@ async def reissue(tx: Transaction, *, limit: int) -> int:
     )
     doubled = case(
         # Never less, or the next message would make this one stale before a worker can act on it.
-        (jobs.c.reissue_after_seconds < FIRST_REISSUE_AFTER_SECONDS, FIRST_REISSUE_AFTER_SECONDS),
+        (jobs.c.reissue_after_seconds < first_after_seconds, first_after_seconds),
         (jobs.c.reissue_after_seconds < 300.0, jobs.c.reissue_after_seconds * 2),
         else_=jobs.c.reissue_after_seconds,
     )
-    return await _release(
-        tx, in_locked(jobs.c.id, overdue), reissue_after=doubled, place=lambda row: (row.priority, row.id)
-    )
+    return _releasing(in_locked(jobs.c.id, overdue), reissue_after=doubled)
 
 
 async def withdraw_releases(tx: Transaction) -> int:
@@ -126,32 +153,18 @@ async def withdraw_releases(tx: Transaction) -> int:
     return len(changed.all())
 
 
-async def _release(tx: Transaction, *conditions: Any, reissue_after: Any, place: Callable[[Row[Any]], Any]) -> int:
-    """`place` orders the messages."""
-    rows = (
-        await tx.connection.execute(
-            update(jobs)
-            .where(jobs.c.state == State.QUEUED, *conditions)
-            .values(
-                released_at=clock.now(),
-                release_no=jobs.c.release_no + 1,
-                reissue_after_seconds=reissue_after,
-            )
-            .returning(jobs.c.id, jobs.c.release_no, jobs.c.priority)
-        )
-    ).all()
+async def _request(tx: Transaction, released: Sequence[Row[Any]]) -> None:
     requests = [
         outbox.review_requested(ReviewRequested(job_id=row.id, release_no=row.release_no), Priority(row.priority))
-        for row in sorted(rows, key=place)
+        for row in released
     ]
     await outbox.add(tx, requests)
-    return len(rows)
 
 
 # --- jobs that the machine gives up, without an attempt to say so --------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Hopeless:
     """Jobs that are not tried any more, and why."""
 
@@ -182,10 +195,13 @@ LOST_TOO_OFTEN = Hopeless(
 
 async def tenants_with(reader: Reader, hopeless: Hopeless, job_type: JobType, *, limit: int) -> list[uuid.UUID]:
     """The tenants of the `limit` oldest such jobs."""
-    found = await reader.connection.execute(
-        select(jobs.c.tenant_id).where(*hopeless.which, jobs.c.type == job_type).order_by(hopeless.by_age).limit(limit)
-    )
-    return sorted(set(found.scalars()))
+    return sorted(set((await reader.connection.execute(_owning(hopeless, job_type, limit))).scalars()))
+
+
+@lru_cache(16)
+def _owning(hopeless: Hopeless, job_type: JobType, limit: int) -> Executable:
+    which = select(jobs.c.tenant_id).where(*hopeless.which, jobs.c.type == job_type)
+    return which.order_by(hopeless.by_age).limit(limit)
 
 
 async def give_up(

@@ -10,10 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Executable,
     Row,
-    Uuid,
     and_,
-    any_,
-    bindparam,
     case,
     func,
     literal,
@@ -38,6 +35,7 @@ from imprimatur.job import (
 )
 from imprimatur.storage import attempts, clock, outbox
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.locks import among, for_both
 from imprimatur.storage.many import Each, Many
 from imprimatur.storage.schema import job_events, jobs, tenants
 from imprimatur.storage.transitions import is_job, move, record
@@ -321,14 +319,10 @@ async def find(reader: Reader, owner: Owner, job_id: uuid.UUID) -> Job | None:
     return job_of(row) if row is not None else None
 
 
-#: Ids as one array where there are arrays: of an IN list each length would be a statement of its own, to be put
-#: together and prepared anew. By whether it is PostgreSQL.
-_AMONG_IDS: Mapping[bool, ColumnElement[bool]] = {
-    True: jobs.c.id == any_(bindparam("ids", type_=postgresql.ARRAY(Uuid))),
-    False: jobs.c.id.in_(bindparam("ids", expanding=True)),
-}
-_FIND_MANY = {dialect: select(*VISIBLE).where(among) for dialect, among in _AMONG_IDS.items()}
-_VERSIONS = {dialect: select(jobs.c.id, jobs.c.version).where(among) for dialect, among in _AMONG_IDS.items()}
+_FIND_MANY = for_both(lambda on_postgresql: select(*VISIBLE).where(among(jobs.c.id, on_postgresql=on_postgresql)))
+_VERSIONS = for_both(
+    lambda on_postgresql: select(jobs.c.id, jobs.c.version).where(among(jobs.c.id, on_postgresql=on_postgresql))
+)
 
 
 async def find_many(reader: Reader, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Job]:

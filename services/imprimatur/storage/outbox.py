@@ -2,15 +2,16 @@
 
 import uuid
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 
-from sqlalchemy import Executable, LargeBinary, Text, Uuid, delete, func, insert, or_, select, update
+from sqlalchemy import Executable, LargeBinary, Text, Uuid, delete, func, insert, null, or_, select, update
 
 from imprimatur.broker import EVENTS, Queue
 from imprimatur.identity import new_id
 from imprimatur.job import Priority
 from imprimatur.storage import clock
 from imprimatur.storage.database import OutboxRow, Reader, Transaction
-from imprimatur.storage.locks import in_locked
+from imprimatur.storage.locks import among, for_both, in_locked
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import outbox
 from imprimatur.wire.messages import JobChange, JobsChanged, ReviewRequested
@@ -64,6 +65,12 @@ _INSERT = Many(_ROW, _insert)
 
 async def lease(tx: Transaction, *, older_than_seconds: float, lease_seconds: float, limit: int) -> list[OutboxRow]:
     """Take rows that their writer has not delivered, oldest first, for `lease_seconds`."""
+    taken = await tx.connection.execute(_leasing(older_than_seconds, lease_seconds, limit))
+    return sorted((OutboxRow(**row._mapping, stored=True) for row in taken), key=lambda row: row.id)
+
+
+@lru_cache(16)
+def _leasing(older_than_seconds: float, lease_seconds: float, limit: int) -> Executable:
     waiting = (
         select(outbox.c.id)
         .where(
@@ -74,25 +81,37 @@ async def lease(tx: Transaction, *, older_than_seconds: float, lease_seconds: fl
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    taken = await tx.connection.execute(
+    return (
         update(outbox)
         .where(in_locked(outbox.c.id, waiting))
         .values(leased_until=clock.after(lease_seconds))
         .returning(outbox.c.id, outbox.c.exchange, outbox.c.routing_key, outbox.c.body)
     )
-    return sorted((OutboxRow(**row._mapping, stored=True) for row in taken), key=lambda row: row.id)
 
 
 async def give_back(tx: Transaction, ids: Collection[uuid.UUID]) -> None:
     """End leases early: what was taken may be taken again."""
-    await tx.connection.execute(update(outbox).where(outbox.c.id.in_(sorted(ids))).values(leased_until=None))
+    await tx.connection.execute(_GIVE_BACK[tx.on_postgresql], {"ids": sorted(ids)})
+
+
+_GIVE_BACK = for_both(
+    lambda on_postgresql: (
+        update(outbox).where(among(outbox.c.id, on_postgresql=on_postgresql)).values(leased_until=null())
+    )
+)
 
 
 async def remove(tx: Transaction, ids: Collection[uuid.UUID]) -> None:
     """Forget what the broker has confirmed."""
-    await tx.connection.execute(delete(outbox).where(outbox.c.id.in_(sorted(ids))))
+    await tx.connection.execute(_REMOVE[tx.on_postgresql], {"ids": sorted(ids)})
+
+
+_REMOVE = for_both(lambda on_postgresql: delete(outbox).where(among(outbox.c.id, on_postgresql=on_postgresql)))
 
 
 async def backlog(reader: Reader) -> int:
     """Messages written and not yet confirmed."""
-    return (await reader.connection.execute(select(func.count()).select_from(outbox))).scalar_one()
+    return (await reader.connection.execute(_COUNT)).scalar_one()
+
+
+_COUNT = select(func.count()).select_from(outbox)

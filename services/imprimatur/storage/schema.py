@@ -136,12 +136,11 @@ jobs = Table(
     UniqueConstraint("tenant_id", "request_id"),
     Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
     Index("ix_jobs_tenant_id_subject_id_id", "tenant_id", "subject_id", "id"),
-    Index("ix_jobs_tenant_id_created_at", "tenant_id", "created_at"),
 )
-_partial(
+_partial(  # what it says of run_at, which is never NULL, keeps it from those who look for turns
     "ix_jobs_run_at",
     jobs.c.run_at,
-    where="state = 'queued' AND released_at IS NULL",
+    where="state = 'queued' AND released_at IS NULL AND run_at IS NOT NULL",
 )
 _partial(
     "ix_jobs_turns",

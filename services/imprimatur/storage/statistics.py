@@ -23,6 +23,7 @@ from sqlalchemy import (
     union_all,
 )
 
+from imprimatur.identity import first_id_at
 from imprimatur.job import AttemptOutcome, JobType, Priority, State
 from imprimatur.storage import clock
 from imprimatur.storage.clock import Instant
@@ -35,6 +36,8 @@ MOST_ERRORS = 20
 #: How many of the newest successful attempts the expected duration is taken from.
 RECENT_ATTEMPTS = 100
 _HOUR_MICROSECONDS = 3_600_000_000
+#: Ids are made by the gateways' clocks, and the time of a job is the database's.
+_MOST_SKEW_SECONDS = 3600.0
 
 _DURATION = clock.seconds_between(jobs.c.finished_at, jobs.c.started_at)
 _WORKED = jobs.c.state.in_([State.SUCCEEDED, State.FAILED])
@@ -114,7 +117,7 @@ async def type_stats(reader: Reader, owner: Owner, since: datetime, until: datet
     """One line per type that has jobs accepted or finished in the window, by type."""
     found: dict[str, dict[str, Any]] = {}
     for statement in (
-        _created_by_type(_during(jobs.c.created_at, owner, since, until)),
+        _created_by_type(_created(owner, since, until)),
         _finished_by_type(_during(jobs.c.finished_at, owner, since, until)),
         _p95_by_type(_during(jobs.c.finished_at, owner, since, until)),
     ):
@@ -125,6 +128,15 @@ async def type_stats(reader: Reader, owner: Owner, since: datetime, until: datet
 
 def _during(column: ColumnElement[Any], owner: Owner, since: datetime, until: datetime) -> ColumnElement[bool]:
     return and_(owner.condition(), column >= since, column < until)
+
+
+def _created(owner: Owner, since: datetime, until: datetime) -> ColumnElement[bool]:
+    """By the ids, which are as old as their jobs but for the gateways' clocks, and need no further index."""
+    first, end = (
+        first_id_at(since, moved_seconds=-_MOST_SKEW_SECONDS),
+        first_id_at(until, moved_seconds=_MOST_SKEW_SECONDS),
+    )
+    return and_(_during(jobs.c.created_at, owner, since, until), jobs.c.id >= first, jobs.c.id < end)
 
 
 def _created_by_type(created: ColumnElement[bool]) -> Any:
@@ -194,11 +206,12 @@ async def error_counts(reader: Reader, owner: Owner, since: datetime, until: dat
 async def hours(reader: Reader, owner: Owner, since: datetime, until: datetime) -> list[HourStats]:
     """Hour by hour, oldest first; hours in which nothing happened are left out."""
     found: dict[datetime, dict[str, int]] = {}
-    for name, column in (("created", jobs.c.created_at), ("finished", jobs.c.finished_at)):
+    for name, column, which in (
+        ("created", jobs.c.created_at, _created(owner, since, until)),
+        ("finished", jobs.c.finished_at, _during(jobs.c.finished_at, owner, since, until)),
+    ):
         hour = _hour_of(reader, column).label("hour")
-        rows = await reader.connection.execute(
-            select(hour, func.count().label("number")).where(_during(column, owner, since, until)).group_by("hour")
-        )
+        rows = await reader.connection.execute(select(hour, func.count().label("number")).where(which).group_by("hour"))
         for row in rows:
             found.setdefault(row.hour, {})[name] = row.number
     return [HourStats(hour=hour, **found[hour]) for hour in sorted(found)]

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, bindparam, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.errors import AlreadyExists, NotFound
@@ -15,6 +15,7 @@ from imprimatur.identity import new_id
 from imprimatur.policy import LivePolicy, Policy
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.locks import among, for_both
 from imprimatur.storage.schema import api_keys, policies, tenants
 from imprimatur.tenancy import ApiKey, Limits, Role, Tenant
 
@@ -177,27 +178,48 @@ def _limits_of(row: Any) -> Limits:
 
 async def live_policy(reader: Reader, tenant_id: uuid.UUID) -> LivePolicy:
     """The policy in force now."""
-    live = select(tenants.c.policy_version).where(tenants.c.id == tenant_id).scalar_subquery()
-    found = await _policies(reader, and_(policies.c.tenant_id == tenant_id, policies.c.version == live))
-    return found[tenant_id]
+    row = (await reader.connection.execute(_LIVE, {"tenant_id": tenant_id})).one()
+    return LivePolicy(version=row.version, policy=Policy.from_document(row.document), at=row.at)
+
+
+_LIVE = (
+    select(policies.c.version, policies.c.document, clock.now().label("at"))
+    .join(tenants, and_(tenants.c.id == policies.c.tenant_id, tenants.c.policy_version == policies.c.version))
+    .where(tenants.c.id == bindparam("tenant_id"))
+)
 
 
 async def keep_policies(tx: Transaction, tenant_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, LivePolicy]:
     """The policies in force now, which stay in force until the transaction ends."""
     # Apart from the policies: a join that waits for the lock finds the new version but not its row.
-    locked = select(tenants.c.id, tenants.c.policy_version).where(tenants.c.id.in_(sorted(tenant_ids)))
-    rows = await tx.connection.execute(locked.order_by(tenants.c.id).with_for_update(read=True))
-    live = [(row.id, row.policy_version) for row in rows]
-    return await _policies(tx, tuple_(policies.c.tenant_id, policies.c.version).in_(live))
-
-
-async def _policies(reader: Reader, condition: ColumnElement[bool]) -> dict[uuid.UUID, LivePolicy]:
-    found = select(policies.c.tenant_id, policies.c.version, policies.c.document, clock.now().label("at"))
-    rows = await reader.connection.execute(found.where(condition))
+    rows = (await tx.connection.execute(_KEEP[tx.on_postgresql], {"ids": sorted(tenant_ids)})).all()
+    if len(_known) > _MOST_KNOWN:
+        _known.clear()
+    if unknown := [(row.id, row.policy_version) for row in rows if (row.id, row.policy_version) not in _known]:
+        await _learn(tx, unknown)
     return {
-        row.tenant_id: LivePolicy(version=row.version, policy=Policy.from_document(row.document), at=row.at)
+        row.id: LivePolicy(version=row.policy_version, policy=_known[row.id, row.policy_version], at=row.at)
         for row in rows
     }
+
+
+_KEEP = for_both(
+    lambda on_postgresql: (
+        select(tenants.c.id, tenants.c.policy_version, clock.now().label("at"))
+        .where(among(tenants.c.id, on_postgresql=on_postgresql))
+        .order_by(tenants.c.id)
+        .with_for_update(read=True)
+    )
+)
+#: Versions of policies that were read; they never change.
+_known: dict[tuple[uuid.UUID, int], Policy] = {}
+_MOST_KNOWN = 10_000
+
+
+async def _learn(reader: Reader, wanted: Collection[tuple[uuid.UUID, int]]) -> None:
+    found = select(policies).where(tuple_(policies.c.tenant_id, policies.c.version).in_(wanted))
+    rows = (await reader.connection.execute(found)).all()
+    _known.update({(row.tenant_id, row.version): Policy.from_document(row.document) for row in rows})
 
 
 async def put_policy(tx: Transaction, tenant_id: uuid.UUID, policy: Policy) -> int:

@@ -1,17 +1,20 @@
 """The one place that writes a job's state.
 
-`moving` turns a happening of the transition table into one UPDATE, whose WHERE holds the allowed states; `moved`
-writes the events and the message that tell of what it changed, in the same transaction.
+`moving` turns a happening of the transition table into one UPDATE, whose WHERE holds the allowed states; the events and
+the messages that tell of what it changed are written in the same transaction. `move` does that for jobs that a
+condition names, `Moves` for many that each have values of their own.
 """
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     Executable,
+    FromClause,
     Insert,
     Row,
     Text,
@@ -21,6 +24,7 @@ from sqlalchemy import (
     exists,
     false,
     insert,
+    literal,
     null,
     or_,
     select,
@@ -30,6 +34,7 @@ from sqlalchemy import (
 from imprimatur.job import TRANSITIONS, Happening, State
 from imprimatur.storage import clock, outbox
 from imprimatur.storage.database import Transaction
+from imprimatur.storage.locks import by_no_index
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import Document, job_events, jobs, webhook_endpoints
 from imprimatur.wire.messages import JobChange
@@ -74,7 +79,7 @@ def moving(
     transition = TRANSITIONS[happening]
     return (
         update(jobs)
-        .where(jobs.c.state.in_(transition.sources), *conditions)
+        .where(by_no_index(jobs.c.state).in_(sorted(transition.sources)), *conditions)
         .values(
             {
                 **_ON_ENTERING[transition.target],
@@ -88,13 +93,6 @@ def moving(
     )
 
 
-async def moved(
-    tx: Transaction, happening: Happening, changed: Sequence[Row[Any]], details: Details | None = None
-) -> None:
-    """Tell of the rows that a statement made by `moving` has changed."""
-    await record(tx, changed, kind=happening, outcome=bool(TRANSITIONS[happening].notifies), details=details or {})
-
-
 async def move(
     tx: Transaction,
     happening: Happening,
@@ -103,15 +101,88 @@ async def move(
     details: Mapping[str, str] | None = None,
     returning: Sequence[ColumnElement[Any]] = tuple(jobs.c),
 ) -> list[Row[Any]]:
-    """Both at once, as `moving` and `moved` describe it.
+    """Let `happening` happen as `moving` describes it, and tell of it.
 
     Returns:
         The changed rows. Empty: no such job, or not in a state in which this can happen.
     """
     statement = moving(happening, *conditions, values=values, returning=returning)
     changed = (await tx.connection.execute(statement)).all()
-    await moved(tx, happening, changed, details)
+    await record(tx, changed, kind=happening, outcome=_is_outcome(happening), details=details or {})
     return list(changed)
+
+
+class Moves:
+    """One happening of many jobs together; on PostgreSQL in one statement, which writes the events as well.
+
+    Args:
+        types: the values of each, by name; besides, `details` is what the history says.
+        build: the conditions for these jobs, and the columns to set.
+        returning: what is wanted of the changed rows; at least `TOLD`.
+        also: writes further rows about the changed ones. On SQLite that is the caller's.
+    """
+
+    def __init__(
+        self,
+        happening: Happening,
+        types: Types,
+        build: Callable[[Each], tuple[Sequence[ColumnElement[bool]], Mapping[str, Any]]],
+        *,
+        returning: Sequence[ColumnElement[Any]],
+        also: Callable[[CTE], Insert] | None = None,
+    ) -> None:
+        self._happening = happening
+        self._returning = returning
+        self._build = build
+        self._also = also
+        self._alone = Many(types, self._moving)
+        self._told = Many({**types, "details": Document}, self._moving_and_telling)
+
+    async def execute(self, tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> list[Row[Any]]:
+        """Let it happen; returns the changed rows, in no order."""
+        outcome = _is_outcome(self._happening)
+        if tx.on_postgresql:
+            changed = await self._told.execute(tx, rows)
+            await _publish(tx, changed, self._happening, {row.id for row in changed if outcome and row.webhook_pending})
+            return changed
+        changed, said = [], {}
+        for row in rows:  # one by one, since a job may be named twice and only one of them be its own
+            for found in await self._alone.execute(tx, [row]):
+                changed.append(found)
+                said[found.id, found.version] = row["details"]
+        await record(tx, changed, kind=self._happening, outcome=outcome, details=lambda row: said[row.id, row.version])
+        return changed
+
+    def _moving(self, each: Each, *carried: ColumnElement[Any]) -> Update:
+        conditions, values = self._build(each)
+        named = (each.locked(jobs.c.id, "job_id"), jobs.c.id == each["job_id"])
+        return moving(self._happening, *named, *conditions, values=values, returning=(*self._returning, *carried))
+
+    def _moving_and_telling(self, each: Each) -> Executable:
+        changed = self._moving(each, jobs.c.callback_url, each["details"].label("said")).cte("changed")
+        pending = _is_heard(changed) if _is_outcome(self._happening) else false()
+        columns = {
+            "job_id": changed.c.id,
+            "version": changed.c.version,
+            "kind": literal(str(self._happening), Text()),
+            "state": changed.c.state,
+            "details": changed.c.said,
+            "at": clock.now(),
+            "webhook_pending": pending,
+        }
+        told = (
+            insert(job_events)
+            .from_select(list(columns), select(*columns.values()))
+            .returning(job_events.c.job_id, job_events.c.webhook_pending)
+            .cte("told")
+        )
+        wanted = [changed.c[column.name] for column in self._returning]
+        found = select(*wanted, told.c.webhook_pending).join(told, told.c.job_id == changed.c.id)
+        return found if self._also is None else found.add_cte(self._also(changed).cte("also"))
+
+
+def _is_outcome(happening: Happening) -> bool:
+    return bool(TRANSITIONS[happening].notifies)
 
 
 async def record(tx: Transaction, changed: Sequence[Row[Any]], *, kind: str, outcome: bool, details: Details) -> None:
@@ -132,7 +203,10 @@ async def record(tx: Transaction, changed: Sequence[Row[Any]], *, kind: str, out
         for row in changed
     ]
     written = await (_INSERT_OUTCOMES if outcome else _INSERT_EVENTS).execute(tx, events)
-    heard = {row.job_id for row in written if row.webhook_pending}
+    await _publish(tx, changed, kind, {row.job_id for row in written if row.webhook_pending})
+
+
+async def _publish(tx: Transaction, changed: Sequence[Row[Any]], kind: str, heard: Collection[uuid.UUID]) -> None:
     for stored in (True, False):
         changes = [
             JobChange(job_id=row.id, tenant_id=row.tenant_id, version=row.version, state=State(row.state))
@@ -156,11 +230,16 @@ def _insert_events(each: Each, pending: ColumnElement[bool]) -> Insert:
     return insert(job_events).from_select(list(columns), select(*columns.values()))
 
 
-def _insert_outcomes(each: Each) -> Executable:
+def _is_heard(these: FromClause) -> ColumnElement[bool]:
+    """Whether somebody wants to hear of these jobs by webhook."""
     endpoint = exists().where(
-        webhook_endpoints.c.tenant_id == jobs.c.tenant_id, webhook_endpoints.c.deleted_at.is_(None)
+        webhook_endpoints.c.tenant_id == these.c.tenant_id, webhook_endpoints.c.deleted_at.is_(None)
     )
-    heard = select(or_(jobs.c.callback_url != "", endpoint)).where(jobs.c.id == each["job_id"]).scalar_subquery()
+    return or_(these.c.callback_url != "", endpoint)
+
+
+def _insert_outcomes(each: Each) -> Executable:
+    heard = select(_is_heard(jobs)).where(jobs.c.id == each["job_id"]).scalar_subquery()
     return _insert_events(each, heard).returning(job_events.c.job_id, job_events.c.webhook_pending)
 
 

@@ -37,6 +37,7 @@ by_turns AS (
   JOIN tenants ON tenants.id = queues.tenant_id
   LEFT JOIN under_way ON under_way.tenant_id = queues.tenant_id
   {due}
+  WHERE due.run_at <= {now} AND due.deadline_at > {now}
 ),
 in_order AS (
   SELECT id, tenant_id, room,
@@ -69,10 +70,9 @@ _QUEUES_SQLITE = "SELECT DISTINCT priority, tenant_id FROM jobs WHERE state = 'q
 
 #: The first of each.
 _FIRST = """
-  SELECT first.id, first.run_at FROM jobs AS first
+  SELECT first.id, first.run_at, first.deadline_at FROM jobs AS first
   WHERE first.state = 'queued' AND first.released_at IS NULL
     AND first.priority = queues.priority AND first.tenant_id = queues.tenant_id
-    AND first.run_at <= {now} AND first.deadline_at > {now}
   ORDER BY first.run_at, first.id LIMIT {depth}
 """
 #: How many of each: as many as fill the room twice, with what the others of the same priority have. SQLite cannot
@@ -89,7 +89,8 @@ def _statement(queues: str, due: str, depth: str, dialect: Dialect) -> Executabl
     now = str(clock.now().compile(dialect=dialect))
     chosen = _CHOOSE.format(
         queues=queues,
-        due=due.format(first=_FIRST.format(now=now, depth=depth)),
+        due=due.format(first=_FIRST.format(depth=depth)),
+        now=now,
         first_places=" ".join(f"WHEN {int(one)} THEN :{_parameter(one)}" for one in Priority),
         steps=" ".join(f"WHEN {int(one)} THEN {1 / share}" for one, share in SHARES.items()),
     )

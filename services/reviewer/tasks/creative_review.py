@@ -156,13 +156,17 @@ def _details(verdict: Verdict) -> dict[str, str]:
 
 @asynccontextmanager
 async def _shown_when_slow(report: Report) -> AsyncIterator[None]:
-    async def show() -> None:
-        await asyncio.sleep(_SLOW_AFTER_SECONDS)
-        await report(30, "examining", "The engine is still examining the creative.")
+    showing: list[asyncio.Task[None]] = []
 
-    task = asyncio.create_task(show())
+    def show() -> None:
+        told = report(30, "examining", "The engine is still examining the creative.")
+        showing.append(asyncio.ensure_future(told))
+
+    timer = asyncio.get_running_loop().call_later(_SLOW_AFTER_SECONDS, show)
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        timer.cancel()
+        for task in showing:
+            task.cancel()
+        await asyncio.gather(*showing, return_exceptions=True)

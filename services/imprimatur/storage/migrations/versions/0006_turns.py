@@ -13,5 +13,5 @@ def upgrade() -> None:
     waits = "state = 'queued' AND released_at IS NULL"
     online.add_column("tenants", sa.Column("running_jobs", sa.Integer))
     online.create_index("ix_jobs_turns", "jobs", ["priority", "tenant_id", "run_at", "id"], where=waits)
-    online.create_index("ix_jobs_run_at", "jobs", ["run_at"], where=waits)
+    online.create_index("ix_jobs_run_at", "jobs", ["run_at"], where=f"{waits} AND run_at IS NOT NULL")
     online.drop_index("ix_jobs_due", "jobs")

@@ -81,3 +81,4 @@ def _index_live_rows_alone() -> None:
     ):
         online.create_index(name, table, columns, where=condition)
     online.drop_index("ix_jobs_tenant_id_finished_at", "jobs")
+    online.drop_index("ix_jobs_tenant_id_created_at", "jobs")  # ids are as old as their jobs
