@@ -312,25 +312,21 @@ def _accepted(submitted: Submitted | RequestError, who: Caller, path: str = "") 
             **({"job_id": str(submitted.job.id)} if mine else {}),
         )
     if submitted.refused is not None:
-        raise _refusal(submitted.job, submitted.refused, who, path)
+        raise _refusal(submitted.job, submitted.refused, who)
     return pb.SubmitJobResponse(job=job_to_wire(submitted.job, who.tenant_name), already_accepted=not submitted.created)
 
 
-def _refusal(job: Job, ruling: Ruling, who: Caller, path: str) -> RequestError:
+def _refusal(job: Job, ruling: Ruling, who: Caller) -> RequestError:
     """Why a job's key, or its revision, does not let it in."""
-    standing = {"job_id": str(job.id)} if who.owner.owns(job) else {}
+    told = {"job_id": str(job.id)} if who.owner.owns(job) else {}
     if ruling.verdict is Verdict.BUSY:
-        return AlreadyExists(
-            f"{path}concurrency_key: an unfinished job holds it; wait for that one, or ask to supersede it",
-            reason="KEY_BUSY",
-            field=f"{path}concurrency_key",
-            **standing,
-        )
-    told = {"field": f"{path}revision", "revision": str(ruling.revision), **standing}
+        message = "an unfinished job has the same concurrency key; wait for its end, or ask to supersede it"
+        return AlreadyExists(message, reason="KEY_BUSY", **told)
+    told["revision"] = str(ruling.revision)
     if ruling.verdict is Verdict.OUTDATED:
-        message = f"{path}revision: comes too late; revision {ruling.revision} was accepted before"
+        message = f"revision {ruling.revision} was accepted before, which is newer"
         return AlreadyExists(message, reason="REVISION_OUTDATED", **told)
-    message = f"{path}revision: {ruling.revision} was accepted before, with other content; use a higher one"
+    message = f"revision {ruling.revision} was accepted before, with other content; use a higher one"
     return AlreadyExists(message, reason="REVISION_REUSED", **told)
 
 
