@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Executable,
     Row,
+    Text,
     Uuid,
     and_,
     any_,
@@ -376,39 +377,42 @@ _FRESH_AND_SEEN = {name: value for name, value in FRESH.items() if name in _SEEN
 
 async def _known(tx: Transaction, refused: Sequence[NewJob]) -> dict[Any, tuple[Job, bytes]]:
     """The jobs that stand in the way, by id and by (tenant, request id), with their content's hash."""
-    same_request = and_(
-        jobs.c.tenant_id.in_({new.tenant_id for new in refused}),
-        jobs.c.request_id.in_({new.request_id for new in refused}),
-    )
-    same_id = jobs.c.id.in_({new.id for new in refused})
-    found: dict[Any, tuple[Job, bytes]] = {}
-    for row in await tx.connection.execute(select(*VISIBLE, jobs.c.content_hash).where(or_(same_request, same_id))):
-        found[row.id] = found[row.tenant_id, row.request_id] = job_of(row), row.content_hash
-    requests = {(new.tenant_id, new.request_id) for new in refused if new.request_id}
-    return await _answered_before(tx, requests) | found
+    rows = [{"id": new.id, "tenant_id": new.tenant_id, "request_id": new.request_id} for new in refused]
+    found = await _STANDS_FOR.execute(tx, rows)
+    by_id = await _with_hashes(tx, {row.job_id for row in found})
+    return {
+        row.new_id if row.job_id == row.new_id else (row.tenant_id, row.request_id): by_id[row.job_id] for row in found
+    }
 
 
-async def accepted_before(
-    reader: Reader, requests: Collection[tuple[uuid.UUID, str]]
-) -> dict[tuple[uuid.UUID, str], tuple[Job, bytes]]:
+async def accepted_before(reader: Reader, requests: Collection[keys.Request]) -> dict[keys.Request, tuple[Job, bytes]]:
     """The jobs that (tenant, request id) pairs stand for already, with their content's hash."""
-    tenants, ids = {tenant_id for tenant_id, _ in requests}, {request_id for _, request_id in requests}
-    rows = await reader.connection.execute(
-        select(*VISIBLE, jobs.c.content_hash).where(jobs.c.tenant_id.in_(tenants), jobs.c.request_id.in_(ids))
-    )
-    found = {(row.tenant_id, row.request_id): (job_of(row), row.content_hash) for row in rows}
-    found = {request: found[request] for request in requests if request in found}
-    return await _answered_before(reader, set(requests) - found.keys()) | found
+    rows = [{"id": _NO_ID, "tenant_id": tenant_id, "request_id": request_id} for tenant_id, request_id in requests]
+    found = await _STANDS_FOR.execute(reader, rows)
+    by_id = await _with_hashes(reader, {row.job_id for row in found})
+    return {(row.tenant_id, row.request_id): by_id[row.job_id] for row in found}
 
 
-async def _answered_before(reader: Reader, requests: Collection[keys.Request]) -> dict[keys.Request, tuple[Job, bytes]]:
-    """The same of requests that were answered with a job of another request."""
-    answers = await keys.answered_with(reader, requests)
-    if not answers:
+def _standing_for(each: Each) -> Executable:
+    """One look at an index for each: as joins, these would be planned anew for the size that the table then has."""
+    same_id = select(jobs.c.id).where(jobs.c.id == each["id"]).scalar_subquery()
+    request = and_(jobs.c.tenant_id == each["tenant_id"], jobs.c.request_id == each["request_id"])
+    same_request = select(jobs.c.id).where(request).scalar_subquery()
+    job_id = func.coalesce(same_id, same_request, keys.answered_with(each)).label("job_id")
+    given = (each["id"].label("new_id"), each["tenant_id"].label("tenant_id"), each["request_id"].label("request_id"))
+    found = select(*given, job_id).subquery()
+    return select(found).where(found.c.job_id.is_not(None))
+
+
+_STANDS_FOR = Many({"id": Uuid(), "tenant_id": Uuid(), "request_id": Text()}, _standing_for)
+_NO_ID = uuid.UUID(int=0)
+
+
+async def _with_hashes(reader: Reader, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, tuple[Job, bytes]]:
+    if not ids:
         return {}
-    wanted = select(*VISIBLE, jobs.c.content_hash).where(jobs.c.id.in_(set(answers.values())))
-    found = {row.id: (job_of(row), row.content_hash) for row in await reader.connection.execute(wanted)}
-    return {request: found[job_id] for request, job_id in answers.items() if job_id in found}
+    rows = await reader.connection.execute(_FIND_WITH_HASHES[reader.on_postgresql], {"ids": list(ids)})
+    return {row.id: (job_of(row), row.content_hash) for row in rows}
 
 
 async def count_open(reader: Reader, tenants: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
@@ -438,6 +442,9 @@ _AMONG_IDS: Mapping[bool, ColumnElement[bool]] = {
     False: jobs.c.id.in_(bindparam("ids", expanding=True)),
 }
 _FIND_MANY = {dialect: select(*VISIBLE).where(among) for dialect, among in _AMONG_IDS.items()}
+_FIND_WITH_HASHES = {
+    dialect: select(*VISIBLE, jobs.c.content_hash).where(among) for dialect, among in _AMONG_IDS.items()
+}
 _VERSIONS = {dialect: select(jobs.c.id, jobs.c.version).where(among) for dialect, among in _AMONG_IDS.items()}
 
 

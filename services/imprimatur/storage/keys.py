@@ -182,9 +182,6 @@ ENTERING: Types = {
 def may_enter(each: Each) -> ColumnElement[bool]:
     """The condition for a new job, besides what unique indexes see to: its request was not answered with another job,
     and its revision does not come too late."""
-    answered = exists().where(
-        request_aliases.c.tenant_id == each["tenant_id"], request_aliases.c.request_id == each["request_id"]
-    )
     older = jobs.alias("older")
     overtaken = exists().where(
         older.c.tenant_id == each["tenant_id"],
@@ -193,7 +190,7 @@ def may_enter(each: Each) -> ColumnElement[bool]:
         older.c.revision >= each["revision"],
         or_(older.c.revision > each["revision"], older.c.content_hash != each["content_hash"]),
     )
-    return and_(not_(answered), or_(each["revision"].is_(None), not_(overtaken)))
+    return and_(answered_with(each).is_(None), or_(each["revision"].is_(None), not_(overtaken)))
 
 
 # --- superseding -----------------------------------------------------------------------------------------
@@ -210,12 +207,14 @@ async def supersede(tx: Transaction, successors: Mapping[uuid.UUID, uuid.UUID]) 
     """
     rows = await _SUPERSEDE.execute(tx, [{"id": old, "by": new} for old, new in successors.items()])
     await moved(tx, Happening.CANCELLED, rows, lambda row: {"superseded_by": str(row.superseded_by)})
-    await attempts.end_open(tx, rows, AttemptOutcome.CANCELLED)
+    await attempts.end_open(tx, [row for row in rows if row.claim_no], AttemptOutcome.CANCELLED)
     return rows
 
 
 def _superseding(each: Each) -> Executable:
-    return moving(Happening.CANCELLED, jobs.c.id == each["id"], values={"superseded_by": each["by"]})
+    seen = [column for column in jobs.c if column is not jobs.c.input]
+    is_holder = jobs.c.id == each["id"]
+    return moving(Happening.CANCELLED, is_holder, values={"superseded_by": each["by"]}, returning=seen)
 
 
 _SUPERSEDE = Many({"id": Uuid(), "by": Uuid()}, _superseding)
@@ -253,13 +252,7 @@ def _remembering(each: Each) -> Executable:
 _REMEMBER = Many(_ALIAS, _remembering)
 
 
-async def answered_with(reader: Reader, requests: Collection[Request]) -> dict[Request, uuid.UUID]:
-    """The jobs with which requests were answered that had another request id, or none."""
-    if not requests:
-        return {}
-    tenants, ids = {tenant_id for tenant_id, _ in requests}, sorted({request_id for _, request_id in requests})
-    rows = await reader.connection.execute(
-        select(request_aliases).where(request_aliases.c.tenant_id.in_(tenants), request_aliases.c.request_id.in_(ids))
-    )
-    found = {(row.tenant_id, row.request_id): row.job_id for row in rows}
-    return {request: found[request] for request in requests if request in found}
+def answered_with(each: Each) -> ColumnElement[uuid.UUID]:
+    """The id of the job that has another request id, or none, with which each one's request was answered; or NULL."""
+    same = and_(request_aliases.c.tenant_id == each["tenant_id"], request_aliases.c.request_id == each["request_id"])
+    return select(request_aliases.c.job_id).where(same).scalar_subquery()
