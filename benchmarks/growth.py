@@ -138,6 +138,8 @@ def _copies_of(table: str, key: str) -> sql.Composed:
             return sql.SQL("copies.id")
         if name == "request_id":
             return sql.SQL("copies.id::text")
+        if name == "concurrency_key":
+            return sql.SQL("'creative:' || copies.id")
         if name in past:
             return sql.SQL("old.{} - copies.age").format(sql.Identifier(name))
         return sql.SQL("old.{}").format(sql.Identifier(name))

@@ -11,7 +11,7 @@ from tests.patience import PATIENCE_SECONDS
 
 from imprimatur.evidence import Category, CategoryScore, EngineIdentity, Evidence, Part, Recommendation
 from imprimatur.identity import new_id
-from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, NewJob, Priority
+from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, NewJob, Priority, WhenBusy
 from imprimatur.storage import claims, dispatch, jobs, people, tenants
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion, Ending, Shown, Wanted
@@ -38,8 +38,11 @@ def new_job(
     max_attempts: int = 3,
     callback_url: str = "",
     retry_of: uuid.UUID | None = None,
+    key: str | None = None,
+    when_busy: WhenBusy = WhenBusy.REFUSE,
+    revision: int | None = None,
 ) -> NewJob:
-    """A creative review about to be accepted. `content` is its input, and hashed."""
+    """A creative review about to be accepted, without a key of its own. `content` is its input, and hashed."""
     return NewJob(
         id=job_id or new_id(),
         tenant_id=tenant_id,
@@ -58,6 +61,9 @@ def new_job(
         run_at=run_at,
         deadline_seconds=deadline_seconds,
         retry_of=retry_of,
+        concurrency_key=key,
+        when_busy=when_busy,
+        revision=revision,
     )
 
 

@@ -19,6 +19,7 @@ from benchmarks.load import Loader, Submit, payload
 from benchmarks.servers import Servers
 from cli.operation import Operation
 from imprimatur.client import Client, submission
+from imprimatur.identity import new_id
 from imprimatur.v1.creative_pb2 import Creative
 from imprimatur.v1.job_service_pb2 import SubmitJobRequest
 from imprimatur.vault import new_key
@@ -51,8 +52,8 @@ async def client() -> AsyncIterator[Submit]:
 
 
 def request(number: int, text: str) -> SubmitJobRequest:
-    """A creative without images."""
-    creative = Creative(creative_id=f"creative-{number}", headline="Apples", body=text, language="en-GB")
+    """A creative without images, and one that nobody else submits."""
+    creative = Creative(creative_id=f"creative-{number}-{new_id()}", headline="Apples", body=text, language="en-GB")
     return submission(creative)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED, DECISION_REJECTED, Decision
 from imprimatur.v1.job_pb2 import PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NORMAL, Priority
+from imprimatur.v1.job_service_pb2 import WHEN_BUSY_REFUSE, WHEN_BUSY_SUPERSEDE, WhenBusy
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LENGTH = re.compile(r"(\d{1,9})([smhd])")
@@ -27,6 +28,18 @@ class PriorityWord(StrEnum):
     def value_in_contract(self) -> Priority.ValueType:
         """The contract's value."""
         return {"high": PRIORITY_HIGH, "normal": PRIORITY_NORMAL, "low": PRIORITY_LOW}[self]
+
+
+class WhenBusyWord(StrEnum):
+    """What becomes of a job whose concurrency key is taken."""
+
+    REFUSE = "refuse"
+    SUPERSEDE = "supersede"
+
+    @property
+    def value_in_contract(self) -> WhenBusy.ValueType:
+        """The contract's value."""
+        return {"refuse": WHEN_BUSY_REFUSE, "supersede": WHEN_BUSY_SUPERSEDE}[self]
 
 
 class Verdict(StrEnum):

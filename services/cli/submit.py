@@ -8,12 +8,13 @@ import typer
 from rich.table import Table
 
 from cli import tables, watch
-from cli.arguments import LabelOption, PriorityWord, labels_of
+from cli.arguments import LabelOption, PriorityWord, WhenBusyWord, labels_of
 from cli.commands import Session, client_command
 from cli.creatives import CreativeFile, read_all
 from cli.output import as_dict, complain, plain
 from imprimatur.client import ClientError, submission
 from imprimatur.v1.job_pb2 import Job
+from imprimatur.v1.job_service_pb2 import WHEN_BUSY_UNSPECIFIED
 
 app = typer.Typer()
 
@@ -41,6 +42,22 @@ PrefixOption = Annotated[
         help="Makes the request id TEXT + creative id, so that running the command again makes no second job.",
     ),
 ]
+KeyOption = Annotated[
+    str,
+    typer.Option(
+        "--key",
+        metavar="TEXT",
+        help="Concurrency key: of its jobs at most one is unfinished. By default the creative id, whose newer content "
+        "takes the place of the older.",
+    ),
+]
+WhenBusyOption = Annotated[
+    WhenBusyWord | None,
+    typer.Option("--when-busy", help="With --key: what becomes of a job whose key is taken. Default: refuse."),
+]
+RevisionOption = Annotated[
+    int | None, typer.Option("--revision", min=0, help="Refused after a higher one with the same key.")
+]
 WatchOption = Annotated[bool, typer.Option("--watch", help="Then watch the jobs, as 'imprimatur watch' does.")]
 
 
@@ -54,6 +71,9 @@ async def submit(
     callback_url: CallbackOption = "",
     user: UserOption = "",
     request_id_prefix: PrefixOption = "",
+    key: KeyOption = "",
+    when_busy: WhenBusyOption = None,
+    revision: RevisionOption = None,
     watch_jobs: WatchOption = False,
 ) -> None:
     """Submit creatives for review.
@@ -61,6 +81,8 @@ async def submit(
     A file is one creative in JSON, as in examples/creatives; images[].path is read relative to it. Items are
     accepted one by one: those refused are named on standard error, and the exit code is then 1.
     """
+    if when_busy is not None and not key:
+        raise typer.BadParameter("--when-busy goes with --key")
     labels = labels_of(label or ())
     read = read_all(files)
     requests = [
@@ -71,6 +93,9 @@ async def submit(
             callback_url=callback_url,
             user_id=user,
             request_id=request_id_prefix and request_id_prefix + file.creative.creative_id,
+            concurrency_key=key,
+            when_busy=when_busy.value_in_contract if when_busy else WHEN_BUSY_UNSPECIFIED,
+            revision=revision,
         )
         for file in read
     ]

@@ -213,6 +213,9 @@ def _job_facts(job: Job) -> Iterable[tuple[str, object]]:
     yield "retry of", job.retry_of
     yield "appeal of", job.appeal_of
     yield "superseded by", job.superseded_by
+    yield "supersedes", job.supersedes
+    yield "key", job.concurrency_key
+    yield "revision", job.revision if job.HasField("revision") else ""
 
 
 def _review(job: Job) -> RenderableType:

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any, TypeAlias
 
 import structlog
@@ -22,6 +23,7 @@ from imprimatur import metrics
 from imprimatur.broker import Broker
 from imprimatur.errors import (
     AlreadyExists,
+    Contended,
     FailedPrecondition,
     ImprimaturError,
     InvalidRequest,
@@ -30,11 +32,12 @@ from imprimatur.errors import (
 )
 from imprimatur.gathering import Gathering
 from imprimatur.guard import Guard
-from imprimatur.job import NewJob, State
+from imprimatur.job import Job, NewJob, State
 from imprimatur.retention import Retention
 from imprimatur.storage import attempts, jobs
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Submitted
+from imprimatur.storage.keys import Ruling, Verdict
 from imprimatur.v1 import job_service_pb2 as pb
 from imprimatur.v1.job_service_pb2_grpc import JobServiceServicer
 from imprimatur.wire.jobs import event_to_wire, job_to_wire
@@ -45,6 +48,8 @@ _RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
 _DAY = timedelta(hours=24)
 #: Single submissions in one transaction.
 _SUBMITTED_TOGETHER = 128
+#: So often a transaction is tried in which others want the same concurrency keys, before its jobs go singly.
+_MOST_TRIES = 5
 _FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
 _SNAPSHOT_COMPLETE = pb.WatchJobsResponse(snapshot_complete=True).SerializeToString()
 #: Writes jobs that were admitted.
@@ -95,7 +100,7 @@ class Jobs(JobServiceServicer):
             self._checked(item, who, f"items[{place}].") for place, item in enumerate(request.items)
         ]
         good = [await self._estimated(outcome) for outcome in outcomes if isinstance(outcome, NewJob)]
-        submitted = iter(await self._submit(who, good, self._store))
+        submitted = iter(await self._submit(who, good, self._store_batch))
         return pb.BatchSubmitJobsResponse(
             results=[
                 pb.BatchSubmitJobsResult(error=status_of(outcome))
@@ -126,13 +131,30 @@ class Jobs(JobServiceServicer):
     async def _store_with_others(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
         return [await self._together.add(new) for new in new_jobs]
 
+    async def _store_batch(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
+        try:
+            return await self._store(new_jobs)
+        except Contended:
+            return await self._store_with_others(new_jobs)
+
     async def _store(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
+        for tried in count(1):
+            try:
+                return await self._store_once(new_jobs)
+            except Contended:
+                if tried == _MOST_TRIES:
+                    raise
+        raise AssertionError("counting never ends")
+
+    async def _store_once(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
         with self._dispatcher.room_for(len(new_jobs)) as fast:
             async with self._database.begin() as tx:
                 submitted = await jobs.submit(tx, new_jobs, release_at_once=fast)
         for one in submitted:
             if one.created:
                 metrics.jobs_submitted.labels(one.job.type, one.job.priority.name.lower()).inc()
+            if one.superseded is not None:
+                metrics.jobs_finished.labels(one.superseded, State.CANCELLED).inc()
         metrics.jobs_released.labels("at_once").inc(sum(one.released for one in submitted))
         return submitted
 
@@ -289,7 +311,23 @@ def _accepted(submitted: Submitted | RequestError, who: Caller, path: str = "") 
             field=f"{path}request_id",
             **({"job_id": str(submitted.job.id)} if mine else {}),
         )
+    if submitted.refused is not None:
+        raise _refusal(submitted.job, submitted.refused, who)
     return pb.SubmitJobResponse(job=job_to_wire(submitted.job, who.tenant_name), already_accepted=not submitted.created)
+
+
+def _refusal(job: Job, ruling: Ruling, who: Caller) -> RequestError:
+    """Why a job's key, or its revision, does not let it in."""
+    told = {"job_id": str(job.id)} if who.owner.owns(job) else {}
+    if ruling.verdict is Verdict.BUSY:
+        message = "an unfinished job has the same concurrency key; wait for its end, or ask to supersede it"
+        return AlreadyExists(message, reason="KEY_BUSY", **told)
+    told["revision"] = str(ruling.revision)
+    if ruling.verdict is Verdict.OUTDATED:
+        message = f"revision {ruling.revision} was accepted before, which is newer"
+        return AlreadyExists(message, reason="REVISION_OUTDATED", **told)
+    message = f"revision {ruling.revision} was accepted before, with other content; use a higher one"
+    return AlreadyExists(message, reason="REVISION_REUSED", **told)
 
 
 def _batch_result(submitted: Submitted | RequestError, who: Caller, path: str) -> pb.BatchSubmitJobsResult:

@@ -40,7 +40,7 @@ def retry_of(old: Any, request_id: str) -> NewJob:
         user_id=old.user_id,
         priority=Priority(old.priority),
         request_id=request_id or None,
-        content_hash=uuid.uuid5(old.id, "retry").bytes,
+        content_hash=old.content_hash,
         subject_id=old.subject_id,
         labels=old.labels,
         parameters=old.parameters,
@@ -53,6 +53,8 @@ def retry_of(old: Any, request_id: str) -> NewJob:
         estimated_seconds=old.estimated_seconds,
         retry_of=old.id,
         traceparent=tracing.traceparent(),
+        concurrency_key=old.concurrency_key,
+        revision=old.revision,
     )
 
 

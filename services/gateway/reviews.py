@@ -156,6 +156,13 @@ async def _why_not(reader: Reader, who: Caller, job_id: uuid.UUID, retention: Re
             decision=decided.decision,
             decided_at=decided.decided_at.isoformat(),
         )
+    if job.superseded_by is not None:
+        return FailedPrecondition(
+            f"the job is {job.state}: {job.superseded_by} has taken its place, with other content",
+            reason="WRONG_STATE",
+            state=job.state,
+            superseded_by=str(job.superseded_by),
+        )
     return FailedPrecondition(
         f"the job is {job.state}; only jobs that await a review can be decided", reason="WRONG_STATE", state=job.state
     )

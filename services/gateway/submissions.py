@@ -20,12 +20,12 @@ from gateway.validation import (
     text_within,
     without_nul,
 )
-from imprimatur import tracing
-from imprimatur.errors import InvalidRequest, PermissionDenied, Unimplemented
+from imprimatur import keys, tracing
+from imprimatur.errors import InvalidRequest, PermissionDenied
 from imprimatur.evidence import Category
 from imprimatur.guard import Guard
 from imprimatur.identity import new_id
-from imprimatur.job import DEFAULTS, JobType, NewJob, Priority
+from imprimatur.job import DEFAULTS, JobType, NewJob, Priority, WhenBusy
 from imprimatur.v1 import creative_pb2, job_pb2, job_service_pb2
 
 MOST_BATCH_ITEMS = 1000
@@ -40,14 +40,12 @@ def new_job(request: job_service_pb2.SubmitJobRequest, caller: Caller, guard: Gu
     Raises:
         InvalidRequest: naming the field and what is allowed.
         PermissionDenied: another user's name with a user-bound key.
-        Unimplemented: a field that this server does not serve yet.
     """
     without_nul(request)
-    if request.concurrency_key:
-        raise Unimplemented("concurrency_key: not supported yet; leave it empty", field="concurrency_key")
     user_id = _user_of(request.user_id, caller)
     job_type, subject_id, parameters, task_input = _task(request)
     defaults = DEFAULTS[job_type]
+    key, when_busy = _key(request, job_type, subject_id, caller)
     if request.callback_url:
         text_within(request.callback_url, "callback_url", 2000)
         guard.check_url(request.callback_url, "callback_url")
@@ -69,7 +67,38 @@ def new_job(request: job_service_pb2.SubmitJobRequest, caller: Caller, guard: Gu
         run_at=_run_at(request.run_at, now),
         deadline_seconds=seconds_within(request.deadline, "deadline", 1, 30 * 86400, defaults.deadline_seconds),
         traceparent=tracing.traceparent(),
+        concurrency_key=key,
+        when_busy=when_busy,
+        revision=_revision(request),
     )
+
+
+def _key(
+    request: job_service_pb2.SubmitJobRequest, job_type: JobType, subject_id: str, caller: Caller
+) -> tuple[str | None, WhenBusy]:
+    """The job's concurrency key, and what becomes of the job when that is busy."""
+    name = text_within(request.concurrency_key, "concurrency_key", 200)
+    bound_to = caller.owner.user_id
+    if name:
+        return keys.given(name, bound_to=bound_to), _when_busy(request.when_busy)
+    if request.when_busy != job_service_pb2.WHEN_BUSY_UNSPECIFIED:
+        raise InvalidRequest("when_busy", "goes with a concurrency_key")
+    key = keys.of_creative(subject_id, bound_to=bound_to) if job_type is JobType.CREATIVE_REVIEW else None
+    return key, WhenBusy.SUPERSEDE
+
+
+def _when_busy(value: int) -> WhenBusy:
+    if value == job_service_pb2.WHEN_BUSY_UNSPECIFIED:
+        return WhenBusy.REFUSE
+    return member_of(job_service_pb2.WhenBusy, "WHEN_BUSY", value, WhenBusy, "when_busy")
+
+
+def _revision(request: job_service_pb2.SubmitJobRequest) -> int | None:
+    if not request.HasField("revision"):
+        return None
+    if request.revision < 0:
+        raise InvalidRequest("revision", f"is {request.revision}, must not be negative")
+    return request.revision
 
 
 def _user_of(asked: str, caller: Caller) -> str:
@@ -85,6 +114,7 @@ def _content_hash(request: job_service_pb2.SubmitJobRequest, user_id: str) -> by
     content.CopyFrom(request)
     content.DiscardUnknownFields()
     content.ClearField("request_id")
+    content.ClearField("when_busy")
     content.user_id = user_id
     return hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
 

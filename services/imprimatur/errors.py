@@ -122,11 +122,12 @@ class Unavailable(RequestError):
     retry_after_seconds = 1.0
 
 
-class Unimplemented(RequestError):
-    """Part of the contract that this server does not serve yet."""
+class Contended(RequestError):
+    """Others came in between: what was begun is undone, and may be begun anew at once."""
 
-    code = grpc.StatusCode.UNIMPLEMENTED
-    reason = "NOT_SUPPORTED"
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "KEY_CONTENDED"
+    retry_after_seconds = 0.1
 
 
 # --- ends of an attempt ----------------------------------------------------------------------------------

@@ -58,6 +58,13 @@ class AttemptOutcome(StrEnum):
     CANCELLED = "cancelled"  #: the job was cancelled meanwhile
 
 
+class WhenBusy(StrEnum):
+    """What becomes of a job whose concurrency key is held by an unfinished one."""
+
+    REFUSE = "refuse"  #: it is not accepted
+    SUPERSEDE = "supersede"  #: it takes the other's place, which is cancelled
+
+
 class Happening(StrEnum):
     """What can happen to a job; the value is the kind of the event that it leaves in the job's history."""
 
@@ -207,7 +214,8 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """A job about to be accepted. `input` and `content_hash` are the task's canonical bytes and their digest.
+    """A job about to be accepted. `input` and `content_hash` are the task's canonical bytes and their digest;
+    `concurrency_key` is one of `imprimatur.keys`.
 
     `run_in_seconds` and `deadline_seconds` are counted from the database's clock, the latter from the run time.
     """
@@ -231,6 +239,9 @@ class NewJob:
     estimated_seconds: float | None = None
     retry_of: uuid.UUID | None = None
     traceparent: str | None = None  #: the span in which it is accepted
+    concurrency_key: str | None = None
+    when_busy: WhenBusy = WhenBusy.REFUSE
+    revision: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,6 +274,9 @@ class Job:
     retry_of: uuid.UUID | None
     appeal_of: uuid.UUID | None
     superseded_by: uuid.UUID | None
+    supersedes: uuid.UUID | None
+    concurrency_key: str | None
+    revision: int | None
     estimated_seconds: float | None
     created_at: datetime
     updated_at: datetime

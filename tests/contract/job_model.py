@@ -40,6 +40,10 @@ class Model:
     returned: bool = False  #: a worker that was given up as lost came back
     held_by: str = ""
     trigger: str = ""
+    key: str = ""
+    content: str = ""
+    supersedes: uuid.UUID | None = None
+    superseded_by: uuid.UUID | None = None
     events: list[tuple[int, str, State]] = field(default_factory=lambda: [(1, SUBMITTED, State.QUEUED)])
     outcomes: dict[int, AttemptOutcome | None] = field(default_factory=dict)  #: by claim_no
     ended: State | None = None
@@ -88,6 +92,7 @@ ByJob = dict[uuid.UUID, list[Any]]
 _SEEN = (
     *("id", "state", "version", "attempts", "claim_no", "release_no", "losses", "progress_percent"),
     *("policy_triggered", "released_at", "finished_at", "claim_id", "lease_until"),
+    *("supersedes", "superseded_by"),
 )
 _JOBS = select(*(schema.jobs.c[name] for name in _SEEN))
 _EVENTS = select(schema.job_events).order_by(schema.job_events.c.job_id, schema.job_events.c.version)

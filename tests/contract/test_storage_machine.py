@@ -41,6 +41,7 @@ from imprimatur.job import (
     JobError,
     JobType,
     State,
+    WhenBusy,
     after_giving_up,
     losses_kept,
     outcome_of,
@@ -59,7 +60,7 @@ T = TypeVar("T")
 
 BRIEF = {
     "sqlite": settings(max_examples=20, stateful_step_count=40, derandomize=True, database=None, deadline=None),
-    "postgresql": settings(max_examples=8, stateful_step_count=40, derandomize=True, database=None, deadline=None),
+    "postgresql": settings(max_examples=20, stateful_step_count=40, derandomize=True, database=None, deadline=None),
 }
 LONG = settings(max_examples=1000, stateful_step_count=80, database=None, deadline=None)
 
@@ -177,6 +178,46 @@ class StoredJobs(RuleBasedStateMachine):
         [job] = self.run(makers.submit(self.database, new, release_at_once=int(at_once)))
         name = f"job {len(self.all) + 1}"
         self.all.append(Model(job.id, name, max_attempts, released=at_once, release_no=int(at_once), heard=heard))
+
+    @precondition(lambda self: len(self.all) - len(self.among(*TERMINAL)) < 4)
+    @rule(
+        key=st.sampled_from("ab"),
+        contents=st.lists(st.sampled_from("xyz"), min_size=1, max_size=3),
+        when_busy=st.sampled_from(WhenBusy),
+    )
+    def submit_with_a_key(self, key: str, contents: list[str], when_busy: WhenBusy) -> None:
+        """A batch, in which each is settled before the next."""
+        batch = [
+            makers.new_job(self.owner.tenant_id, content=content.encode(), key=key, when_busy=when_busy, max_attempts=2)
+            for content in contents
+        ]
+
+        async def work() -> list[jobs.Submitted]:
+            async with self.database.begin() as tx:
+                return await jobs.submit(tx, batch, release_at_once=len(batch))
+
+        for content, new, answer in zip(contents, batch, self.run(work()), strict=True):
+            holders = [job for job in self.all if job.key == key and job.state not in TERMINAL]
+            assert len(holders) <= 1
+            same = bool(holders) and holders[0].content == content
+            refused = bool(holders) and not same and when_busy is WhenBusy.REFUSE
+            assert (answer.created, answer.refused is not None) == (not same and not refused, refused)
+            if not answer.created:
+                assert answer.job.id == holders[0].id
+                continue
+            made = Model(new.id, f"job {len(self.all) + 1}", 2, released=True, release_no=1, heard=False)
+            made.key, made.content = key, content
+            self.all.append(made)
+            for holder in holders:
+                self.supersede(holder, made)
+
+    def supersede(self, old: Model, new: Model) -> None:
+        self.reached[f"superseded while {old.state}"] += 1
+        running = old.state is State.RUNNING
+        assert old.move(Happening.CANCELLED)
+        if running:
+            old.end_attempt(old.claim_no, AttemptOutcome.CANCELLED)
+        old.superseded_by, new.supersedes = new.id, old.id
 
     @precondition(some(State.QUEUED))
     @rule(room=st.integers(0, 3))
@@ -500,6 +541,7 @@ class StoredJobs(RuleBasedStateMachine):
             assert (row.state, row.version, row.attempts) == (job.state, job.version, job.attempts)
             assert (row.claim_no, row.release_no, row.losses) == (job.claim_no, job.release_no, job.losses), job.name
             assert (row.progress_percent, row.policy_triggered) == (job.progress, job.trigger)
+            assert (row.supersedes, row.superseded_by) == (job.supersedes, job.superseded_by)
             assert (row.released_at is not None) == job.released
             assert (row.finished_at is not None) == (job.state in TERMINAL)
             assert (row.claim_id is not None) == (row.lease_until is not None) == (job.state is State.RUNNING)
@@ -553,6 +595,7 @@ def test_whatever_is_done_in_whatever_order_the_jobs_are_as_expected(database_ur
     for what in (
         *("ended", "fenced off", "lost", "taken back", "reviewed again"),
         *("claimed together", "ended together", "fenced off among others"),
+        *("superseded while queued", "superseded while running"),
     ):
         assert reached[what] > 0, f"{what}: {reached}"
 

@@ -7,19 +7,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select
 from tests import makers
 
 from imprimatur.identity import new_id
-from imprimatur.job import Happening, JobType, State
+from imprimatur.job import Happening, JobType, State, WhenBusy
 from imprimatur.retention import Kind, Retention
 from imprimatur.storage import claims, dispatch, jobs, outbox, repeats, retention, statistics
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.repeats import Scope
 from imprimatur.storage.retention import Place
+from imprimatur.storage.schema import tenants
 
 SCOPE = Scope(owner=Owner(tenant_id=new_id()), wanted=Filter(), as_of=datetime.now(UTC))
+#: Names that statements give to the table of jobs.
+ALIASES = "older|revised|newer|again"
 FAILED = Filter(states=frozenset({State.FAILED}))
 
 HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
@@ -46,6 +49,7 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     ),
     "unfinished_versions": lambda tx: jobs.unfinished_versions(tx, SCOPE.owner, Filter(), limit=10),
     "clean_some": lambda tx: every_step(tx),  # noqa: PLW0108  # defined below
+    "submit": lambda tx: submit(tx),  # noqa: PLW0108  # defined below
     "count_open": lambda tx: jobs.count_open(tx, [new_id(), new_id()]),
     # Not hot, but called in a row until nothing is left.
     "retry": lambda tx: repeats.retry(tx, SCOPE, limit=10),
@@ -72,10 +76,29 @@ async def test_a_hot_statement_reads_live_rows_only(
         await database.close()
     assert plans
     for step in plans:
-        if scanned := re.match(r"SCAN (jobs|attempts|job_events|webhook_\w+)\b", step):
+        if scanned := re.match(rf"SCAN ({ALIASES}|jobs|attempts|job_events|request_aliases|webhook_\w+)\b", step):
             assert re.search(
                 r"USING (COVERING )?INDEX ix_jobs_(due|released|deadline|leased|awaiting(_since)?|unfinished)\b", step
             ), f"reads all {scanned[1]}: {plans}"
+
+
+async def submit(tx: Transaction) -> None:
+    """A job that enters, one whose place another takes, one that is asked for again, and one that comes too late."""
+    tenant = (await tx.connection.execute(select(tenants.c.id))).scalar_one()
+    batch = [
+        makers.new_job(
+            tenant,
+            key="key",
+            when_busy=WhenBusy.SUPERSEDE,
+            content=content.encode(),
+            request_id=request_id,
+            revision=revision,
+        )
+        for content, request_id, revision in (("a", None, 2), ("b", "r-1", 3), ("b", "r-2", 3), ("c", "r-3", 1))
+    ]
+    first, second, same, late = await jobs.submit(tx, batch, release_at_once=10)
+    assert (first.created, second.superseded, same.created) == (True, JobType.CREATIVE_REVIEW, False)
+    assert late.refused is not None
 
 
 async def every_step(tx: Transaction) -> None:
@@ -95,7 +118,7 @@ async def plans_of(database: Database, work: Callable[[Transaction], Awaitable[o
     seen: list[tuple[str, Any]] = []
 
     def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_more: object) -> None:
-        if statement.startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
+        if statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
             seen.append((statement, parameters))
 
     async with database.begin() as tx:

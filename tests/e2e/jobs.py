@@ -7,6 +7,7 @@ from examples.demo import material
 from tests.patience import PATIENCE_SECONDS
 
 from imprimatur.client import Client, ClientError, submission
+from imprimatur.identity import new_id
 from imprimatur.v1.creative_pb2 import Creative
 from imprimatur.v1.job_pb2 import Job, JobState
 from imprimatur.v1.job_service_pb2 import SubmitJobRequest
@@ -20,9 +21,12 @@ def examples() -> list[Creative]:
 
 
 def plain_creative(number: int) -> Creative:
-    """A harmless one."""
+    """A harmless one, which no other job is about."""
     return Creative(
-        creative_id=f"cr-{number}", name=f"Plain {number}", headline="Fresh figs, daily", body="From our own trees."
+        creative_id=f"cr-{number}-{new_id()}",
+        name=f"Plain {number}",
+        headline="Fresh figs, daily",
+        body="From our own trees.",
     )
 
 
@@ -32,8 +36,8 @@ def plain_creatives(number: int) -> list[Creative]:
 
 
 def requests(creatives: Iterable[Creative], callback_url: str) -> list[SubmitJobRequest]:
-    """To be submitted together."""
-    return [submission(creative, callback_url=callback_url) for creative in creatives]
+    """To be submitted together: a job for each, whatever is under way of the same creatives."""
+    return [submission(creative, callback_url=callback_url, concurrency_key=str(new_id())) for creative in creatives]
 
 
 async def submit_all(client: Client, wanted: list[SubmitJobRequest]) -> list[str]:

@@ -16,7 +16,7 @@ from imprimatur.v1.creative_pb2 import (
     CreativeReviewTask,
 )
 from imprimatur.v1.job_pb2 import Priority
-from imprimatur.v1.job_service_pb2 import SubmitJobRequest
+from imprimatur.v1.job_service_pb2 import SubmitJobRequest, WhenBusy
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
 YEAR_10000 = Timestamp(seconds=253_402_300_800)
@@ -146,9 +146,8 @@ SUBMISSIONS = (
     _field("a callback to localhost", "callback_url", "INVALID_URL", callback_url="https://localhost/"),
     _field("a callback with a password", "callback_url", "INVALID_URL", callback_url="https://a:b@ads.example/"),
     _field("an overlong callback", "callback_url", "FIELD_TOO_LONG", callback_url=URL + "x" * 2000),
-    BadSubmission(
-        "a concurrency key",
-        submission(concurrency_key="one-at-a-time"),
-        Refused(code=StatusCode.UNIMPLEMENTED, reason="NOT_SUPPORTED", field="concurrency_key"),
-    ),
+    _field("an overlong concurrency key", "concurrency_key", "FIELD_TOO_LONG", concurrency_key="x" * 201),
+    _field("an unknown way with a busy key", "when_busy", concurrency_key="x", when_busy=WhenBusy.ValueType(9)),
+    _field("a way with a busy key without one", "when_busy", when_busy=WhenBusy.WHEN_BUSY_SUPERSEDE),
+    _field("a negative revision", "revision", revision=-1),
 )

@@ -71,7 +71,7 @@ class Caller:
         self.webhooks = cast("WebhookServiceAsyncStub", _WithKey(WebhookServiceStub(channel), key))
         self.administration = cast("AdminServiceAsyncStub", _WithKey(AdminServiceStub(channel), key))
 
-    async def submit(self, headline: str, creative_id: str = "cr-1", **fields: Any) -> Job:
+    async def submit(self, headline: str, creative_id: str | None = None, **fields: Any) -> Job:
         """Have a creative reviewed."""
         answer = await self.jobs.SubmitJob(submission(headline, creative_id, **fields))
         return answer.job
@@ -90,8 +90,11 @@ class Caller:
         raise AssertionError(f"ended in {JobState.Name((await self.get(job)).state)}")
 
 
-def submission(headline: str = "approve", creative_id: str = "cr-1", **fields: Any) -> SubmitJobRequest:
-    """A creative to be reviewed; `fields` are those of SubmitJobRequest."""
+def submission(headline: str = "approve", creative_id: str | None = None, **fields: Any) -> SubmitJobRequest:
+    """A creative to be reviewed; unless it is named, one that no other request is about. `fields` are those of
+    SubmitJobRequest."""
+    if creative_id is None:
+        creative_id = f"cr-of-{fields.get('request_id') or uuid.uuid4().hex}"
     creative = Creative(creative_id=creative_id, headline=headline)
     return SubmitJobRequest(creative_review=CreativeReviewTask(creative=creative), **fields)
 

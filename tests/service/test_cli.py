@@ -50,6 +50,7 @@ from imprimatur.v1.job_pb2 import (
     JobState,
 )
 from imprimatur.v1.job_service_pb2 import (
+    WHEN_BUSY_SUPERSEDE,
     BatchSubmitJobsRequest,
     BatchSubmitJobsResponse,
     BatchSubmitJobsResult,
@@ -217,6 +218,28 @@ async def test_a_folder_is_submitted_with_its_images_and_what_is_no_creative_is_
     image = sofa.creative_review.creative.images[0]
     assert image.name == "sofa.png"
     assert image.data == (CREATIVES / "images" / "sofa.png").read_bytes()
+
+
+async def test_a_creative_is_submitted_with_a_key_and_a_revision(imprimatur: Against) -> None:
+    imprimatur.script.on("BatchSubmitJobs", accept_all, accept_all)
+    file = str(CREATIVES / "02-emergency-plumber.json")
+    wrong = await imprimatur("submit", file, "--when-busy", "supersede")
+    assert (wrong.code, "--when-busy goes with --key" in wrong.err) == (2, True)
+    assert (await imprimatur("submit", file, "--key", "k", "--when-busy", "supersede", "--revision", "0")).code == 0
+    assert (await imprimatur("submit", file)).code == 0
+    keyed, plain = [request.items[0] for request in imprimatur.script.requests["BatchSubmitJobs"]]
+    assert (keyed.concurrency_key, keyed.when_busy, keyed.revision) == ("k", WHEN_BUSY_SUPERSEDE, 0)
+    assert keyed.HasField("revision")
+    assert (plain.concurrency_key, plain.when_busy, plain.HasField("revision")) == ("", 0, False)
+
+
+async def test_a_job_is_shown_with_its_key_and_what_took_whose_place(imprimatur: Against) -> None:
+    shown = job(supersedes="j0", superseded_by="j2", concurrency_key="nightly", revision=7)
+    imprimatur.script.on("GetJob", GetJobResponse(job=shown))
+    ran = await imprimatur("get", "j1")
+    lines = {line.strip() for line in ran.out.splitlines()}
+    for expected in (("superseded by", "j2"), ("supersedes", "j0"), ("key", "nightly"), ("revision", "7")):
+        assert any(line.startswith(expected[0]) and line.endswith(expected[1]) for line in lines), ran.out
 
 
 async def test_those_refused_are_named_on_standard_error_and_the_rest_is_accepted(imprimatur: Against) -> None:

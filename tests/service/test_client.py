@@ -35,6 +35,7 @@ from imprimatur.v1.job_pb2 import (
     JobState,
 )
 from imprimatur.v1.job_service_pb2 import (
+    WHEN_BUSY_SUPERSEDE,
     BatchSubmitJobsRequest,
     BatchSubmitJobsResponse,
     BatchSubmitJobsResult,
@@ -125,6 +126,10 @@ async def test_fields_of_a_submission_become_the_contracts() -> None:
     )
     assert request.timeout.seconds == 90
     assert not request.HasField("deadline")
+    assert not request.HasField("revision")
+    keyed = submission(Creative(), concurrency_key="k", when_busy=WHEN_BUSY_SUPERSEDE, revision=0)
+    assert (keyed.concurrency_key, keyed.when_busy) == ("k", WHEN_BUSY_SUPERSEDE)
+    assert keyed.HasField("revision")
     assert request.run_at.ToJsonString() == "2030-01-01T00:00:00Z"
     with pytest.raises(ValueError, match="time zone"):
         submission(Creative(), run_at=datetime(2030, 1, 1))

@@ -159,7 +159,7 @@ def is_fair(answer: Message | Refusal | None) -> bool:
 
 def requests(number: int = 4) -> list[SubmitJobRequest]:
     """Submissions that may be repeated."""
-    return [submission(engines.APPROVE, f"cr-{place}", request_id=new_id().hex) for place in range(number)]
+    return [submission(engines.APPROVE, request_id=new_id().hex) for _ in range(number)]
 
 
 # --- troubles --------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ async def test_an_attempt_is_aborted_once_however_long_its_booking_takes(
     database = postgresql_database
     async with running_system(database, lease_seconds=0.6) as system, system.reviewer(engine, slots=1):
         me = await system.caller()
-        job = await me.submit(engines.GATE)
+        job = await me.submit(engines.GATE, "cr-1")
         await me.until(job, JOB_STATE_RUNNING)
         cancelled = _cancelled_attempts()
         async with database.begin() as slow:

@@ -24,7 +24,7 @@ from imprimatur.broker import EVENTS, Message, Queue
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.evidence import Evidence
 from imprimatur.guard import Guard
-from imprimatur.job import AttemptOutcome, Claim, Happening, Job
+from imprimatur.job import AttemptOutcome, Claim, Happening, Job, WhenBusy
 from imprimatur.outbox import Outbox
 from imprimatur.policy import Decision, Policy, Trigger, Verdict, decide
 from imprimatur.storage import claims, clock, jobs, repeats
@@ -170,6 +170,24 @@ async def test_an_outcome_is_posted_signed_and_recorded(world: World, receiver: 
     assert content["data"]["job_state"] == "cancelled"
     assert post.headers["Content-Type"] == "application/json"
     assert await world.attempts() == [(204, "")]
+
+
+async def test_a_superseded_job_is_told_of_with_what_took_its_place(world: World, receiver: Receiver) -> None:
+    made = await world.endpoint(receiver.url())
+    [old] = await makers.submit(world.database, makers.new_job(world.tenant_id, content=b"old", key="creative:cr-1"))
+    async with world.notifier():
+        wanted = makers.new_job(world.tenant_id, content=b"new", key="creative:cr-1", when_busy=WhenBusy.SUPERSEDE)
+        [new] = await makers.submit(world.database, wanted)
+        await world.until("delivered")
+        await makers.cancel(world.database, new)
+        await world.until("delivered", "delivered")
+
+    of_old, of_new = (post.verified(made.secret) for post in receiver.posts)
+    assert (of_old["type"], of_new["type"]) == ("job.cancelled", "job.cancelled")
+    assert (of_old["data"]["job_id"], of_old["data"]["superseded_by"]) == (str(old.id), str(new.id))
+    assert (of_new["data"]["job_id"], of_new["data"]["supersedes"]) == (str(new.id), str(old.id))
+    assert "supersedes" not in of_old["data"]
+    assert "superseded_by" not in of_new["data"]
 
 
 async def test_a_callback_url_is_posted_to_as_well_signed_with_the_default_secret(

@@ -72,8 +72,8 @@ class AwayEngine(ScriptedEngine):
         return await super().examine(creative)
 
 
-async def cancelled(me: Caller, number: int = 1, **fields: Any) -> list[Job]:
-    submitted = [await me.submit(engines.APPROVE, f"cr-{place}", **fields) for place in range(number)]
+async def cancelled(me: Caller, number: int = 1, creative: str = "cr", **fields: Any) -> list[Job]:
+    submitted = [await me.submit(engines.APPROVE, f"{creative}-{place}", **fields) for place in range(number)]
     return [(await me.jobs.CancelJob(CancelJobRequest(job_id=job.id))).job for job in submitted]
 
 
@@ -87,10 +87,11 @@ async def review_again(
     return await me.jobs.ReviewJobsAgain(ReviewJobsAgainRequest(filter=wanted, job_ids=job_ids, **more))
 
 
-async def failed_reviews(me: Caller, system: System, number: int = 1, **fields: Any) -> list[Job]:
+async def failed_reviews(me: Caller, system: System, number: int = 1, *, user_id: str = "") -> list[Job]:
     """Jobs that wait for a person since the engine refused."""
     async with system.reviewer(ScriptedEngine()):
-        jobs = [await me.submit(engines.REFUSE, f"cr-{place}", **fields) for place in range(number)]
+        names = [f"cr-{user_id}-{place}" for place in range(number)]
+        jobs = [await me.submit(engines.REFUSE, name, user_id=user_id) for name in names]
         return [await me.until(job, JOB_STATE_AWAITING_REVIEW) for job in jobs]
 
 
@@ -99,7 +100,7 @@ async def failed_reviews(me: Caller, system: System, number: int = 1, **fields: 
 
 async def test_a_filter_is_retried_in_parts_and_each_job_once(system: System, me: Caller) -> None:
     gone = await cancelled(me, 5, labels={"campaign": "spring"})
-    await cancelled(me, 1, labels={"campaign": "autumn"})
+    await cancelled(me, 1, "other", labels={"campaign": "autumn"})
     await me.submit(engines.APPROVE, labels={"campaign": "spring"})
     spring = JobFilter(labels={"campaign": "spring"})
     counted = await retry(me, spring, dry_run=True)
@@ -122,6 +123,7 @@ async def test_a_job_retried_by_hand_is_not_retried_with_the_others_but_may_be_b
     [old] = await cancelled(me)
     by_hand = await me.jobs.RetryJob(RetryJobRequest(job_id=old.id, request_id="one"))
     assert not (await retry(me)).retried
+    await me.jobs.CancelJob(CancelJobRequest(job_id=by_hand.job.id))
     again = await me.jobs.RetryJob(RetryJobRequest(job_id=old.id, request_id="two"))
     assert again.job.id != by_hand.job.id
 

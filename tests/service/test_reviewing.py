@@ -108,7 +108,7 @@ async def test_when_all_attempts_are_spent_a_person_decides(system: System, me: 
 
 @on_sqlite
 async def test_an_attempt_that_takes_too_long_is_aborted(system: System, me: Caller, engine: ScriptedEngine) -> None:
-    job = await me.submit("slow 60", max_attempts=1, timeout=Duration(seconds=1))
+    job = await me.submit("slow 60", "cr-1", max_attempts=1, timeout=Duration(seconds=1))
     async with system.reviewer(engine):
         done = await me.until(job, AWAITING)
         assert engine.aborted["cr-1"] == 1
@@ -117,7 +117,7 @@ async def test_an_attempt_that_takes_too_long_is_aborted(system: System, me: Cal
 
 
 async def test_a_permanent_error_is_not_tried_again(system: System, me: Caller, engine: ScriptedEngine) -> None:
-    job = await me.submit(engines.REFUSE)
+    job = await me.submit(engines.REFUSE, "cr-1")
     async with system.reviewer(engine):
         done = await me.until(job, AWAITING)
     assert (outcomes(done), done.attempts, engine.seen) == (["FAILED"], 1, ["cr-1"])
@@ -195,7 +195,7 @@ async def test_an_engine_that_fails_approves_nothing_though_none_would_be_asked_
     system: System, me: Caller, engine: ScriptedEngine
 ) -> None:
     async with system.reviewer(engine):
-        job = await me.submit(engines.GATE_THEN_REFUSE)
+        job = await me.submit(engines.GATE_THEN_REFUSE, "cr-1")
         await me.until(job, RUNNING)
         await put_mode(system, Mode.AUTO_APPROVE)
         engine.open("cr-1")
@@ -217,7 +217,7 @@ async def test_a_policy_put_while_a_review_is_being_concluded_counts(
     system: System, me: Caller, engine: ScriptedEngine
 ) -> None:
     async with system.reviewer(engine):
-        job = await me.submit("gate")
+        job = await me.submit("gate", "cr-1")
         await me.until(job, RUNNING)
         async with system.database.begin() as tx:
             await tenants.put_policy(tx, system.tenant_id, Policy(mode=Mode.REQUIRE_HUMAN))

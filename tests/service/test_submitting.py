@@ -110,7 +110,8 @@ async def test_the_same_batch_again_makes_nothing_new(system: System, me: Caller
     assert [one.accepted.already_accepted for one in first] == [False, True, False]
     assert first[0].accepted.job.id == first[1].accepted.job.id
     again = (await me.jobs.BatchSubmitJobs(batch)).results
-    assert [one.accepted.already_accepted for one in again] == [True, True, False]
+    assert [one.accepted.already_accepted for one in again] == [True, True, True]  # the last by its creative
+    assert [one.accepted.job.id for one in again] == [one.accepted.job.id for one in first]
 
 
 @on_sqlite

@@ -173,7 +173,7 @@ async def test_a_suspect_that_no_engine_has_to_look_at_is_approved_without_a_pro
 async def test_whoever_lost_fewer_workers_is_examined_like_any_other(
     system: System, me: Caller, engine: ScriptedEngine, apart: EngineApart, looks: Looks, losses: int
 ) -> None:
-    job = await me.submit(engines.APPROVE)
+    job = await me.submit(engines.APPROVE, "cr-1")
     async with system.database.begin() as tx:
         await tx.connection.execute(update(jobs).values(losses=losses))
     async with system.reviewer(engine, apart=apart):

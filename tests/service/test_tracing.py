@@ -85,7 +85,7 @@ async def telling(system: System, receiver: Receiver) -> AsyncIterator[None]:
         yield
 
 
-async def ended(me: Caller, headline: str, creative_id: str = "cr-1", **fields: Any) -> Job:
+async def ended(me: Caller, headline: str, creative_id: str | None = None, **fields: Any) -> Job:
     """Submitted, and the machine's part done."""
     job = await me.submit(headline, creative_id, **fields)
     return await me.until(job, JOB_STATE_SUCCEEDED, JOB_STATE_AWAITING_REVIEW)
@@ -268,7 +268,7 @@ async def test_a_result_that_is_fenced_off_says_so(
     async with running_system(postgresql_database, lease_seconds=60.0) as system:  # nobody notices before the end
         me = await system.caller()
         async with on(collector), system.reviewer(engine):
-            job = await me.submit(engines.GATE)
+            job = await me.submit(engines.GATE, "cr-1")
             await eventually(lambda: engine.running)
             async with system.database.begin() as tx:
                 taken_over = update(jobs).where(jobs.c.id == uuid.UUID(job.id)).values(claim_no=jobs.c.claim_no + 1)

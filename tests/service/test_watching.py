@@ -73,7 +73,7 @@ def rises(jobs: list[pb.Job]) -> bool:
 async def test_a_watch_shows_the_job_now_then_newer_ones_and_ends_with_the_terminal_one(
     system: System, me: Caller, engine: ScriptedEngine
 ) -> None:
-    job = await me.submit(engines.GATE)
+    job = await me.submit(engines.GATE, "cr-1")
     stream: Any = me.jobs.WatchJob(WatchJobRequest(job_id=job.id))
     first = await stream.read()
     assert (first.job.state, first.job.version) == (QUEUED, 1)
@@ -108,7 +108,7 @@ async def test_a_watch_after_a_version_begins_with_a_newer_one(
 async def test_the_versions_that_fifty_watchers_see_never_go_backwards(
     system: System, me: Caller, engine: ScriptedEngine
 ) -> None:
-    job = await me.submit(engines.GATE)
+    job = await me.submit(engines.GATE, "cr-1")
     watchers = [asyncio.create_task(watched(me, job)) for _ in range(50)]
     async with system.reviewer(engine):
         await makers.until(lambda: _holds(lambda: open_streams() == 50))
@@ -123,7 +123,7 @@ async def test_a_slow_engine_is_seen_to_be_at_work(
     system: System, me: Caller, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(creative_review, "_SLOW_AFTER_SECONDS", 0.01)
-    job = await me.submit(engines.GATE)
+    job = await me.submit(engines.GATE, "cr-1")
     stream: Any = me.jobs.WatchJob(WatchJobRequest(job_id=job.id))
     async with system.reviewer(engine), asyncio.timeout(10.0):
         seen = [(await stream.read()).job]
@@ -149,7 +149,7 @@ async def test_a_watch_that_is_left_leaves_nothing_behind(system: System, me: Ca
 
 
 async def test_a_watch_goes_on_at_another_gateway(system: System, me: Caller, engine: ScriptedEngine) -> None:
-    job = await me.submit(engines.GATE)
+    job = await me.submit(engines.GATE, "cr-1")
     async with system.gateway() as port:
         other = await system.holder(me.key, port=port)
         stream: Any = other.jobs.WatchJob(WatchJobRequest(job_id=job.id))
@@ -233,10 +233,10 @@ async def test_watching_many_keeps_to_its_filter(system: System, me: Caller, eng
     stream: Any = me.jobs.WatchJobs(WatchJobsRequest(filter=wanted))
     assert await until_complete(stream) == []
     async with system.reviewer(engine):
-        await me.submit(engines.HUMAN, "mine", labels={"team": "b"})
-        await me.submit(engines.HUMAN, "other", labels={"team": "a"})
-        await me.submit(engines.APPROVE, "mine", labels={"team": "a"})
-        job = await me.submit(engines.HUMAN, "mine", labels={"team": "a", "more": ""})
+        await me.submit(engines.HUMAN, "mine", concurrency_key="1", labels={"team": "b"})
+        await me.submit(engines.HUMAN, "other", concurrency_key="2", labels={"team": "a"})
+        await me.submit(engines.APPROVE, "mine", concurrency_key="3", labels={"team": "a"})
+        job = await me.submit(engines.HUMAN, "mine", concurrency_key="4", labels={"team": "a", "more": ""})
         async with asyncio.timeout(10.0):
             seen = await stream.read()
     assert (seen.job.id, seen.job.state) == (job.id, AWAITING)

@@ -53,7 +53,7 @@ async def test_cancelling_a_running_job_aborts_the_engine_at_once(
     system: System, me: Caller, engine: ScriptedEngine
 ) -> None:
     async with system.reviewer(engine):
-        job = await me.submit(engines.GATE)
+        job = await me.submit(engines.GATE, "cr-1")
         await me.until(job, RUNNING)
         await cancel(me, job)
         await makers.until(lambda: _aborted(engine, "cr-1"))
@@ -68,7 +68,7 @@ async def test_a_message_that_tells_of_a_cancellation_that_never_was_aborts_noth
     system: System, me: Caller, engine: ScriptedEngine
 ) -> None:
     async with system.reviewer(engine):
-        job = await me.submit(engines.GATE)
+        job = await me.submit(engines.GATE, "cr-1")
         await me.until(job, RUNNING)
         change = JobChange(job_id=uuid.UUID(job.id), tenant_id=system.tenant_id, version=9, state=State.CANCELLED)
         told = JobsChanged(changes=[change])
@@ -114,7 +114,7 @@ async def test_a_review_run_in_full_after_a_switch_can_still_be_cancelled(
         async with system.reviewer(engine):
             async with system.database.begin() as tx:
                 await tenants.put_policy(tx, system.tenant_id, Policy(mode=Mode.REQUIRE_HUMAN))
-                job = await me.submit(engines.GATE)
+                job = await me.submit(engines.GATE, "cr-1")
                 await me.until(job, RUNNING)
                 await asyncio.sleep(0.3)  # it would be approved without an engine, but for this transaction
             await makers.until(lambda: _has_run(engine, 1))
@@ -133,7 +133,7 @@ async def test_a_review_run_in_full_after_a_switch_can_still_be_cancelled(
 async def test_a_stopping_worker_hands_its_jobs_back_and_no_attempt_is_spent(system: System, me: Caller) -> None:
     first, second = ScriptedEngine("first"), ScriptedEngine("second")
     async with system.reviewer(first, drain_seconds=0.05):
-        job = await me.submit(engines.GATE, max_attempts=1)
+        job = await me.submit(engines.GATE, "cr-1", max_attempts=1)
         await me.until(job, RUNNING)
     given = await me.get(job)
     assert (given.state, given.attempts, outcomes(given)) == (QUEUED, 0, ["HANDED_BACK"])
@@ -160,7 +160,7 @@ async def test_a_stopping_worker_still_writes_the_result_that_it_could_not_write
 
     monkeypatch.setattr(claims, "conclude", away_at_first)
     async with system.reviewer(engine, drain_seconds=0.0):
-        job = await me.submit(engines.APPROVE)
+        job = await me.submit(engines.APPROVE, "cr-1")
         await makers.until(lambda: _tried(lambda: tries))
     done = await me.get(job)
     assert (done.state, outcomes(done), engine.seen) == (SUCCEEDED, ["SUCCEEDED"], ["cr-1"])
@@ -201,7 +201,7 @@ async def test_a_lost_workers_job_runs_again_and_its_late_result_is_only_booked(
     async with running_system(database, lease_seconds=0.6) as system:
         me = await system.caller()
         async with system.reviewer(first, slots=1, lease_database=leases):
-            job = await me.submit(engines.GATE)
+            job = await me.submit(engines.GATE, "cr-1")
             await me.until(job, RUNNING)
             fenced = counted("imprimatur_fenced_writes_total")
             async with leases.engine.connect(), system.reviewer(second):  # its one connection: it falls silent
@@ -247,7 +247,7 @@ async def test_messages_that_nobody_can_read_are_set_aside_and_the_worker_lives(
 async def test_duplicate_stale_and_foreign_messages_start_nothing(
     system: System, me: Caller, engine: ScriptedEngine
 ) -> None:
-    job = await me.submit(engines.GATE)
+    job = await me.submit(engines.GATE, "cr-1")
     job_id = uuid.UUID(job.id).bytes
     bodies = [requested(job_id, number) for number in (1, 1, 0, 2, -1, 2**31 - 1)] + [requested(new_id().bytes)]
     before = counted("imprimatur_claims_total", result="stale")

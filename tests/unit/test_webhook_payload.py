@@ -61,6 +61,9 @@ def job(**changes: Any) -> Job:
         retry_of=None,
         appeal_of=None,
         superseded_by=None,
+        supersedes=None,
+        concurrency_key=None,
+        revision=None,
         estimated_seconds=None,
         created_at=AT,
         updated_at=AT,
@@ -228,6 +231,10 @@ def test_a_superseded_job_names_its_successor() -> None:
     assert message["type"] == "job.cancelled"
     assert message["data"]["status"] == "pending"
     assert message["data"]["superseded_by"] == str(newer)
+
+
+def test_a_job_that_took_another_s_place_names_it() -> None:
+    assert told(job(supersedes=uuid.UUID(int=4)), COMPLETED)["data"]["supersedes"] == str(uuid.UUID(int=4))
 
 
 def test_a_retry_names_the_job_it_tries_again() -> None:

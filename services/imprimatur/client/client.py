@@ -115,7 +115,8 @@ class Client:
         """Have work done: either a whole `request`, or a `creative` with the fields to go with it.
 
         Without a request_id it gets a fresh one, so that a lost answer never makes two jobs. Returns the job as
-        accepted now, or as it stands if the request_id was accepted before.
+        accepted now; or as it stands if the request_id was accepted before, or if it is unfinished and has the same
+        concurrency key (unless one is given: that of the creative) and the same content.
         """
         if (request is None) == (creative is None) or (request is not None and fields):
             raise TypeError("give either a request, or creative=… with its fields")

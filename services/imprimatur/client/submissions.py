@@ -9,7 +9,7 @@ from imprimatur.client.times import duration, timestamp
 from imprimatur.identity import new_id
 from imprimatur.v1.creative_pb2 import Creative, CreativeReviewTask
 from imprimatur.v1.job_pb2 import PRIORITY_UNSPECIFIED, Priority
-from imprimatur.v1.job_service_pb2 import SubmitJobRequest
+from imprimatur.v1.job_service_pb2 import WHEN_BUSY_UNSPECIFIED, SubmitJobRequest, WhenBusy
 
 #: The contract's limit of one batch.
 LARGEST_BATCH = 1000
@@ -31,6 +31,9 @@ class SubmitFields(TypedDict, total=False):
     deadline: timedelta
     run_at: datetime
     callback_url: str
+    concurrency_key: str
+    when_busy: WhenBusy.ValueType
+    revision: int | None
 
 
 def submission(creative: Creative, **fields: Unpack[SubmitFields]) -> SubmitJobRequest:
@@ -46,6 +49,9 @@ def submission(creative: Creative, **fields: Unpack[SubmitFields]) -> SubmitJobR
         deadline=duration(fields.get("deadline")),
         run_at=timestamp(fields.get("run_at")),
         callback_url=fields.get("callback_url", ""),
+        concurrency_key=fields.get("concurrency_key", ""),
+        when_busy=fields.get("when_busy", WHEN_BUSY_UNSPECIFIED),
+        revision=fields.get("revision"),
     )
 
 

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,6 +10,8 @@ from sqlalchemy import (
     ColumnElement,
     Executable,
     Row,
+    Text,
+    Uuid,
     and_,
     case,
     func,
@@ -17,10 +19,10 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    true,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from imprimatur.errors import Contended
 from imprimatur.job import (
     SUBMITTED,
     AttemptOutcome,
@@ -33,12 +35,13 @@ from imprimatur.job import (
     Priority,
     State,
 )
-from imprimatur.storage import attempts, clock, outbox
+from imprimatur.storage import attempts, clock, keys, outbox
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.keys import Ruling, Verdict
 from imprimatur.storage.locks import among, for_both
 from imprimatur.storage.many import Each, Many
 from imprimatur.storage.schema import job_events, jobs, tenants
-from imprimatur.storage.transitions import is_job, move, record
+from imprimatur.storage.transitions import TOLD, is_job, move, record
 from imprimatur.wire.messages import ReviewRequested
 
 #: The columns that make a `Job`; the task's input is read only where it is needed.
@@ -70,13 +73,23 @@ class Owner:
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """What became of one submission. `same_content` is False when its request id stands for other content;
-    `released`: it was put up for claiming just now."""
+    """What became of one submission.
+
+    Attributes:
+        job: made, or found; of a refused one the job that stands in its way.
+        created: it was accepted, as this job.
+        same_content: False when its request id stands for other content.
+        released: it was put up for claiming just now.
+        superseded: the type of the job whose place it took just now.
+        refused: why its concurrency key, or its revision, does not let it in.
+    """
 
     job: Job
     created: bool
     same_content: bool = True
     released: bool = False
+    superseded: JobType | None = None
+    refused: Ruling | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +145,7 @@ def job_of(row: Any) -> Job:
 
 async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once: int) -> list[Submitted]:
     """Accept jobs together. Idempotent by (tenant, request id), and by the job id for its caller's own repetition
-    after a lost answer.
+    after a lost answer. Of the jobs with one concurrency key, each is settled before the next.
 
     Args:
         release_at_once: how many due jobs may be put up for claiming in this same transaction; the rest
@@ -140,15 +153,38 @@ async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once
 
     Returns:
         One answer per job, in order.
+
+    Raises:
+        Contended: others wanted the same keys meanwhile. Nothing of it may be committed; it may be done again at once.
     """
     now = await clock.present(tx)
     fast = _fast_ones(new_jobs, now, release_at_once)
-    # Batches that name the same requests wait for each other in one order, so that none waits in a circle.
-    in_order = sorted(new_jobs, key=lambda new: (new.tenant_id, new.request_id or "", new.id))
-    written = await _INSERT.execute(tx, [_row_of(new, now, fast=new.id in fast) for new in in_order])
-    inserted = sorted(written, key=lambda row: row.id)
+    answers = await _enter(tx, new_jobs, now, fast)
+    while rest := sorted((new for new in new_jobs if new.id not in answers), key=lambda new: new.id):
+        known = await _known(tx, rest)
+        answers |= {new.id: _again(new, known) for new in rest if new.id in known or _request_of(new) in known}
+        if wanting := [new for new in rest if new.id not in answers]:
+            answers |= await _settle(tx, wanting, answers, now, fast)
+    return [answers[new.id] for new in new_jobs]
+
+
+async def _enter(
+    tx: Transaction,
+    new_jobs: Sequence[NewJob],
+    now: datetime,
+    fast: Collection[uuid.UUID],
+    *,
+    in_place_of: Mapping[uuid.UUID, uuid.UUID] | None = None,
+) -> dict[uuid.UUID, Submitted]:
+    """Store those of the jobs whose ids, requests and keys are free; `in_place_of`: the ids of those they supersede."""
+    supersedes = in_place_of or {}
+    rows = [
+        _row_of(new, now, fast=new.id in fast, supersedes=supersedes.get(new.id))
+        for new in sorted(new_jobs, key=_place_in_line)
+    ]
+    inserted = sorted(await _INSERT.execute(tx, rows), key=lambda row: row.id)
     released = {row.id for row in inserted if row.released_at is not None}
-    await record(tx, inserted, kind=SUBMITTED, outcome=False, details={})
+    await record(tx, inserted, kind=SUBMITTED, outcome=False, details=_link if supersedes else {})
     await outbox.add(
         tx,
         [
@@ -157,25 +193,88 @@ async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once
             if row.id in released
         ],
     )
-    created = {row.id for row in inserted}
-    known = await _known(tx, [new for new in new_jobs if new.id not in created])
-    return [
-        Submitted(job=_accepted(new, now), created=True, released=new.id in released)
-        if new.id in created
-        else _again(new, known)
-        for new in new_jobs
-    ]
+    entered = {row.id for row in inserted}
+    made = [new for new in new_jobs if new.id in entered]
+    await keys.require_in_order(tx, made)
+    return {
+        new.id: Submitted(
+            job=_accepted(new, now, supersedes=supersedes.get(new.id)),
+            created=True,
+            released=new.id in released,
+        )
+        for new in made
+    }
+
+
+def _place_in_line(new: NewJob) -> tuple[Any, ...]:
+    """Batches with the same keys or requests wait for each other in one order, so that none waits in a circle."""
+    return new.tenant_id, new.concurrency_key or "", "" if new.concurrency_key else new.request_id or "", new.id
+
+
+def _link(row: Row[Any]) -> dict[str, str]:
+    return {"supersedes": str(row.supersedes)}
+
+
+async def _settle(
+    tx: Transaction,
+    wanting: Sequence[NewJob],
+    answers: Mapping[uuid.UUID, Submitted],
+    now: datetime,
+    fast: Collection[uuid.UUID],
+) -> dict[uuid.UUID, Submitted]:
+    """Answers for the next of each key among jobs that are unknown and did not enter; and, where they take the places
+    of others among `answers`, new answers for those."""
+    rulings = await keys.rule(tx, wanting)
+    entering = [new for new in wanting if new.id in rulings and rulings[new.id].verdict is Verdict.SUPERSEDES]
+    in_place_of = {new.id: rulings[new.id].job_id for new in entering}
+    ended = {row.id: row for row in await keys.supersede(tx, {old: new for new, old in in_place_of.items()})}
+    entered = await _enter(tx, entering, now, fast, in_place_of=in_place_of) if entering else {}
+    if len(entered) < len(entering):
+        raise Contended("a request was accepted meanwhile")
+    settled = {
+        new_id: replace(one, superseded=JobType(ended[in_place_of[new_id]].type)) for new_id, one in entered.items()
+    }
+    settled |= {
+        new_id: replace(one, job=job_of(ended[one.job.id])) for new_id, one in answers.items() if one.job.id in ended
+    }
+    return settled | await _stand(tx, [new for new in wanting if new.id in rulings.keys() - entered.keys()], rulings)
+
+
+async def _stand(
+    tx: Transaction, unwanted: Sequence[NewJob], rulings: Mapping[uuid.UUID, Ruling]
+) -> dict[uuid.UUID, Submitted]:
+    """Answer those in whose way another job stands with that job."""
+    if not unwanted:
+        return {}
+    standing = await find_many(tx, {rulings[new.id].job_id for new in unwanted})
+    answered: dict[keys.Request, uuid.UUID] = {}
+    settled: dict[uuid.UUID, Submitted] = {}
+    for new in unwanted:
+        ruling = rulings[new.id]
+        job = standing[ruling.job_id]
+        if ruling.verdict is not Verdict.SAME:
+            settled[new.id] = Submitted(job=job, created=False, refused=ruling)
+        elif new.request_id is None or answered.setdefault((new.tenant_id, new.request_id), job.id) == job.id:
+            settled[new.id] = Submitted(job=job, created=False)
+    await keys.remember(tx, answered)
+    return settled
+
+
+def _request_of(new: NewJob) -> tuple[uuid.UUID, str | None]:
+    return new.tenant_id, new.request_id
 
 
 def _again(new: NewJob, known: Mapping[Any, tuple[Job, bytes]]) -> Submitted:
     if new.id in known:
         return Submitted(job=known[new.id][0], created=True)
-    return again(new, *known[new.tenant_id, new.request_id])
+    return again(new, *known[_request_of(new)])
 
 
 def again(new: NewJob, job: Job, content_hash: bytes) -> Submitted:
     """What a submission comes to whose request id stands for `job` already."""
-    return Submitted(job=job, created=False, same_content=content_hash == new.content_hash)
+    # What a retry is, is which job it retries: its content is also that job's.
+    same = job.retry_of == new.retry_of if new.retry_of else content_hash == new.content_hash
+    return Submitted(job=job, created=False, same_content=same)
 
 
 def _fast_ones(new_jobs: Sequence[NewJob], now: datetime, most: int) -> set[uuid.UUID]:
@@ -205,10 +304,11 @@ FRESH: Mapping[str, Any] = {
 _SAID = (
     *("id", "tenant_id", "type", "user_id", "request_id", "content_hash", "subject_id", "labels", "parameters"),
     *("input", "callback_url", "max_attempts", "timeout_seconds", "deadline_seconds", "retry_of"),
-    *("estimated_seconds", "traceparent"),
+    *("estimated_seconds", "traceparent", "concurrency_key", "revision"),
 )
 _GIVEN = {
-    name: jobs.c[name].type for name in (*_SAID, "priority", "run_at", "deadline_at", "released_at", "created_at")
+    name: jobs.c[name].type
+    for name in (*_SAID, "priority", "run_at", "deadline_at", "released_at", "created_at", "supersedes")
 }
 
 
@@ -223,11 +323,11 @@ def _insert(each: Each) -> Executable:
         "updated_at": each["created_at"],
     }
     inserting: Any = (postgresql if each.on_postgresql else sqlite).insert(jobs)
-    chosen = select(*columns.values()).where(true())  # without WHERE, SQLite takes ON for a join's
+    chosen = select(*columns.values()).where(keys.may_enter(each))
     statement: Executable = (
         inserting.from_select(list(columns), chosen)
         .on_conflict_do_nothing()
-        .returning(jobs.c.id, jobs.c.tenant_id, jobs.c.version, jobs.c.state, jobs.c.priority, jobs.c.released_at)
+        .returning(*TOLD, jobs.c.priority, jobs.c.released_at, jobs.c.supersedes)
     )
     return statement
 
@@ -235,7 +335,7 @@ def _insert(each: Each) -> Executable:
 _INSERT = Many(_GIVEN, _insert)
 
 
-def _row_of(new: NewJob, now: datetime, *, fast: bool) -> dict[str, Any]:
+def _row_of(new: NewJob, now: datetime, *, fast: bool, supersedes: uuid.UUID | None) -> dict[str, Any]:
     run_at = max(now, new.run_at or now)
     return {
         **{name: getattr(new, name) for name in _SAID},
@@ -244,10 +344,11 @@ def _row_of(new: NewJob, now: datetime, *, fast: bool) -> dict[str, Any]:
         "deadline_at": run_at + timedelta(seconds=new.deadline_seconds),
         "released_at": now if fast else None,
         "created_at": now,
+        "supersedes": supersedes,
     }
 
 
-def _accepted(new: NewJob, now: datetime) -> Job:
+def _accepted(new: NewJob, now: datetime, *, supersedes: uuid.UUID | None) -> Job:
     """The job as it has just been stored; reading it back would cost as much as writing it."""
     run_at = max(now, new.run_at or now)
     return Job(
@@ -258,6 +359,7 @@ def _accepted(new: NewJob, now: datetime) -> Job:
         result=None,
         appeal_of=None,
         superseded_by=None,
+        supersedes=supersedes,
         created_at=now,
         updated_at=now,
         started_at=None,
@@ -274,29 +376,42 @@ _FRESH_AND_SEEN = {name: value for name, value in FRESH.items() if name in _SEEN
 
 async def _known(tx: Transaction, refused: Sequence[NewJob]) -> dict[Any, tuple[Job, bytes]]:
     """The jobs that stand in the way, by id and by (tenant, request id), with their content's hash."""
-    if not refused:
-        return {}
-    same_request = and_(
-        jobs.c.tenant_id.in_({new.tenant_id for new in refused}),
-        jobs.c.request_id.in_({new.request_id for new in refused}),
-    )
-    same_id = jobs.c.id.in_({new.id for new in refused})
-    found: dict[Any, tuple[Job, bytes]] = {}
-    for row in await tx.connection.execute(select(*VISIBLE, jobs.c.content_hash).where(or_(same_request, same_id))):
-        found[row.id] = found[row.tenant_id, row.request_id] = job_of(row), row.content_hash
-    return found
+    rows = [{"id": new.id, "tenant_id": new.tenant_id, "request_id": new.request_id} for new in refused]
+    found = await _STANDS_FOR.execute(tx, rows)
+    by_id = await _with_hashes(tx, {row.job_id for row in found})
+    return {
+        row.new_id if row.job_id == row.new_id else (row.tenant_id, row.request_id): by_id[row.job_id] for row in found
+    }
 
 
-async def accepted_before(
-    reader: Reader, requests: Collection[tuple[uuid.UUID, str]]
-) -> dict[tuple[uuid.UUID, str], tuple[Job, bytes]]:
+async def accepted_before(reader: Reader, requests: Collection[keys.Request]) -> dict[keys.Request, tuple[Job, bytes]]:
     """The jobs that (tenant, request id) pairs stand for already, with their content's hash."""
-    tenants, ids = {tenant_id for tenant_id, _ in requests}, {request_id for _, request_id in requests}
-    rows = await reader.connection.execute(
-        select(*VISIBLE, jobs.c.content_hash).where(jobs.c.tenant_id.in_(tenants), jobs.c.request_id.in_(ids))
-    )
-    found = {(row.tenant_id, row.request_id): (job_of(row), row.content_hash) for row in rows}
-    return {request: found[request] for request in requests if request in found}
+    rows = [{"id": _NO_ID, "tenant_id": tenant_id, "request_id": request_id} for tenant_id, request_id in requests]
+    found = await _STANDS_FOR.execute(reader, rows)
+    by_id = await _with_hashes(reader, {row.job_id for row in found})
+    return {(row.tenant_id, row.request_id): by_id[row.job_id] for row in found}
+
+
+def _standing_for(each: Each) -> Executable:
+    """One look at an index for each: as joins, these would be planned anew for the size that the table then has."""
+    same_id = select(jobs.c.id).where(jobs.c.id == each["id"]).scalar_subquery()
+    request = and_(jobs.c.tenant_id == each["tenant_id"], jobs.c.request_id == each["request_id"])
+    same_request = select(jobs.c.id).where(request).scalar_subquery()
+    job_id = func.coalesce(same_id, same_request, keys.answered_with(each)).label("job_id")
+    given = (each["id"].label("new_id"), each["tenant_id"].label("tenant_id"), each["request_id"].label("request_id"))
+    found = select(*given, job_id).subquery()
+    return select(found).where(found.c.job_id.is_not(None))
+
+
+_STANDS_FOR = Many({"id": Uuid(), "tenant_id": Uuid(), "request_id": Text()}, _standing_for)
+_NO_ID = uuid.UUID(int=0)
+
+
+async def _with_hashes(reader: Reader, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, tuple[Job, bytes]]:
+    if not ids:
+        return {}
+    rows = await reader.connection.execute(_FIND_WITH_HASHES[reader.on_postgresql], {"ids": list(ids)})
+    return {row.id: (job_of(row), row.content_hash) for row in rows}
 
 
 async def count_open(reader: Reader, tenants: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
@@ -320,6 +435,9 @@ async def find(reader: Reader, owner: Owner, job_id: uuid.UUID) -> Job | None:
 
 
 _FIND_MANY = for_both(lambda on_postgresql: select(*VISIBLE).where(among(jobs.c.id, on_postgresql=on_postgresql)))
+_FIND_WITH_HASHES = for_both(
+    lambda on_postgresql: select(*VISIBLE, jobs.c.content_hash).where(among(jobs.c.id, on_postgresql=on_postgresql))
+)
 _VERSIONS = for_both(
     lambda on_postgresql: select(jobs.c.id, jobs.c.version).where(among(jobs.c.id, on_postgresql=on_postgresql))
 )

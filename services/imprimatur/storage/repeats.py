@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Executable,
     Row,
     Uuid,
     and_,
@@ -19,7 +20,6 @@ from sqlalchemy import (
     column,
     exists,
     func,
-    insert,
     literal,
     not_,
     null,
@@ -27,11 +27,12 @@ from sqlalchemy import (
     select,
     values,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.identity import new_id
 from imprimatur.job import MOST_LOSSES, SUBMITTED, Happening, State, losses_kept
 from imprimatur.policy import Trigger
-from imprimatur.storage import clock
+from imprimatur.storage import clock, keys
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FRESH, Filter, Owner, matching
 from imprimatur.storage.locks import in_locked
@@ -71,10 +72,27 @@ async def _count(reader: Reader, condition: ColumnElement[bool]) -> int:
 _RETRYABLE = jobs.c.state.in_([State.FAILED, State.CANCELLED])
 _again = jobs.alias("again")
 _RETRIED = exists().where(_again.c.retry_of == jobs.c.id)
+_newer = jobs.alias("newer")
+#: Something newer has taken its place: with the same key either what is under way, or the same subject once more.
+_REPLACED = or_(
+    jobs.c.superseded_by.is_not(None),
+    exists().where(
+        _newer.c.tenant_id == jobs.c.tenant_id, _newer.c.concurrency_key == jobs.c.concurrency_key, keys.live(_newer)
+    ),
+    exists().where(
+        _newer.c.tenant_id == jobs.c.tenant_id,
+        _newer.c.subject_id == jobs.c.subject_id,
+        _newer.c.id > jobs.c.id,
+        _newer.c.concurrency_key == jobs.c.concurrency_key,
+    ),
+)
+#: What is retried.
+_LEFT = and_(_RETRYABLE, not_(_RETRIED), not_(_REPLACED))
 
 
 async def retry(tx: Transaction, scope: Scope, *, limit: int, traceparent: str | None = None) -> Sequence[Row[Any]]:
-    """Accept failed and cancelled jobs anew that no job is a retry of yet. They wait for the dispatcher.
+    """Accept failed and cancelled jobs anew that no job is a retry of yet, and whose place nothing newer has taken.
+    Of one concurrency key one job at a time. They wait for the dispatcher.
 
     Args:
         traceparent: the span in which they are accepted.
@@ -84,7 +102,7 @@ async def retry(tx: Transaction, scope: Scope, *, limit: int, traceparent: str |
     """
     locked = (
         select(jobs.c.id, func.length(jobs.c.input).label("size"))
-        .where(_RETRYABLE, not_(_RETRIED), scope.condition(tx))
+        .where(_LEFT, scope.condition(tx))
         .order_by(jobs.c.id)
         .limit(limit)
         .with_for_update(key_share=True)
@@ -93,7 +111,7 @@ async def retry(tx: Transaction, scope: Scope, *, limit: int, traceparent: str |
     if not old_ids:
         return []
     # A statement of its own: it sees what somebody else committed while this transaction waited for the locks.
-    copied = _copy({old_id: new_id() for old_id in old_ids}, await clock.present(tx), traceparent)
+    copied = _copy(tx, {old_id: new_id() for old_id in old_ids}, await clock.present(tx), traceparent)
     made = sorted((await tx.connection.execute(copied)).all(), key=lambda row: row.id)
     if made:
         await record(tx, made, kind=SUBMITTED, outcome=False, details={})
@@ -102,7 +120,7 @@ async def retry(tx: Transaction, scope: Scope, *, limit: int, traceparent: str |
 
 async def count_retryable(reader: Reader, scope: Scope) -> int:
     """How many jobs `retry` would take, without a limit."""
-    return await _count(reader, and_(_RETRYABLE, not_(_RETRIED), scope.condition(reader)))
+    return await _count(reader, and_(_LEFT, scope.condition(reader)))
 
 
 def _fitting(rows: Sequence[Any]) -> list[uuid.UUID]:
@@ -122,10 +140,13 @@ _TOLD = ("id", "tenant_id", "version", "state", "type", "priority", "retry_of")
 _KEPT = (
     *("tenant_id", "type", "user_id", "priority", "content_hash", "subject_id", "labels", "parameters", "input"),
     *("callback_url", "max_attempts", "timeout_seconds", "deadline_seconds", "estimated_seconds"),
+    *("concurrency_key", "revision"),
 )
 
 
-def _copy(new_ids: Mapping[uuid.UUID, uuid.UUID], now: datetime, traceparent: str | None) -> Any:
+def _copy(
+    tx: Transaction, new_ids: Mapping[uuid.UUID, uuid.UUID], now: datetime, traceparent: str | None
+) -> Executable:
     """New jobs by the ids of the old ones. The tasks never leave the database: together they may be large."""
     pair = values(column("old_id", Uuid()), column("new_id", Uuid()), name="pair").data(list(new_ids.items())).cte()
     present = literal(now, clock.Instant())
@@ -141,7 +162,12 @@ def _copy(new_ids: Mapping[uuid.UUID, uuid.UUID], now: datetime, traceparent: st
         "updated_at": present,
     }
     chosen = select(*content.values()).join_from(pair, jobs, pair.c.old_id == jobs.c.id).where(not_(_RETRIED))
-    return insert(jobs).from_select(list(content), chosen).returning(*(jobs.c[name] for name in _TOLD))
+    # Keys are waited for in the same order as by those who submit: that of the code points.
+    in_line = jobs.c.concurrency_key.collate("C" if tx.on_postgresql else "BINARY")
+    chosen = chosen.order_by(in_line.nulls_first(), pair.c.new_id)
+    inserting: Any = (postgresql if tx.on_postgresql else sqlite).insert(jobs).from_select(list(content), chosen)
+    statement: Executable = inserting.on_conflict_do_nothing().returning(*(jobs.c[name] for name in _TOLD))
+    return statement
 
 
 # --- reviews again ---------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from imprimatur.storage.schema import (
     attempts,
     job_events,
     jobs,
+    request_aliases,
     tenants,
     webhook_attempts,
     webhook_deliveries,
@@ -104,7 +105,11 @@ _PARTS: dict[Kind, tuple[_Part, ...]] = {
     Kind.ATTEMPTS: ((attempts, attempts.c.job_id.in_),),
     Kind.EVENTS: ((job_events, job_events.c.job_id.in_),),
 }
-_PARTS[Kind.JOBS] = (*chain.from_iterable(_PARTS.values()), (jobs, jobs.c.id.in_))
+_PARTS[Kind.JOBS] = (
+    *chain.from_iterable(_PARTS.values()),
+    (request_aliases, request_aliases.c.job_id.in_),
+    (jobs, jobs.c.id.in_),
+)
 #: The column, first of a unique index, that names the jobs of which there is something left.
 _WALKS = {
     Kind.JOBS: jobs.c.id,
@@ -239,7 +244,11 @@ async def _forget_some(
     if tenant_id is None:
         return Step(rows={}, following=None)
     ended = await _ended(tx, tenant_id, place, before=before, since=since, limit=limit)
-    forgotten = await _forget(tx, [row.id for row in ended], dry_run=dry_run) if ended else 0
+    ids = [row.id for row in ended]
+    forgotten = 0
+    if ids:
+        aliases = await _remove(tx, request_aliases, request_aliases.c.job_id.in_(ids), dry_run=dry_run)
+        forgotten = aliases + await _forget(tx, ids, dry_run=dry_run)
     following: Place | None = None
     if len(ended) == limit:
         last = ended[-1]

@@ -38,8 +38,8 @@ metadata = MetaData(
 Document = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
-def _partial(name: str, *columns: Column[object], where: str) -> Index:
-    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
+def _partial(name: str, *columns: Column[object], where: str, unique: bool = False) -> Index:
+    return Index(name, *columns, unique=unique, postgresql_where=text(where), sqlite_where=text(where))
 
 
 tenants = Table(
@@ -123,6 +123,9 @@ jobs = Table(
     Column("retry_of", Uuid),
     Column("appeal_of", Uuid),
     Column("superseded_by", Uuid),
+    Column("supersedes", Uuid),
+    Column("concurrency_key", Text),  # of `imprimatur.keys`
+    Column("revision", BigInteger),
     Column("estimated_seconds", Float),
     Column("traceparent", Text),  # the span that accepted it, as W3C Trace Context writes it
     # A person's hold on it while it waits for one.
@@ -173,6 +176,24 @@ _partial("ix_jobs_finished", jobs.c.tenant_id, jobs.c.finished_at, where="finish
 _partial("ix_jobs_open", jobs.c.tenant_id, where="state IN ('queued', 'running')")
 _partial("ix_jobs_retryable", jobs.c.tenant_id, jobs.c.id, where="state IN ('failed', 'cancelled')")
 _partial("ix_jobs_retry_of", jobs.c.retry_of, where="retry_of IS NOT NULL")
+_partial(  # of one key at most one job is unfinished
+    "uq_jobs_live_key",
+    jobs.c.tenant_id,
+    jobs.c.concurrency_key,
+    where="concurrency_key IS NOT NULL AND state IN ('queued', 'running', 'awaiting_review')",
+    unique=True,
+)
+_partial("ix_jobs_revision", jobs.c.tenant_id, jobs.c.concurrency_key, jobs.c.revision, where="revision IS NOT NULL")
+
+#: Further request ids that were answered with a job: it was unfinished, and its key and its content were the same.
+request_aliases = Table(
+    "request_aliases",
+    metadata,
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), primary_key=True),
+    Column("request_id", Text, primary_key=True),
+    Column("job_id", Uuid, ForeignKey("jobs.id"), nullable=False),
+    Index("ix_request_aliases_job_id", "job_id"),
+)
 
 attempts = Table(
     "attempts",

@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from imprimatur import keys
 from imprimatur.job import Attempt, Job, JobError, JobEvent, JobType, Priority, State
 from imprimatur.v1 import creative_pb2, job_pb2
 from imprimatur.wire.creatives import timestamp
@@ -50,6 +51,9 @@ def job_to_wire(job: Job, tenant: str, attempts: Sequence[Attempt] = ()) -> job_
         retry_of=str(job.retry_of or ""),
         appeal_of=str(job.appeal_of or ""),
         superseded_by=str(job.superseded_by or ""),
+        supersedes=str(job.supersedes or ""),
+        concurrency_key=keys.name_given(job.concurrency_key),
+        revision=job.revision,
     )
     if job.finished_at is not None and job.started_at is not None:
         shown.actual_duration.FromTimedelta(job.finished_at - job.started_at)

@@ -53,6 +53,8 @@ def _of_any_job(job: Job, event: JobEvent) -> dict[str, Any]:
         data["retry_of"] = str(job.retry_of)
     if job.superseded_by is not None and event.state is State.CANCELLED:
         data["superseded_by"] = str(job.superseded_by)
+    if job.supersedes is not None:
+        data["supersedes"] = str(job.supersedes)
     if "error" in event.details:
         data["error"] = {"code": event.details["error"], "message": event.details["error_message"]}
     return data
