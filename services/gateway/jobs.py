@@ -30,7 +30,7 @@ from imprimatur.errors import (
     OutOfRange,
     RequestError,
 )
-from imprimatur.gathering import Gathering
+from imprimatur.gathering import LINGER_SECONDS, Gathering
 from imprimatur.guard import Guard
 from imprimatur.job import Job, NewJob, State
 from imprimatur.retention import Retention
@@ -79,7 +79,9 @@ class Jobs(JobServiceServicer):
         self._guard = guard
         self._retention = retention
         self._estimates = statistics.Estimates(database)
-        self._together: Gathering[NewJob, Submitted] = Gathering("submits", self._store, most=_SUBMITTED_TOGETHER)
+        self._together: Gathering[NewJob, Submitted] = Gathering(
+            "submits", self._store, most=_SUBMITTED_TOGETHER, linger_seconds=LINGER_SECONDS
+        )
 
     # --- accept ------------------------------------------------------------------------------------------
 

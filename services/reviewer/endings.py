@@ -15,7 +15,7 @@ import structlog
 
 from imprimatur import metrics, tracing
 from imprimatur.errors import Unavailable
-from imprimatur.gathering import Gathering
+from imprimatur.gathering import LINGER_SECONDS, Gathering
 from imprimatur.job import Claim, State
 from imprimatur.policy import LivePolicy
 from imprimatur.storage import claims, tenants
@@ -25,8 +25,6 @@ from imprimatur.storage.database import Database
 
 log = structlog.get_logger(__name__)
 
-#: Under load, claims and ends wait so long for those that come right behind: together they cost half as much.
-LINGER_SECONDS = 0.004
 #: How long the end of an attempt is tried to be written while the database is away; and of a process that stops.
 _INSIST_SECONDS = 60.0
 _INSIST_WHEN_STOPPING_SECONDS = 2.0

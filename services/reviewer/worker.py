@@ -13,7 +13,7 @@ import structlog
 from imprimatur import metrics
 from imprimatur.broker import Broker, Delivery, Message, Queue, Subscription
 from imprimatur.errors import MalformedMessage, Unavailable
-from imprimatur.gathering import Gathering
+from imprimatur.gathering import LINGER_SECONDS, Gathering
 from imprimatur.identity import new_id
 from imprimatur.job import Claim, Happening, Priority
 from imprimatur.storage import claims
@@ -22,7 +22,6 @@ from imprimatur.storage.database import Database
 from imprimatur.storage.workers import Worker as Identity
 from imprimatur.wire.messages import JobsChanged, ReviewRequested
 from reviewer.attempt import Attempts
-from reviewer.endings import LINGER_SECONDS
 from reviewer.inbox import Inbox
 from reviewer.leases import Leases
 
