@@ -170,8 +170,8 @@ def per_second(done: Round) -> dict[str, Shown]:
             f"{decision}, overrides: {str(overrides).lower()}": number
             for (decision, overrides), number in done.by_people.items()
         },
-        # What a busy machine forgets too late is handed over once more.
-        "infrastructure: Handed to the broker": {"confirmed": (told, told + stored)},
+        # What happens together is told together; what a busy machine forgets too late is handed over once more.
+        "infrastructure: Handed to the broker": {"confirmed": (done.worked_on, told + stored)},
         "infrastructure: Transactions": {
             "imprimatur committed": (outcomes, 1e6),
             "imprimatur rolled back": (0, 1e6),

@@ -21,6 +21,8 @@ from tests.e2e import jobs
 from tests.e2e.processes import Child, Trio, command
 from tests.patience import PATIENCE_SECONDS
 
+from imprimatur.identity import new_id
+
 _FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _KINDS = ("sh", "sh server", "sh cluster")
 _SHELLS = ("sh", "bash", "shell", "console", "zsh")
@@ -115,7 +117,9 @@ def test_a_server_of_a_guide_starts_and_stops(block: Block, children: list[Child
 
 async def _a_job_that_waits(trio: Trio) -> str:
     async with trio.client() as client:
-        job = await client.submit(creative=jobs.examples()[_WINE])
+        creative = jobs.examples()[_WINE]
+        creative.creative_id += f"-{new_id()}"  # the guides submit the examples themselves
+        job = await client.submit(creative=creative)
         await client.wait(job.id, _SECONDS, until_terminal=False)
         return job.id
 

@@ -71,7 +71,10 @@ def everything(file: FileDescriptorProto) -> Iterator[tuple[Path_, str]]:
         yield path, message.name
         for number, field in enumerate(message.field):
             yield (*path, _FIELDS, number), f"{message.name}.{field.name}"
+        of_optional_fields = {field.oneof_index for field in message.field if field.proto3_optional}
         for number, oneof in enumerate(message.oneof_decl):
+            if number in of_optional_fields:  # which protoc made up
+                continue
             yield (*path, _ONEOFS, number), f"{message.name}.{oneof.name}"
     for path, enum in enums(file):
         yield path, enum.name
