@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -20,8 +20,8 @@ from google.rpc import status_pb2
 
 from gateway import errors
 from gateway.access import Doorkeeper, caller, serve_as
-from gateway.deadlines import allowed_seconds
-from gateway.quotas import Quotas
+from gateway.deadlines import LONGEST_UPLOAD_SECONDS, allowed_seconds
+from gateway.quotas import Quotas, Upload
 from gateway.rendering import serializer
 from imprimatur import metrics, tracing
 from imprimatur.errors import InvalidRequest
@@ -64,6 +64,10 @@ class Edge(grpc.aio.ServerInterceptor):
     def _wrap(self, handler: _Handler, method: str) -> _Handler:
         call = _Call(self._doorkeeper, self._quotas, method)
         parse = _parser(handler.request_deserializer)
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                call.uploading(cast(Any, handler.stream_unary)), parse, handler.response_serializer
+            )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 call.streaming(cast(Any, handler.unary_stream)), parse, serializer(handler.response_serializer)
@@ -98,6 +102,29 @@ class _Call:
                     code = "OK"
                     if span.recording:
                         _name_job(span, getattr(getattr(response, "job", None), "id", ""))
+                except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
+                    status = self._status(fault)
+                    code = errors.code_of(status).name
+                    await context.abort(errors.code_of(status), status.message, errors.trailer_of(status))
+                finally:
+                    self._end(span, code)
+                    metrics.rpc_seconds.labels(self._rpc, code).observe(time.perf_counter() - began)
+            return response
+
+        return answer
+
+    def uploading(self, handle: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def answer(requests: AsyncIterator[_Parsed], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            began = time.perf_counter()
+            code = "CANCELLED"  # unless it ends in another way
+            headers = _headers(context)
+            with self._span(headers) as span:
+                try:
+                    async with asyncio.timeout(allowed_seconds(context, longest_seconds=LONGEST_UPLOAD_SECONDS)):
+                        await self._admit(headers)
+                        with self._quotas.upload(caller()) as upload:
+                            response = await handle(_counted(span, requests, upload), context)
+                    code = "OK"
                 except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
                     status = self._status(fault)
                     code = errors.code_of(status).name
@@ -187,6 +214,13 @@ def _begun(span: Span, request: Any) -> Any:
         span.set({"imprimatur.tenant.id": str(caller().tenant_id)})
     _name_job(span, getattr(request, "job_id", ""))
     return request
+
+
+async def _counted(span: Span, requests: AsyncIterator[_Parsed], upload: Upload) -> AsyncIterator[Any]:
+    """The messages of an upload, which count as they come."""
+    async for request in requests:
+        upload.grow(request.size)
+        yield _begun(span, request.message)
 
 
 def _name_job(span: Span, text: str) -> None:

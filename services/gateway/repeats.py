@@ -21,7 +21,7 @@ from imprimatur.storage.jobs import Filter
 from imprimatur.storage.repeats import SENT_BACK, Scope
 from imprimatur.tracing import SpanContext
 from imprimatur.v1 import job_service_pb2 as pb
-from imprimatur.wire.creatives import timestamp
+from imprimatur.wire.creatives import asset_ids_in, timestamp
 
 #: At a time: what one transaction changes, and one answer lists.
 MOST_AT_ONCE = 1000
@@ -53,6 +53,7 @@ def retry_of(old: Any, request_id: str) -> NewJob:
         estimated_seconds=old.estimated_seconds,
         retry_of=old.id,
         traceparent=tracing.traceparent(),
+        asset_ids=asset_ids_in(old.input),
     )
 
 

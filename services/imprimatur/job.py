@@ -231,6 +231,7 @@ class NewJob:
     estimated_seconds: float | None = None
     retry_of: uuid.UUID | None = None
     traceparent: str | None = None  #: the span in which it is accepted
+    asset_ids: tuple[str, ...] = ()  #: of the images that its task names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

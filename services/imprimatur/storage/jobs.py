@@ -36,7 +36,7 @@ from imprimatur.job import (
     Priority,
     State,
 )
-from imprimatur.storage import attempts, clock, outbox
+from imprimatur.storage import assets, attempts, clock, outbox
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.many import Each, Many
 from imprimatur.storage.schema import job_events, jobs, tenants
@@ -160,6 +160,7 @@ async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once
         ],
     )
     created = {row.id for row in inserted}
+    await assets.link(tx, [new for new in new_jobs if new.asset_ids and new.id in created])
     known = await _known(tx, [new for new in new_jobs if new.id not in created])
     return [
         Submitted(job=_accepted(new, now), created=True, released=new.id in released)
