@@ -23,8 +23,8 @@ ImagesArgument = Annotated[list[Path], typer.Argument(metavar="FILE…", exists=
 async def upload(session: Session, *, files: ImagesArgument) -> None:
     """Upload images (PNG, JPEG, GIF, WebP), and show the ids by which creatives name them (images[].assetId).
 
-    The same image has the same id, however often it is uploaded. Files that are refused are named on standard error, and
-    the exit code is then 1.
+    The same image has the same id, however often it is uploaded. Files that are refused are named on standard error,
+    and the exit code is then 1.
     """
     kept: list[tuple[Path, Asset]] = []
     for file in files:

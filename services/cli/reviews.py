@@ -130,19 +130,24 @@ async def again(
 
 
 async def _save_images(session: Session, creative: Creative, folder: Path) -> None:
-    """The names are the seller's: only the number and a harmless ending are used. URLs are for people to open."""
+    """URLs are for people to open."""
+    for number, image in enumerate(creative.images):
+        if image.url:
+            note(f"image {number} is at {image.url}, and was not saved")
+        else:
+            data = await session.client.download_asset(image.asset_id) if image.asset_id else image.data
+            _save(data, number, folder)
+
+
+def _save(data: bytes, number: int, folder: Path) -> None:
+    """The names are the seller's: only the number and a harmless ending are used."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(creative.images):
-            if image.url:
-                note(f"image {number} is at {image.url}, and was not saved")
-                continue
-            data = await session.client.download_asset(image.asset_id) if image.asset_id else image.data
-            file = folder / f"image-{number}{_ending(data)}"
-            file.write_bytes(data)
-            note(f"saved {file}")
+        file = folder / f"image-{number}{_ending(data)}"
+        file.write_bytes(data)
     except OSError as error:
         raise CommandFailed(f"{folder}: {error.strerror}") from error
+    note(f"saved {file}")
 
 
 def _ending(data: bytes) -> str:

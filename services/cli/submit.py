@@ -60,7 +60,8 @@ async def submit(
     """Submit creatives for review.
 
     A file is one creative in JSON, as in examples/creatives; images[].path is read relative to it, and uploaded first
-    where it is too large for the request; images[].assetId and images[].url name others. Items are accepted one by one: those refused are named on standard error, and the exit code is then 1.
+    where it is too large for the request; images[].assetId and images[].url name others. Items are accepted one by
+    one: those refused are named on standard error, and the exit code is then 1.
     """
     labels = labels_of(label or ())
     read = [await _with_uploads(session, file) for file in read_all(files)]
