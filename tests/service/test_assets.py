@@ -132,7 +132,7 @@ async def test_the_same_upload_at_the_same_time_is_kept_once(system: System, me:
 )
 @on_sqlite
 async def test_what_is_no_image_is_refused(me: Caller, messages: Sequence[UploadAssetRequest], reason: str) -> None:
-    refused = await refusal(me.assets.UploadAsset(messages))
+    refused = await refusal(me.assets.UploadAsset(iter(messages)))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
     assert list(refused.violations) == ["data"]
 
@@ -156,7 +156,7 @@ async def test_what_is_too_large_is_refused_before_it_has_all_come(me: Caller) -
 @on_sqlite
 async def test_bytes_that_are_no_message_are_refused_with_words(system: System, me: Caller) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{system.port}") as channel:
-        raw = channel.stream_unary("/imprimatur.v1.AssetService/UploadAsset")
+        raw: Any = channel.stream_unary("/imprimatur.v1.AssetService/UploadAsset")
         call = raw([b"\xff\xff\xff"], metadata=(("authorization", f"Bearer {me.key}"),))
         assert (await refusal(call)).reason == "INVALID_FIELD"
 
