@@ -185,6 +185,16 @@ async def test_one_tenant_s_clean_up_leaves_the_images_of_others(database: Datab
         assert (await assets.bytes_kept(reader, tenant), await assets.bytes_kept(reader, other)) == (0, len(CONTENT))
 
 
+async def test_a_job_keeps_the_images_of_its_own_tenant_alone(database: Database, tenant: uuid.UUID) -> None:
+    other = await makers.make_tenant(database)
+    for one in (tenant, other):
+        await keep(database, one, days=8.0)
+    await submit(database, other, asset_id_of(CONTENT))
+    assert await clean(database, WEEK) == Counter(assets=1)
+    async with database.read() as reader:
+        assert (await assets.bytes_kept(reader, tenant), await assets.bytes_kept(reader, other)) == (0, len(CONTENT))
+
+
 async def test_clean_up_takes_no_image_that_is_just_being_used(database: Database, tenant: uuid.UUID) -> None:
     asset_id = await keep(database, tenant, days=8.0)
     if not database.on_postgresql:

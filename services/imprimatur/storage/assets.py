@@ -62,15 +62,15 @@ async def use(tx: Transaction, tenant_id: uuid.UUID, ids: Collection[str]) -> di
     """Those of the images that are kept, by id. They stay so for as long as an image that was just uploaded."""
     found = await find(tx, tenant_id, ids)
     now = await clock.present(tx)
-    stale = [bytes.fromhex(one.id) for one in found.values() if one.used_at < now - _NOTED_AFTER]
+    stale = {one.id for one in found.values() if one.used_at < now - _NOTED_AFTER}
     if not stale:
         return found
-    which = (assets.c.tenant_id == tenant_id, assets.c.digest.in_(stale))
+    which = (assets.c.tenant_id == tenant_id, assets.c.digest.in_(map(bytes.fromhex, stale)))
     locked = in_locked(assets.c.id, select(assets.c.id).where(*which).order_by(assets.c.id).with_for_update())
     noted = update(assets).where(locked).values(used_at=now).returning(*_KNOWN)
     renewed = {one.id: one for one in map(_asset_of, await tx.connection.execute(noted))}
     # One that clean-up took meanwhile is not among them.
-    return {id_: one for id_, one in found.items() if bytes.fromhex(id_) not in stale} | renewed
+    return {asset_id: one for asset_id, one in found.items() if asset_id not in stale} | renewed
 
 
 async def find(reader: Reader, tenant_id: uuid.UUID, ids: Collection[str]) -> dict[str, Asset]:
