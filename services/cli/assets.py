@@ -64,6 +64,13 @@ async def download(
     note(f"saved {file}")
 
 
+@client_command(app, "delete")
+async def delete(session: Session, *, asset_id: AssetArgument) -> None:
+    """Remove an image before its time; not while an unfinished job shows it. For admins."""
+    await session.client.delete_asset(asset_id)
+    note(f"deleted {asset_id}")
+
+
 def read(file: Path) -> bytes:
     """The file's bytes; raises CommandFailed."""
     try:

@@ -85,7 +85,7 @@ def may(role: Role, method: str, *, bound: bool) -> bool:
     if role is Role.OPERATOR or name in _OPERATING:
         return role is Role.OPERATOR and name in _OPERATING
     if role is Role.ADMIN:
-        return not (bound and service in _OF_ALL_USERS)
+        return not (bound and (service in _OF_ALL_USERS or name == "DeleteAsset"))
     if service == "AssetService":
         return name in _OF_ASSETS[role]
     if service == "JobService":

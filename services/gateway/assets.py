@@ -7,7 +7,7 @@ from typing import Any
 from gateway.access import caller
 from gateway.quotas import Quotas
 from imprimatur.assets import HEAD_BYTES, MAX_CREATIVE_BYTES, Asset, asset_id_of, is_asset_id, media_type_of
-from imprimatur.errors import InvalidRequest, NotFound, RequestError
+from imprimatur.errors import FailedPrecondition, InvalidRequest, NotFound, RequestError
 from imprimatur.job import NewJob
 from imprimatur.retention import Retention
 from imprimatur.storage import assets, jobs
@@ -75,6 +75,18 @@ class Assets(AssetServiceServicer):
             if len(part) < _PART_BYTES:
                 return
 
+    async def DeleteAsset(self, request: pb.DeleteAssetRequest, context: Any) -> pb.DeleteAssetResponse:
+        """Keep an image no longer."""
+        asset_id, tenant_id = _id_in(request), caller().tenant_id
+        async with self._database.begin() as tx:
+            if await assets.in_use(tx, tenant_id, asset_id):
+                raise FailedPrecondition(
+                    "a job that shows it is unfinished; cancel it first", reason="ASSET_IN_USE", asset_id=asset_id
+                )
+            if not await assets.remove(tx, tenant_id, asset_id):
+                raise self._not_found(asset_id)
+        return pb.DeleteAssetResponse()
+
     async def _received(self, requests: AsyncIterator[pb.UploadAssetRequest]) -> bytes:
         """All of it; what cannot be taken is refused as soon as that shows."""
         content = bytearray()
@@ -120,7 +132,7 @@ def checked_id(text: str, field: str) -> str:
     return text
 
 
-def _id_in(request: pb.GetAssetRequest | pb.DownloadAssetRequest) -> str:
+def _id_in(request: pb.GetAssetRequest | pb.DownloadAssetRequest | pb.DeleteAssetRequest) -> str:
     return checked_id(request.asset_id, "asset_id")
 
 

@@ -18,7 +18,12 @@ from imprimatur.tenancy import Role
 from imprimatur.v1 import admin_service_pb2, asset_service_pb2, review_service_pb2, webhook_service_pb2
 from imprimatur.v1 import job_service_pb2 as pb
 from imprimatur.v1.admin_service_pb2 import CleanUpRequest, GetTenantLimitsRequest, SetTenantLimitsRequest
-from imprimatur.v1.asset_service_pb2 import DownloadAssetRequest, GetAssetRequest, UploadAssetRequest
+from imprimatur.v1.asset_service_pb2 import (
+    DeleteAssetRequest,
+    DownloadAssetRequest,
+    GetAssetRequest,
+    UploadAssetRequest,
+)
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import Job
@@ -57,6 +62,7 @@ RPCS: dict[str, tuple[str, Any, set[Role]]] = {
     "DeleteWebhookEndpoint": ("webhooks", DeleteWebhookEndpointRequest(endpoint_id=NOBODYS), ADMINS),
     "UploadAsset": ("assets", [UploadAssetRequest(data=b"not an image")], SUBMITTERS),
     "GetAsset": ("assets", GetAssetRequest(asset_id="none"), EVERYBODY),
+    "DeleteAsset": ("assets", DeleteAssetRequest(asset_id="none"), ADMINS),
     "DownloadAsset": ("assets", DownloadAssetRequest(asset_id="none"), REVIEWERS),
     "GetTenantLimits": ("administration", GetTenantLimitsRequest(tenant="nobody"), OPERATORS),
     "SetTenantLimits": ("administration", SetTenantLimitsRequest(tenant="nobody"), OPERATORS),

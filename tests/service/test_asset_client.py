@@ -131,6 +131,9 @@ async def test_images_are_uploaded_shown_and_downloaded(imprimatur: Commands, tm
     assert "image/png" in shown.out
     assert downloaded.code == 0
     assert copy.read_bytes() == PNG
+    assert (await imprimatur("assets", "delete", asset_id)).code == 0
+    assert "there is no asset" in (await imprimatur("assets", "show", asset_id)).err
+    await imprimatur("assets", "upload", str(image))
     again = await imprimatur("assets", "download", asset_id, str(copy))
     assert (again.code, "File exists" in again.err) == (1, True)
 

@@ -29,7 +29,13 @@ from imprimatur.guard import Guard
 from imprimatur.storage import assets, schema
 from imprimatur.tenancy import Role
 from imprimatur.v1.admin_service_pb2 import SetTenantLimitsRequest, TenantLimits
-from imprimatur.v1.asset_service_pb2 import Asset, DownloadAssetRequest, GetAssetRequest, UploadAssetRequest
+from imprimatur.v1.asset_service_pb2 import (
+    Asset,
+    DeleteAssetRequest,
+    DownloadAssetRequest,
+    GetAssetRequest,
+    UploadAssetRequest,
+)
 from imprimatur.v1.creative_pb2 import Creative, CreativeImage, CreativeReviewTask
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_FAILED as FAILED
@@ -172,6 +178,22 @@ async def test_an_image_is_its_tenant_s_alone(system: System, me: Caller) -> Non
         assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "ASSET_NOT_FOUND")
     refused = await refusal(stranger.jobs.SubmitJob(showing(CreativeImage(asset_id=asset.asset_id))))
     assert refused.reason == "ASSET_NOT_FOUND"
+
+
+async def test_an_image_is_deleted_when_no_unfinished_job_shows_it(system: System, me: Caller) -> None:
+    request = DeleteAssetRequest(asset_id=(await upload(me)).asset_id)
+    stranger = await system.caller(tenant_id=await makers.make_tenant(system.database))
+    assert (await refusal(stranger.assets.DeleteAsset(request))).reason == "ASSET_NOT_FOUND"
+    bound = await system.caller(user_id="ada")
+    assert (await refusal(bound.assets.DeleteAsset(request))).reason == "ROLE_NOT_ALLOWED"
+    job = await submit(me, CreativeImage(asset_id=request.asset_id))
+    refused = await refusal(me.assets.DeleteAsset(request))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ASSET_IN_USE")
+    await me.jobs.CancelJob(CancelJobRequest(job_id=job.id))
+    await me.assets.DeleteAsset(request)
+    assert (await refusal(me.assets.DeleteAsset(request))).reason == "ASSET_NOT_FOUND"
+    async with system.database.read() as reader:
+        assert await assets.bytes_kept(reader, system.tenant_id) == 0
 
 
 # --- quotas ------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from imprimatur.v1 import review_service_pb2 as reviews_v1
 from imprimatur.v1 import webhook_service_pb2 as webhooks_v1
 from imprimatur.v1.admin_service_pb2 import CleanUpRequest, CleanUpResponse
 from imprimatur.v1.admin_service_pb2_grpc import AdminServiceStub
-from imprimatur.v1.asset_service_pb2 import Asset, GetAssetRequest
+from imprimatur.v1.asset_service_pb2 import Asset, DeleteAssetRequest, GetAssetRequest
 from imprimatur.v1.asset_service_pb2_grpc import AssetServiceStub
 from imprimatur.v1.creative_pb2 import Creative, Decision
 from imprimatur.v1.job_pb2 import Job, JobEvent
@@ -154,6 +154,11 @@ class Client:
     async def download_asset(self, asset_id: str) -> bytes:
         """An image's bytes; for reviewers and admins. Not repeated by itself."""
         return await download(self._calls, self._assets, asset_id)
+
+    async def delete_asset(self, asset_id: str) -> None:
+        """Remove an image that no unfinished job names; for admins. Not repeated by itself."""
+        request = DeleteAssetRequest(asset_id=asset_id)
+        await self._calls.unary(self._assets.DeleteAsset, request, repeatable=False)
 
     async def sendable(self, creative: Creative) -> Creative:
         """The same creative; where it is too large for a request, with its largest images uploaded, and named."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import LargeBinary, func, insert, select, text, update
+from sqlalchemy import LargeBinary, delete, func, insert, select, text, update
 
 from imprimatur.assets import Asset
 from imprimatur.identity import new_id
@@ -19,7 +19,7 @@ from imprimatur.job import NewJob
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.locks import in_locked
-from imprimatur.storage.schema import asset_contents, assets, job_assets
+from imprimatur.storage.schema import asset_contents, assets, job_assets, jobs
 
 #: Used again within so long is not noted: days are counted, and many submits may name the same image at once.
 _NOTED_AFTER = timedelta(hours=1)
@@ -94,6 +94,20 @@ async def content(
     )
     seen = (await reader.connection.execute(found)).scalar_one_or_none()
     return None if seen is None else bytes(seen)
+
+
+async def in_use(reader: Reader, tenant_id: uuid.UUID, asset_id: str) -> bool:
+    """Whether a job that names the image is unfinished."""
+    names_it = (job_assets.c.tenant_id == tenant_id, job_assets.c.digest == bytes.fromhex(asset_id))
+    found = select(jobs.c.id).join(job_assets, job_assets.c.job_id == jobs.c.id).where(*names_it)
+    unfinished = found.where(jobs.c.finished_at.is_(None)).limit(1)
+    return (await reader.connection.execute(unfinished)).scalar_one_or_none() is not None
+
+
+async def remove(tx: Transaction, tenant_id: uuid.UUID, asset_id: str) -> bool:
+    """Keep an image no longer; whether it was there."""
+    which = (assets.c.tenant_id == tenant_id, assets.c.digest == bytes.fromhex(asset_id))
+    return (await tx.connection.execute(delete(assets).where(*which))).rowcount > 0
 
 
 async def link(tx: Transaction, new_jobs: Sequence[NewJob]) -> None:
