@@ -14,9 +14,9 @@ from imprimatur.storage.database import Database
 from imprimatur.storage.workers import Worker as Identity
 from reviewer.attempt import Attempts
 from reviewer.engines import Engine, OpenEngine
-from reviewer.images import Images
 from reviewer.images.darkroom import Darkroom
 from reviewer.images.fetching import Fetcher
+from reviewer.images.images import Images
 from reviewer.leases import Leases
 from reviewer.tasks.creative_review import CreativeReview
 from reviewer.worker import Worker

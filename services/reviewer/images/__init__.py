@@ -1,8 +1,5 @@
-"""The images of creatives: fetched from where they are, decoded in processes of their own, handed to the engine.
+"""The images of creatives: brought together, decoded in processes of their own, given to the engine.
 
-`Images` is the whole of it for the task; engines see the outcome alone. No image is ever decoded in the worker itself.
+`images.Images` is the whole of it for the task; engines see the outcome alone. No image is ever decoded in the worker
+itself. This file imports nothing: `decoding` runs in child processes, which are to stay small.
 """
-
-from reviewer.images.images import Images
-
-__all__ = ["Images"]

@@ -24,7 +24,7 @@ from imprimatur.storage.database import Database
 from imprimatur.tracing import Attribute
 from imprimatur.wire.creatives import ai_result, creative_of
 from reviewer.engines import Engine, OpenEngine
-from reviewer.images import Images
+from reviewer.images.images import Images
 from reviewer.tasks import NotEnough, Report, Waiting, Work
 
 log = structlog.get_logger(__name__)
