@@ -19,7 +19,7 @@ from cli.arguments import limit, limit_shown
 from cli.connection import DEFAULT_DATA
 from cli.output import Output, moment, note, plain
 from imprimatur.policy import Mode
-from imprimatur.tenancy import MOST_A_SECOND, MOST_AT_ONCE, Role
+from imprimatur.tenancy import MOST_A_SECOND, MOST_AT_ONCE, MOST_BYTES, Role
 
 if TYPE_CHECKING:
     from cli.operation import Operation
@@ -102,6 +102,9 @@ def limits(
     streams: Annotated[
         str, typer.Option(metavar="LIMIT", help="Watches open at each gateway: a number, 'none' or 'default'.")
     ] = "",
+    asset_bytes: Annotated[
+        str, typer.Option(metavar="LIMIT", help="Bytes of uploaded images kept: a number, 'none' or 'default'.")
+    ] = "",
     database_url: DatabaseURL = "",
     data: Data = DEFAULT_DATA,
     json: Json = False,
@@ -115,6 +118,7 @@ def limits(
         "open_jobs": limit(open_jobs, "--open-jobs", MOST_AT_ONCE, whole=True),
         "running_jobs": limit(running_jobs, "--running-jobs", MOST_AT_ONCE, whole=True),
         "streams": limit(streams, "--streams", MOST_AT_ONCE, whole=True),
+        "asset_bytes": limit(asset_bytes, "--asset-bytes", MOST_BYTES, whole=True),
     }
     changes = {name: value.number for name, value in asked.items() if value is not None}
     operation = _at(database_url, data)

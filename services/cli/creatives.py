@@ -1,4 +1,7 @@
-"""Creatives in files: the protobuf JSON form of `Creative`, with `images[].path` in place of the bytes."""
+"""Creatives in files: the protobuf JSON form of `Creative`, with `images[].path` in place of the bytes.
+
+An image may also be named by `assetId` or `url`, as in the contract.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,9 +14,6 @@ from google.protobuf import json_format
 from cli.commands import CommandFailed
 from cli.output import note
 from imprimatur.v1.creative_pb2 import Creative
-
-#: What the contract allows in a request, images included; more is refused before it is sent.
-_LARGEST_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +79,6 @@ def _creative(path: Path, document: dict[str, Any]) -> Creative:
                 added.name = added.name or Path(place).name
     except (json_format.ParseError, TypeError) as error:
         raise CommandFailed(f"{path}: {error}") from error
-    if creative.ByteSize() > _LARGEST_BYTES:
-        raise CommandFailed(
-            f"{path}: has {creative.ByteSize()} bytes with its images; at most {_LARGEST_BYTES} can be sent"
-        )
     return creative
 
 

@@ -83,6 +83,7 @@ async def serving(
                 around.broker,
                 engine,
                 open_apart,
+                guard=guard,
                 slots=slots,
                 drain_seconds=drain_seconds,
             ) as reviewing,

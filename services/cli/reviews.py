@@ -80,7 +80,7 @@ async def claim(
     """Take a review for a while, so that nobody else does the same; again, to prolong it."""
     review = await session.client.claim_review(job_id, lease=lease, reviewer=reviewer)
     if save_images is not None:
-        _save_images(review.creative, save_images)
+        await _save_images(session, review.creative, save_images)
     session.output.show(review, lambda: tables.review_in_full(review))
 
 
@@ -129,16 +129,25 @@ async def again(
         )
 
 
-def _save_images(creative: Creative, folder: Path) -> None:
+async def _save_images(session: Session, creative: Creative, folder: Path) -> None:
+    """URLs are for people to open."""
+    for number, image in enumerate(creative.images):
+        if image.url:
+            note(f"image {number} is at {image.url}, and was not saved")
+        else:
+            data = await session.client.download_asset(image.asset_id) if image.asset_id else image.data
+            _save(data, number, folder)
+
+
+def _save(data: bytes, number: int, folder: Path) -> None:
     """The names are the seller's: only the number and a harmless ending are used."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(creative.images):
-            file = folder / f"image-{number}{_ending(image.data)}"
-            file.write_bytes(image.data)
-            note(f"saved {file}")
+        file = folder / f"image-{number}{_ending(data)}"
+        file.write_bytes(data)
     except OSError as error:
         raise CommandFailed(f"{folder}: {error.strerror}") from error
+    note(f"saved {file}")
 
 
 def _ending(data: bytes) -> str:

@@ -1,5 +1,6 @@
 """`imprimatur submit`: creatives from files into the queue."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from cli import tables, watch
 from cli.arguments import LabelOption, PriorityWord, WhenBusyWord, labels_of
-from cli.commands import Session, client_command
+from cli.commands import CommandFailed, Session, client_command
 from cli.creatives import CreativeFile, read_all
 from cli.output import as_dict, complain, plain
 from imprimatur.client import ClientError, submission
@@ -78,13 +79,14 @@ async def submit(
 ) -> None:
     """Submit creatives for review.
 
-    A file is one creative in JSON, as in examples/creatives; images[].path is read relative to it. Items are
-    accepted one by one: those refused are named on standard error, and the exit code is then 1.
+    A file is one creative in JSON, as in examples/creatives; images[].path is read relative to it, and uploaded first
+    where it is too large for the request; images[].assetId and images[].url name others. Items are accepted one by
+    one: those refused are named on standard error, and the exit code is then 1.
     """
     if when_busy is not None and not key:
         raise typer.BadParameter("--when-busy goes with --key")
     labels = labels_of(label or ())
-    read = read_all(files)
+    read = [await _with_uploads(session, file) for file in read_all(files)]
     requests = [
         submission(
             file.creative,
@@ -111,6 +113,16 @@ async def submit(
         session.output.show({"results": [_result(*outcome) for outcome in outcomes]}, lambda: _accepted(accepted))
     if len(accepted) < len(outcomes):
         raise typer.Exit(1)
+
+
+async def _with_uploads(session: Session, file: CreativeFile) -> CreativeFile:
+    """Raises CommandFailed where an image is refused, before anything is submitted."""
+    try:
+        return replace(file, creative=await session.client.sendable(file.creative))
+    except ClientError as error:
+        if not error.field:
+            raise
+        raise CommandFailed(f"{file.path}: an image cannot be uploaded: {error.message}") from error
 
 
 def _raise_what_struck_all(outcomes: list[Job | ClientError]) -> None:

@@ -18,6 +18,7 @@ from imprimatur.v1.creative_pb2 import (
     Category,
     Confidence,
     Creative,
+    CreativeImage,
     Decision,
     Part,
     PolicyTrigger,
@@ -298,6 +299,11 @@ def _creative_facts(creative: Creative) -> Iterable[tuple[str, object]]:
     for name in ("name", "format", "advertiser", "headline", "body", "call_to_action", "landing_page_url", "language"):
         yield name.replace("_", " "), getattr(creative, name)
     yield "declared", ", ".join(word(Category, category) for category in creative.declared_categories)
-    yield "images", ", ".join(image.name or "unnamed" for image in creative.images)
+    yield "images", ", ".join(_image(image) for image in creative.images)
     yield "videos", ", ".join(creative.video_urls)
     yield "audio", ", ".join(creative.audio_urls)
+
+
+def _image(image: CreativeImage) -> str:
+    source = image.url or (f"asset {image.asset_id}" if image.asset_id else "")
+    return f"{image.name or 'unnamed'} ({source})" if source else image.name or "unnamed"

@@ -36,6 +36,8 @@ _READING = {
 _OF_ALL_USERS = {"WebhookService", "AdminService"}
 #: For those who run the system, and nobody else.
 _OPERATING = {"GetTenantLimits", "SetTenantLimits"}
+#: Who names images has them already; who decides must look at them.
+_OF_ASSETS = {Role.SUBMITTER: {"UploadAsset", "GetAsset"}, Role.REVIEWER: {"GetAsset", "DownloadAsset"}}
 #: What a reviewer may do to jobs: they are the ones before whom it piles up.
 _REVIEWING = {"ReviewJobsAgain"}
 
@@ -83,7 +85,9 @@ def may(role: Role, method: str, *, bound: bool) -> bool:
     if role is Role.OPERATOR or name in _OPERATING:
         return role is Role.OPERATOR and name in _OPERATING
     if role is Role.ADMIN:
-        return not (bound and service in _OF_ALL_USERS)
+        return not (bound and (service in _OF_ALL_USERS or name == "DeleteAsset"))
+    if service == "AssetService":
+        return name in _OF_ASSETS[role]
     if service == "JobService":
         return role is Role.SUBMITTER or name in _READING or name in _REVIEWING
     return service == "ReviewService" and role is Role.REVIEWER

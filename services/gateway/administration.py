@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from google.protobuf.wrappers_pb2 import DoubleValue, UInt32Value
+from google.protobuf.wrappers_pb2 import DoubleValue, UInt32Value, UInt64Value
 
 from gateway.access import caller
 from gateway.cleaning import clean_for
@@ -18,7 +18,7 @@ from imprimatur.retention import Kind, Retention
 from imprimatur.storage import tenants
 from imprimatur.storage.database import Database
 from imprimatur.storage.retention import Place
-from imprimatur.tenancy import MOST_A_SECOND, MOST_AT_ONCE, Limits
+from imprimatur.tenancy import MOST_A_SECOND, MOST_AT_ONCE, MOST_BYTES, Limits
 from imprimatur.v1 import admin_service_pb2 as pb
 from imprimatur.v1.admin_service_pb2_grpc import AdminServiceServicer
 
@@ -81,6 +81,7 @@ class Administration(AdminServiceServicer):
                 open_jobs=allowed.open_jobs,
                 running_jobs=allowed.running_jobs,
                 streams=allowed.streams,
+                asset_bytes=allowed.asset_bytes,
             )
         )
 
@@ -111,15 +112,19 @@ def _limits_in(asked: pb.TenantLimits) -> Limits:
     rate = asked.submits_per_second.value
     if not (math.isfinite(rate) and 0 <= rate <= MOST_A_SECOND):
         raise InvalidRequest("limits.submits_per_second", f"is {rate:g}, must be from 0 to {MOST_A_SECOND:,}")
-    for name in ("open_jobs", "running_jobs", "streams"):
+    for name, most in (
+        *((name, MOST_AT_ONCE) for name in ("open_jobs", "running_jobs", "streams")),
+        ("asset_bytes", MOST_BYTES),
+    ):
         value = getattr(asked, name).value
-        if value > MOST_AT_ONCE:
-            raise InvalidRequest(f"limits.{name}", f"is {value}, must be from 0 to {MOST_AT_ONCE:,}")
+        if value > most:
+            raise InvalidRequest(f"limits.{name}", f"is {value}, must be from 0 to {most:,}")
     return Limits(
         submits_per_second=rate if asked.HasField("submits_per_second") else None,
         open_jobs=asked.open_jobs.value if asked.HasField("open_jobs") else None,
         running_jobs=asked.running_jobs.value if asked.HasField("running_jobs") else None,
         streams=asked.streams.value if asked.HasField("streams") else None,
+        asset_bytes=asked.asset_bytes.value if asked.HasField("asset_bytes") else None,
     )
 
 
@@ -129,6 +134,7 @@ def _shown(limits: Limits) -> pb.TenantLimits:
         open_jobs=_wrapped(UInt32Value, limits.open_jobs),
         running_jobs=_wrapped(UInt32Value, limits.running_jobs),
         streams=_wrapped(UInt32Value, limits.streams),
+        asset_bytes=_wrapped(UInt64Value, limits.asset_bytes),
     )
 
 

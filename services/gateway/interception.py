@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -20,8 +20,8 @@ from google.rpc import status_pb2
 
 from gateway import errors
 from gateway.access import Doorkeeper, caller, serve_as
-from gateway.deadlines import allowed_seconds
-from gateway.quotas import Quotas
+from gateway.deadlines import LONGEST_UPLOAD_SECONDS, allowed_seconds
+from gateway.quotas import Quotas, Upload
 from gateway.rendering import serializer
 from imprimatur import metrics, tracing
 from imprimatur.errors import InvalidRequest
@@ -31,6 +31,10 @@ log = structlog.get_logger(__name__)
 
 #: Served without a key, and not traced: they tell nothing about anybody's jobs.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+
+#: Of an upload that is refused so much more is taken in: as much as the largest that is allowed.
+_SWALLOWED_BYTES = 24 * 1024 * 1024
+_SWALLOWED_SECONDS = 5.0
 
 #: The codes that are this server's failure, and not its caller's or nobody's.
 _OUR_FAILURES = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -64,6 +68,10 @@ class Edge(grpc.aio.ServerInterceptor):
     def _wrap(self, handler: _Handler, method: str) -> _Handler:
         call = _Call(self._doorkeeper, self._quotas, method)
         parse = _parser(handler.request_deserializer)
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                call.uploading(cast(Any, handler.stream_unary)), parse, handler.response_serializer
+            )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 call.streaming(cast(Any, handler.unary_stream)), parse, serializer(handler.response_serializer)
@@ -101,6 +109,30 @@ class _Call:
                 except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
                     status = self._status(fault)
                     code = errors.code_of(status).name
+                    await context.abort(errors.code_of(status), status.message, errors.trailer_of(status))
+                finally:
+                    self._end(span, code)
+                    metrics.rpc_seconds.labels(self._rpc, code).observe(time.perf_counter() - began)
+            return response
+
+        return answer
+
+    def uploading(self, handle: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def answer(requests: AsyncIterator[_Parsed], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            began = time.perf_counter()
+            code = "CANCELLED"  # unless it ends in another way
+            headers = _headers(context)
+            with self._span(headers) as span:
+                try:
+                    async with asyncio.timeout(allowed_seconds(context, longest_seconds=LONGEST_UPLOAD_SECONDS)):
+                        await self._admit(headers)
+                        with self._quotas.upload(caller()) as upload:
+                            response = await handle(_counted(span, requests, upload), context)
+                    code = "OK"
+                except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
+                    status = self._status(fault)
+                    code = errors.code_of(status).name
+                    await _swallow(requests)
                     await context.abort(errors.code_of(status), status.message, errors.trailer_of(status))
                 finally:
                     self._end(span, code)
@@ -187,6 +219,25 @@ def _begun(span: Span, request: Any) -> Any:
         span.set({"imprimatur.tenant.id": str(caller().tenant_id)})
     _name_job(span, getattr(request, "job_id", ""))
     return request
+
+
+async def _counted(span: Span, requests: AsyncIterator[_Parsed], upload: Upload) -> AsyncIterator[Any]:
+    """The messages of an upload, which count as they come."""
+    async for request in requests:
+        upload.grow(request.size)
+        yield _begun(span, request.message)
+
+
+async def _swallow(requests: AsyncIterator[_Parsed]) -> None:
+    """Take in what a refused client still sends, and keep nothing of it. A client that is refused in the middle of its
+    sending may learn no more than that it cannot write (https://github.com/grpc/grpc/issues/36066)."""
+    left = _SWALLOWED_BYTES
+    with contextlib.suppress(TimeoutError, grpc.aio.UsageError):
+        async with asyncio.timeout(_SWALLOWED_SECONDS):
+            async for request in requests:
+                left -= request.size
+                if left < 0:
+                    return
 
 
 def _name_job(span: Span, text: str) -> None:

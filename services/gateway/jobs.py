@@ -12,6 +12,7 @@ import structlog
 
 from gateway import repeats, statistics, submissions, validation
 from gateway.access import Caller, caller
+from gateway.assets import with_their_images
 from gateway.deadlines import allowed_seconds
 from gateway.dispatcher import Dispatcher
 from gateway.errors import known, status_of
@@ -88,7 +89,10 @@ class Jobs(JobServiceServicer):
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         """Accept one job."""
         who = caller()
-        new = await self._estimated(submissions.new_job(request, who, self._guard, datetime.now(UTC)))
+        checked = submissions.new_job(request, who, self._guard, datetime.now(UTC))
+        [new] = await self._with_images([checked])
+        if isinstance(new, RequestError):
+            raise new
         (submitted,) = await self._submit(who, [new], self._store_with_others)
         return _accepted(submitted, who)
 
@@ -101,7 +105,12 @@ class Jobs(JobServiceServicer):
         outcomes: list[NewJob | RequestError] = [
             self._checked(item, who, f"items[{place}].") for place, item in enumerate(request.items)
         ]
-        good = [await self._estimated(outcome) for outcome in outcomes if isinstance(outcome, NewJob)]
+        found = iter(await self._with_images([outcome for outcome in outcomes if isinstance(outcome, NewJob)]))
+        outcomes = [
+            _within(next(found), f"items[{place}].") if isinstance(outcome, NewJob) else outcome
+            for place, outcome in enumerate(outcomes)
+        ]
+        good = [outcome for outcome in outcomes if isinstance(outcome, NewJob)]
         submitted = iter(await self._submit(who, good, self._store_batch))
         return pb.BatchSubmitJobsResponse(
             results=[
@@ -120,8 +129,12 @@ class Jobs(JobServiceServicer):
         except ImprimaturError as error:
             return known(error, rpc="BatchSubmitJobs")
 
-    async def _estimated(self, new: NewJob) -> NewJob:
-        return await self._estimates.put(new)
+    async def _with_images(self, new_jobs: Sequence[NewJob]) -> list[NewJob | RequestError]:
+        """With how long they may take; or what is wrong with the images that they name."""
+        return [
+            await self._estimates.put(new) if isinstance(new, NewJob) else new
+            for new in await with_their_images(self._database, new_jobs)
+        ]
 
     async def _submit(self, who: Caller, new_jobs: Sequence[NewJob], store: _Store) -> list[Submitted | RequestError]:
         """What became of each, in their order: some may be refused by the tenant's limits."""
@@ -268,7 +281,10 @@ class Jobs(JobServiceServicer):
                 reason="JOB_NOT_RETRYABLE",
                 state=old.state,
             )
-        (submitted,) = await self._submit(who, [repeats.retry_of(old, request_id)], self._store_with_others)
+        [new] = await with_their_images(self._database, [repeats.retry_of(old, request_id)])
+        if isinstance(new, RequestError):
+            raise new
+        (submitted,) = await self._submit(who, [new], self._store_with_others)
         return pb.RetryJobResponse(job=_accepted(submitted, who).job)
 
     async def RetryJobs(self, request: pb.RetryJobsRequest, context: Any) -> pb.RetryJobsResponse:
@@ -330,6 +346,10 @@ def _refusal(job: Job, ruling: Ruling, who: Caller) -> RequestError:
         return AlreadyExists(message, reason="REVISION_OUTDATED", **told)
     message = f"revision {ruling.revision} was accepted before, with other content; use a higher one"
     return AlreadyExists(message, reason="REVISION_REUSED", **told)
+
+
+def _within(outcome: NewJob | RequestError, path: str) -> NewJob | RequestError:
+    return outcome.within(path) if isinstance(outcome, RequestError) else outcome
 
 
 def _batch_result(submitted: Submitted | RequestError, who: Caller, path: str) -> pb.BatchSubmitJobsResult:

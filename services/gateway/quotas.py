@@ -11,7 +11,7 @@ import math
 import time
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
@@ -39,6 +39,9 @@ _COUNT_AT_LIMIT_SECONDS = 0.5
 _COME_AGAIN_SECONDS = 2.0
 #: Requests that are being answered may have so many bytes together, per process.
 MOST_REQUEST_BYTES = 256 * 1024 * 1024
+#: Uploads under way may have so many bytes together, per process; of one tenant so many may be under way.
+MOST_UPLOAD_BYTES = 256 * 1024 * 1024
+MOST_UPLOADS_OF_A_TENANT = 4
 #: Tenants remembered. Of one forgotten the jobs are counted anew, and its rate begins with a whole burst.
 _MOST_ACCOUNTS = 10_000
 
@@ -58,6 +61,7 @@ class Allowance:
     running_jobs: int = 0  #: of one tenant, which the dispatcher heeds
     streams: int = 5000  #: of one tenant, per process
     all_streams: int = 12_000  #: of one process
+    asset_bytes: int = 1024**3  #: kept for one tenant
 
     def of(self, tenant: Limits) -> "Allowance":
         """With a tenant's own limits."""
@@ -77,6 +81,8 @@ class Quotas:
         self._streams: Counter[uuid.UUID] = Counter()
         self._all_streams = 0
         self._request_bytes = 0
+        self._uploads: Counter[uuid.UUID] = Counter()
+        self._upload_bytes = 0
 
     async def stop(self) -> None:
         """End what is being read."""
@@ -192,6 +198,72 @@ class Quotas:
             yield
         finally:
             self._request_bytes -= size
+
+    # --- uploads -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def upload(self, who: Caller) -> Iterator["Upload"]:
+        """One upload of this caller's tenant. What it has sent counts until the end of the block.
+
+        Raises:
+            ResourceExhausted: the tenant has too many under way.
+            Unavailable: while it grows: too much is in hand already.
+        """
+        if self._uploads[who.tenant_id] >= MOST_UPLOADS_OF_A_TENANT:
+            what = "uploads of this tenant are under way here"
+            raise _refused("uploads", MOST_UPLOADS_OF_A_TENANT, what, "TOO_MANY_UPLOADS")
+        self._uploads[who.tenant_id] += 1
+        upload = Upload(self._take_upload_bytes)
+        try:
+            yield upload
+        finally:
+            self._upload_bytes -= upload.size
+            self._uploads[who.tenant_id] -= 1
+            if not self._uploads[who.tenant_id]:
+                del self._uploads[who.tenant_id]
+
+    def _take_upload_bytes(self, size: int) -> None:
+        if self._upload_bytes + size > MOST_UPLOAD_BYTES:
+            metrics.limit_refusals.labels("upload_bytes").inc()
+            raise Unavailable("this gateway has its hands full; try again shortly", reason="GATEWAY_BUSY")
+        self._upload_bytes += size
+
+    def check_asset_bytes(self, who: Caller, kept: int) -> None:
+        """Refuse what would make the images kept for this caller's tenant so many bytes.
+
+        Raises:
+            ResourceExhausted: it is more than the tenant may keep. No waiting helps.
+        """
+        most = self._allowance.of(who.limits).asset_bytes
+        if most and kept > most:
+            metrics.limit_refusals.labels("asset_bytes").inc()
+            raise ResourceExhausted(
+                f"the limit is reached: at most {most:,} bytes of images are kept for this tenant",
+                reason="ASSET_BYTES_EXCEEDED",
+                limit="asset_bytes",
+                value=str(most),
+            )
+
+
+class Upload:
+    """What one upload has sent.
+
+    Attributes:
+        size: bytes so far.
+    """
+
+    def __init__(self, take: Callable[[int], None]) -> None:
+        self._take = take
+        self.size = 0
+
+    def grow(self, size: int) -> None:
+        """So many more bytes came.
+
+        Raises:
+            Unavailable: there is no room for them.
+        """
+        self._take(size)
+        self.size += size
 
 
 @dataclass(kw_only=True)

@@ -21,7 +21,7 @@ from imprimatur.storage.jobs import Filter
 from imprimatur.storage.repeats import SENT_BACK, Scope
 from imprimatur.tracing import SpanContext
 from imprimatur.v1 import job_service_pb2 as pb
-from imprimatur.wire.creatives import timestamp
+from imprimatur.wire.creatives import asset_ids_in, timestamp
 
 #: At a time: what one transaction changes, and one answer lists.
 MOST_AT_ONCE = 1000
@@ -55,6 +55,7 @@ def retry_of(old: Any, request_id: str) -> NewJob:
         traceparent=tracing.traceparent(),
         concurrency_key=old.concurrency_key,
         revision=old.revision,
+        asset_ids=asset_ids_in(old.input),
     )
 
 

@@ -20,8 +20,9 @@ from gateway.interception import Edge
 from gateway.watching import Watchtower
 from imprimatur import metrics
 from imprimatur.errors import ConfigurationError
-from imprimatur.v1 import admin_service_pb2, job_service_pb2, review_service_pb2, webhook_service_pb2
+from imprimatur.v1 import admin_service_pb2, asset_service_pb2, job_service_pb2, review_service_pb2, webhook_service_pb2
 from imprimatur.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
+from imprimatur.v1.asset_service_pb2_grpc import AssetServiceServicer, add_AssetServiceServicer_to_server
 from imprimatur.v1.job_service_pb2_grpc import JobServiceServicer, add_JobServiceServicer_to_server
 from imprimatur.v1.review_service_pb2_grpc import ReviewServiceServicer, add_ReviewServiceServicer_to_server
 from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceServicer, add_WebhookServiceServicer_to_server
@@ -33,6 +34,7 @@ ROOM_FOR_CALLS = 3000
 _MEBIBYTE = 1024 * 1024
 _DESCRIBED = (
     admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
+    asset_service_pb2.DESCRIPTOR.services_by_name["AssetService"],
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
     review_service_pb2.DESCRIPTOR.services_by_name["ReviewService"],
     webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
@@ -66,6 +68,7 @@ class Servicers:
     """What is served."""
 
     jobs: JobServiceServicer
+    assets: AssetServiceServicer
     reviews: ReviewServiceServicer
     webhooks: WebhookServiceServicer
     administration: AdminServiceServicer
@@ -92,6 +95,7 @@ async def grpc_port(
     )
     taking = cast(grpc.aio.Server, _Generic(server))
     add_JobServiceServicer_to_server(servicers.jobs, taking)
+    add_AssetServiceServicer_to_server(servicers.assets, taking)
     add_ReviewServiceServicer_to_server(servicers.reviews, taking)
     add_WebhookServiceServicer_to_server(servicers.webhooks, taking)
     add_AdminServiceServicer_to_server(servicers.administration, taking)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gateway.access import Doorkeeper
 from gateway.administration import Administration
+from gateway.assets import Assets
 from gateway.cleaning import Cleaner
 from gateway.dispatcher import Dispatcher
 from gateway.health import Health
@@ -17,6 +18,7 @@ from gateway.server import SERVICES, Listener, Servicers, grpc_port
 from gateway.statistics import show_unfinished
 from gateway.watching import Watchtower
 from gateway.webhooks import Webhooks
+from imprimatur.assets import MAX_BYTES
 from imprimatur.broker import Broker
 from imprimatur.gauges import Gauges
 from imprimatur.guard import Guard
@@ -45,6 +47,7 @@ async def gateway(
     allowance: Allowance = DEFAULT_ALLOWANCE,
     lease_seconds: float = 3.0,
     retention: Retention = Retention(),  # noqa: B008  # frozen
+    most_asset_bytes: int = MAX_BYTES,
     drain_seconds: float = 20.0,
 ) -> AsyncIterator[Gateway]:
     """Run a gateway inside the block, and drain it at the end.
@@ -59,6 +62,7 @@ async def gateway(
     cleaner = Cleaner(database, retention)
     servicers = Servicers(
         jobs=Jobs(database, broker, dispatcher, watchtower, quotas=quotas, guard=guard, retention=retention),
+        assets=Assets(database, quotas, retention, most_bytes=most_asset_bytes),
         reviews=Reviews(database, retention),
         webhooks=Webhooks(database, vault, guard),
         administration=Administration(database, retention, allowance),

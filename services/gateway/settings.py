@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from gateway.quotas import Allowance
+from imprimatur.assets import MAX_BYTES
 from imprimatur.settings import AddressSettings, LeaseSettings, RetentionSettings, SharedSettings, VaultSettings
 
 _DEFAULT = Allowance()
@@ -60,6 +61,15 @@ class GatewaySettings(SharedSettings, LeaseSettings, VaultSettings, AddressSetti
         description="Watch streams that each gateway keeps open; about 25 kB of memory each",
     )
 
+    image_bytes: int = Field(
+        default=MAX_BYTES, ge=1, le=MAX_BYTES, description="Largest image that may be uploaded, in bytes"
+    )
+    asset_bytes_per_tenant: int = Field(
+        default=_DEFAULT.asset_bytes,
+        ge=0,
+        description="Uploaded images that are kept for one tenant, in bytes together; 0: no limit",
+    )
+
     def allowance(self) -> Allowance:
         """What tenants may take."""
         return Allowance(
@@ -69,4 +79,5 @@ class GatewaySettings(SharedSettings, LeaseSettings, VaultSettings, AddressSetti
             running_jobs=self.running_jobs_per_tenant,
             streams=self.streams_per_tenant,
             all_streams=self.streams,
+            asset_bytes=self.asset_bytes_per_tenant,
         )

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.access import Caller
+from gateway.assets import checked_id
 from gateway.validation import (
     instant_of,
     labels_within,
@@ -21,17 +22,18 @@ from gateway.validation import (
     without_nul,
 )
 from imprimatur import keys, tracing
+from imprimatur.assets import HEAD_BYTES, media_type_of
 from imprimatur.errors import InvalidRequest, PermissionDenied
 from imprimatur.evidence import Category
 from imprimatur.guard import Guard
 from imprimatur.identity import new_id
 from imprimatur.job import DEFAULTS, JobType, NewJob, Priority, WhenBusy
 from imprimatur.v1 import creative_pb2, job_pb2, job_service_pb2
+from imprimatur.wire.creatives import asset_ids_of
 
 MOST_BATCH_ITEMS = 1000
 _FARTHEST_RUN_AT = timedelta(days=366)
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
-_IMAGE_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
 
 
 def new_job(request: job_service_pb2.SubmitJobRequest, caller: Caller, guard: Guard, now: datetime) -> NewJob:
@@ -43,7 +45,7 @@ def new_job(request: job_service_pb2.SubmitJobRequest, caller: Caller, guard: Gu
     """
     without_nul(request)
     user_id = _user_of(request.user_id, caller)
-    job_type, subject_id, parameters, task_input = _task(request)
+    job_type, subject_id, parameters, task_input = _task(request, guard)
     defaults = DEFAULTS[job_type]
     key, when_busy = _key(request, job_type, subject_id, caller)
     if request.callback_url:
@@ -70,6 +72,7 @@ def new_job(request: job_service_pb2.SubmitJobRequest, caller: Caller, guard: Gu
         concurrency_key=key,
         when_busy=when_busy,
         revision=_revision(request),
+        asset_ids=asset_ids_of(request.creative_review.creative),
     )
 
 
@@ -138,11 +141,11 @@ def _run_at(stamp: Timestamp, now: datetime) -> datetime | None:
     return run_at
 
 
-def _task(request: job_service_pb2.SubmitJobRequest) -> tuple[JobType, str, dict[str, str], bytes]:
+def _task(request: job_service_pb2.SubmitJobRequest, guard: Guard) -> tuple[JobType, str, dict[str, str], bytes]:
     """(type, subject id, parameters to show, canonical input)."""
     if request.WhichOneof("task") == "creative_review":
         creative = request.creative_review.creative
-        _check_creative(creative, "creative_review.creative")
+        _check_creative(creative, "creative_review.creative", guard)
         return (
             JobType.CREATIVE_REVIEW,
             creative.creative_id,
@@ -166,7 +169,7 @@ _TEXT_LIMITS = {
 }
 
 
-def _check_creative(creative: creative_pb2.Creative, path: str) -> None:
+def _check_creative(creative: creative_pb2.Creative, path: str, guard: Guard) -> None:
     text_within(creative.creative_id, f"{path}.creative_id", 200, required=True)
     for name, most in _TEXT_LIMITS.items():
         text_within(getattr(creative, name), f"{path}.{name}", most)
@@ -175,7 +178,7 @@ def _check_creative(creative: creative_pb2.Creative, path: str) -> None:
     if creative.landing_page_url:
         _web_url(creative.landing_page_url, f"{path}.landing_page_url")
     _check_categories(creative, f"{path}.declared_categories")
-    _check_media(creative, path)
+    _check_media(creative, path, guard)
     if not any(text.strip() for text in (creative.headline, creative.body, creative.call_to_action)) and not (
         creative.images or creative.video_urls or creative.audio_urls
     ):
@@ -188,24 +191,28 @@ def _check_categories(creative: creative_pb2.Creative, field: str) -> None:
         raise InvalidRequest(field, "names a category twice")
 
 
-def _check_media(creative: creative_pb2.Creative, path: str) -> None:
+def _check_media(creative: creative_pb2.Creative, path: str, guard: Guard) -> None:
     for name in ("images", "video_urls", "audio_urls"):
         if len(getattr(creative, name)) > 10:
             raise InvalidRequest(f"{path}.{name}", "has more than 10 entries")
     for place, image in enumerate(creative.images):
-        where = f"{path}.images[{place}]"
-        text_within(image.name, f"{where}.name", 200)
-        if not image.data:
-            raise InvalidRequest(f"{where}.data", "is required", reason="FIELD_REQUIRED")
-        if not _looks_like_an_image(image.data):
-            raise InvalidRequest(f"{where}.data", "is not a PNG, JPEG, GIF or WebP image", reason="NOT_AN_IMAGE")
+        _check_image(image, f"{path}.images[{place}]", guard)
     for name in ("video_urls", "audio_urls"):
         for place, url in enumerate(getattr(creative, name)):
             _web_url(text_within(url, f"{path}.{name}[{place}]", 2000), f"{path}.{name}[{place}]")
 
 
-def _looks_like_an_image(data: bytes) -> bool:
-    return data.startswith(_IMAGE_SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+def _check_image(image: creative_pb2.CreativeImage, where: str, guard: Guard) -> None:
+    text_within(image.name, f"{where}.name", 200)
+    source = image.WhichOneof("source")
+    if source == "asset_id":
+        checked_id(image.asset_id, f"{where}.asset_id")
+    elif source == "url":
+        guard.check_url(image.url, f"{where}.url")
+    elif not image.data:
+        raise InvalidRequest(f"{where}.data", "is required: or asset_id, or url", reason="FIELD_REQUIRED")
+    elif media_type_of(image.data[:HEAD_BYTES]) is None:
+        raise InvalidRequest(f"{where}.data", "is not a PNG, JPEG, GIF or WebP image", reason="NOT_AN_IMAGE")
 
 
 def _web_url(url: str, field: str) -> None:

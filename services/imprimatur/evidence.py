@@ -54,11 +54,35 @@ class Recommendation(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Look:
+    """What an image was found to be when it was decoded."""
+
+    format: str  #: PNG, JPEG, GIF or WEBP
+    width: int
+    height: int
+    frames: int
+    sampled: int  #: frames that were decoded
+    plain: bool  #: one colour all over
+    stills: tuple[bytes, ...] = ()  #: of an animation: its sampled frames in order, as JPEGs of at most 1,024 px
+
+    @property
+    def shown_whole(self) -> bool:
+        """Whether nothing but the image itself, or its stills, need be looked at to have seen all of it."""
+        return self.frames == 1 or len(self.stills) == self.frames
+
+
+@dataclass(frozen=True, kw_only=True)
 class Image:
-    """One image of a creative, as encoded bytes (PNG, JPEG, GIF or WebP)."""
+    """One image of a creative: encoded bytes (PNG, JPEG, GIF or WebP), or where to get them; one of the three.
+
+    Engines are given the bytes, whatever their source, and the look of them.
+    """
 
     name: str
-    data: bytes
+    data: bytes = b""
+    asset_id: str = ""
+    url: str = ""
+    look: Look | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

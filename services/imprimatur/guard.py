@@ -1,24 +1,26 @@
-"""Which addresses a service may post to when a tenant names the URL. One guard for all of them.
+"""Which addresses a service may post to, or fetch from, when a tenant names the URL. One guard for all of them.
 
-A URL is checked three times: as text when it is given (`check_url`), as the answer of the name service, and as
-the concrete address of each connection about to be made. The last is the sure one: names can change their
-addresses between two look-ups, and literal addresses bypass the name service.
+A URL is checked three times: as text when it is given (`check_url`) and again when it is used, as the answer of the
+name service, and as the concrete address of each connection about to be made. The last is the sure one: names can
+change their addresses between two look-ups, and literal addresses bypass the name service. Whoever connects does so
+by a `GuardedClient`.
 """
 
 import asyncio
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from aiohappyeyeballs import AddrInfoType, SocketFactoryType
-from aiohttp import TCPConnector
+from aiohttp import ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from imprimatur.errors import ImprimaturError, InvalidRequest
+from imprimatur.networks import kind_of
 
 MAX_URL_CHARACTERS = 2000
 _MAX_HOST_CHARACTERS = 253
@@ -26,56 +28,7 @@ _MAX_LABEL_CHARACTERS = 63
 #: Look-ups at once. A slow name service holds a thread until it answers, so there are more than sockets need.
 _LOOKUP_THREADS = 64
 _NAMES_CACHED_SECONDS = 10
-
-#: Networks of one's own, which `allow_private` opens.
-_OWN = {
-    "10.0.0.0/8": "private",
-    "172.16.0.0/12": "private",
-    "192.168.0.0/16": "private",
-    "100.64.0.0/10": "carrier-grade NAT",
-    "127.0.0.0/8": "loopback",
-    "::1/128": "loopback",
-    "fc00::/7": "private",
-}
-#: Never a receiver of anything, whoever runs the server. Sources: the IANA special-purpose address registries
-#: (RFC 6890 and its updates), and the cloud providers' documentation of their metadata services.
-_NEVER = {
-    "100.100.100.200/32": "metadata",  # Alibaba Cloud
-    "168.63.129.16/32": "metadata",  # Azure
-    "192.0.0.192/32": "metadata",  # Oracle Cloud, older
-    "fd00:ec2::/32": "metadata",  # AWS
-    "fd20:ce::/32": "metadata",  # Google Cloud
-    "0.0.0.0/8": "unspecified",
-    "169.254.0.0/16": "link-local",  # with nearly every provider's metadata service
-    "192.0.0.0/24": "reserved",
-    "192.0.2.0/24": "documentation",
-    "192.31.196.0/24": "reserved",  # AS112
-    "192.52.193.0/24": "reserved",  # AMT
-    "192.88.99.0/24": "6to4 relay",
-    "192.175.48.0/24": "reserved",  # AS112
-    "198.18.0.0/15": "benchmark",
-    "198.51.100.0/24": "documentation",
-    "203.0.113.0/24": "documentation",
-    "224.0.0.0/4": "multicast",
-    "240.0.0.0/4": "reserved",
-    "::ffff:0:0/96": "IPv4-mapped",
-    "::ffff:0:0:0/96": "IPv4-translated",
-    "64:ff9b::/96": "NAT64",
-    "64:ff9b:1::/48": "NAT64",
-    "2001::/32": "Teredo",
-    "2001::/23": "reserved",
-    "2001:db8::/32": "documentation",
-    "2002::/16": "6to4",
-    "2620:4f:8000::/48": "reserved",  # AS112
-    "3fff::/20": "documentation",
-    "fe80::/10": "link-local",
-    "fec0::/10": "site-local",
-    "ff00::/8": "multicast",
-}
-#: Both, for what guards the same at another place, such as network policies.
-NOT_PUBLIC = _OWN | _NEVER
-#: All of IPv6 that is given out to the public; whatever lies outside is not.
-_PUBLIC_IPV6 = IPv6Network("2000::/3")
+_CONNECT_SECONDS = 5.0
 
 _NEVER_IN_A_URL = (
     (
@@ -85,18 +38,6 @@ _NEVER_IN_A_URL = (
     (re.compile("#"), "must have no fragment"),
     (re.compile("^[^/?]*//[^/?]*@"), "must have no user name or password"),
 )
-
-_Network = IPv4Network | IPv6Network
-_Address = IPv4Address | IPv6Address
-
-
-def _by_precision(table: dict[str, str]) -> tuple[tuple[_Network, str], ...]:
-    networks = [(ip_network(text), kind) for text, kind in table.items()]
-    return tuple(sorted(networks, key=lambda item: -item[0].prefixlen))
-
-
-_OWN_NETWORKS = _by_precision(_OWN)
-_NEVER_NETWORKS = _by_precision(_NEVER)
 
 
 class AddressForbidden(ImprimaturError, OSError):
@@ -110,6 +51,10 @@ class AddressForbidden(ImprimaturError, OSError):
         super().__init__(f"{host} leads to a forbidden address ({kind})")
         self.host = host
         self.kind = kind
+
+
+class UrlForbidden(ImprimaturError):
+    """A URL that was never to be used, by its text alone: a rule has changed since it was given."""
 
 
 def as_forbidden(fault: BaseException) -> AddressForbidden | None:
@@ -151,7 +96,7 @@ class Guard:
         Raises:
             AddressForbidden: naming `host`, or the address itself where there is no other name.
         """
-        kind = self._forbidden_kind(address)
+        kind = kind_of(address, allow_private=self.allow_private)
         if kind:
             raise AddressForbidden(host or address, kind)
 
@@ -206,23 +151,56 @@ class Guard:
 
     def _fault_in_literal(self, host: str) -> str:
         try:
-            kind = self._forbidden_kind(host)
+            kind = kind_of(host, allow_private=self.allow_private)
         except ValueError:
             return "must have a host name or a plainly written IP address"
         return f"must not lead to a forbidden address ({kind})" if kind else ""
 
-    def _forbidden_kind(self, text: str) -> str:
-        """What kind of forbidden address it is; empty for an allowed one."""
-        if "%" in text:
-            return "link-local"  # only those have zones
-        address = ip_address(text)
-        if kind := _kind_in(_NEVER_NETWORKS, address):
-            return kind
-        if kind := _kind_in(_OWN_NETWORKS, address):
-            return "" if self.allow_private else kind
-        if isinstance(address, IPv6Address) and address not in _PUBLIC_IPV6:
-            return "reserved"
-        return ""
+
+#: Who is not told otherwise connects to public addresses alone, by https.
+STRICT = Guard(allow_private=False, allow_http=False)
+
+
+class GuardedClient:
+    """HTTP to URLs that tenants name: nothing forbidden is connected to, no redirect is followed, no cookie kept, no
+    proxy or password of the environment heeded, and no compressed answer unpacked. Make it inside the event loop that
+    uses it.
+
+    Args:
+        timeout_seconds: the longest that one request may take, its answer included.
+        headers: of each request.
+    """
+
+    def __init__(self, guard: Guard, *, timeout_seconds: float, headers: Mapping[str, str]) -> None:
+        self._guard = guard
+        self._session = ClientSession(
+            connector=guard.connector(),
+            cookie_jar=DummyCookieJar(),
+            timeout=ClientTimeout(total=timeout_seconds, sock_connect=min(_CONNECT_SECONDS, timeout_seconds)),
+            trust_env=False,
+            auto_decompress=False,
+            headers={"Accept-Encoding": "identity", **headers},
+        )
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, url: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[ClientResponse]:
+        """`async with client.request("GET", url) as response: …`. How much of the answer is read is up to the caller.
+
+        Raises:
+            UrlForbidden: by its text.
+            aiohttp.ClientError: it failed; `as_forbidden` says whether for the address that it leads to.
+            TimeoutError: it took too long.
+        """
+        if wrong := self._guard.fault_in(url):
+            raise UrlForbidden(f"the URL {wrong}")
+        async with self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
+            yield response
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
 
 
 class GuardedResolver(AbstractResolver):
@@ -266,10 +244,6 @@ def _look_up(host: str, port: int, family: socket.AddressFamily) -> Sequence[tup
 
 def _fault_in_port(parsed: URL) -> str:
     return "" if parsed.port else "must have a port from 1 to 65535, or none"
-
-
-def _kind_in(networks: Sequence[tuple[_Network, str]], address: _Address) -> str:
-    return next((kind for network, kind in networks if address in network), "")
 
 
 def _ends_in_number(host: str) -> bool:

@@ -242,6 +242,7 @@ class NewJob:
     concurrency_key: str | None = None
     when_busy: WhenBusy = WhenBusy.REFUSE
     revision: int | None = None
+    asset_ids: tuple[str, ...] = ()  #: of the images that its task names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

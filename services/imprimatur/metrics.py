@@ -75,8 +75,8 @@ rpc_seconds = Histogram(
 )
 limit_refusals = Counter(
     "imprimatur_limit_refusals_total",
-    "Jobs, streams and calls refused by a limit of a tenant (submits_per_second, open_jobs, streams) or of the process "
-    "(all_streams, request_bytes).",
+    "Jobs, streams and calls refused by a limit of a tenant (submits_per_second, open_jobs, streams, uploads, "
+    "asset_bytes) or of the process (all_streams, request_bytes, upload_bytes).",
     ["limit"],
 )
 open_streams = Gauge("imprimatur_open_streams", "Watch streams open now.", ["rpc"])
@@ -239,11 +239,12 @@ ATTEMPT_ERRORS = (
     *(fault.code for fault in (AttemptError, TransientError, TimedOut, RateLimited, PermanentError)),
     *("engine_died", "engine_failed", "engine_not_started", "invalid_answer", "refused", "too_long", "workers_lost"),
     *("provider_credentials", "provider_error", "provider_model", "provider_quota", "provider_rejected"),
-    *("provider_timeout", "provider_unreachable"),
+    *("provider_timeout", "provider_unreachable", "image_decoder_died", "image_unavailable"),
 )
 #: What clean-up removes: tables, and request ids.
 ROWS_REMOVED = (
     *("jobs", "job_events", "attempts", "webhook_messages", "webhook_deliveries", "webhook_attempts", "request_ids"),
+    *("job_assets", "assets"),
 )
 for _type in _TYPES:
     for _code in ATTEMPT_ERRORS:
@@ -256,7 +257,10 @@ for _trigger in ("engine_error", "budget_exhausted"):
     decisions.labels("pending", _trigger)
 for _loop in ("outbox", "lease-renewal", "giving-up", "webhook-messages", "webhook-delivery"):
     loop_failures.labels(_loop)  # failures beside those of a Loop, which sees to itself
-for _limit in ("submits_per_second", "open_jobs", "streams", "all_streams", "request_bytes"):
+for _limit in (
+    *("submits_per_second", "open_jobs", "streams", "uploads", "asset_bytes"),
+    *("all_streams", "request_bytes", "upload_bytes"),
+):
     limit_refusals.labels(_limit)
 for _way in ("at_once", "dispatcher", "again"):
     jobs_released.labels(_way)

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imprimatur.errors import ConfigurationError
 from imprimatur.guard import Guard
-from imprimatur.retention import JOB_DAYS, Kind, Retention
+from imprimatur.retention import ASSET_DAYS, JOB_DAYS, Kind, Retention
 from imprimatur.vault import Vault
 
 #: Each class has it: commands read a single one, such as the vault's.
@@ -106,15 +106,17 @@ class VaultSettings(BaseSettings):
 
 
 class AddressSettings(BaseSettings):
-    """Which addresses webhooks may go to; the same values in the gateway, which checks URLs, and the notifier."""
+    """Which addresses webhooks may go to and images come from; the same values in the gateway, which checks URLs, and
+    in those who connect: the notifier and the reviewer."""
 
     model_config = _CONFIG
 
     allow_private_addresses: bool = Field(
-        default=False, description="Let webhooks go to private and loopback addresses; same in gateway and notifier"
+        default=False,
+        description="Let webhooks go to, and images come from, private and loopback addresses; same in all services",
     )
     allow_http: bool = Field(
-        default=False, description="Let webhooks go to http:// addresses; same in gateway and notifier"
+        default=False, description="Let webhooks go to, and images come from, http:// addresses; same in all services"
     )
 
     def guard(self) -> Guard:
@@ -153,6 +155,14 @@ class RetentionSettings(BaseSettings):
         description="Finished jobs' request ids may be used anew after so many days; 0: with their jobs",
     )
 
+    retention_asset_days: int = Field(
+        default=ASSET_DAYS,
+        ge=0,
+        le=_MOST_DAYS,
+        description="Uploaded images are removed so many days after they were last uploaded or named by a submit, and "
+        "after the end of each job that names them; 0: never",
+    )
+
     @field_validator(*(f"retention_{name}_days" for name in ("event", "attempt", "webhook", "request_id")))
     @classmethod
     def _goes_with_its_job(cls, days: int, info: ValidationInfo) -> int:
@@ -170,6 +180,7 @@ class RetentionSettings(BaseSettings):
                 Kind.ATTEMPTS: self.retention_attempt_days,
                 Kind.WEBHOOKS: self.retention_webhook_days,
                 Kind.REQUEST_IDS: self.retention_request_id_days,
+                Kind.ASSETS: self.retention_asset_days,
             }
         )
 

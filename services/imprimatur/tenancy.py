@@ -20,6 +20,7 @@ class Role(StrEnum):
 #: The largest limits that can be set; whoever wants more wants none.
 MOST_A_SECOND = 1_000_000
 MOST_AT_ONCE = 2_000_000_000
+MOST_BYTES = 10**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Limits:
     open_jobs: int | None = None  #: queued or running, everywhere
     running_jobs: int | None = None  #: released or running, everywhere
     streams: int | None = None  #: open at each gateway
+    asset_bytes: int | None = None  #: of uploaded images, kept
 
 
 NO_LIMITS_OF_ITS_OWN = Limits()

@@ -1,5 +1,4 @@
-"""One HTTP POST to a receiver, and what came of it. Follows no redirect, keeps no cookie, heeds no proxy
-variable, reads little of the answer and stores none of it."""
+"""One HTTP POST to a receiver, and what came of it. Reads little of the answer and stores none of it."""
 
 import time
 from collections.abc import Mapping
@@ -7,19 +6,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from aiohttp import ClientConnectorDNSError, ClientError, ClientSession, ClientTimeout, DummyCookieJar
+from aiohttp import ClientConnectorDNSError, ClientError
 
 from imprimatur import metrics
-from imprimatur.guard import Guard, as_forbidden
+from imprimatur.guard import Guard, GuardedClient, UrlForbidden, as_forbidden
 from notifier.schedule import retry_after
 
 #: Read so that the connection can serve again; a receiver that sends more has its connection closed.
 _READ_BYTES = 4096
-_CONNECT_SECONDS = 5.0
 _HEADERS = {
     "Content-Type": "application/json",
     "User-Agent": "Imprimatur-Webhooks/1",
-    "Accept-Encoding": "identity",
 }
 
 
@@ -51,15 +48,7 @@ class Poster:
     """
 
     def __init__(self, guard: Guard, *, timeout_seconds: float) -> None:
-        self._session = ClientSession(
-            connector=guard.connector(),
-            cookie_jar=DummyCookieJar(),
-            timeout=ClientTimeout(total=timeout_seconds, sock_connect=min(_CONNECT_SECONDS, timeout_seconds)),
-            trust_env=False,
-            auto_decompress=False,
-            headers=_HEADERS,
-        )
-        self._guard = guard
+        self._client = GuardedClient(guard, timeout_seconds=timeout_seconds, headers=_HEADERS)
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Post once. Raises nothing but cancellation: whatever goes wrong is an answer."""
@@ -78,16 +67,16 @@ class Poster:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._session.close()
+        await self._client.close()
 
     async def _answer(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        if wrong := self._guard.fault_in(url):
-            return Answer(outcome=Outcome.BLOCKED, error=f"the URL {wrong}")
         try:
-            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+            async with self._client.request("POST", url, body=body, headers=headers) as response:
                 await response.content.read(_READ_BYTES)
                 asked = retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
                 return _of_status(response.status, asked)
+        except UrlForbidden as forbidden:
+            return Answer(outcome=Outcome.BLOCKED, error=str(forbidden))
         except TimeoutError:
             return Answer(outcome=Outcome.FAILED, error="no answer within the time allowed")
         except (ClientError, OSError, ValueError) as fault:

@@ -26,6 +26,8 @@ async def run(settings: ReviewerSettings, stop: StopSignal) -> None:
                 around.broker,
                 engine,
                 apart.opened,
+                guard=settings.guard(),
+                image_processes=settings.image_processes,
                 slots=settings.reviewer_slots,
                 lease_seconds=settings.lease_seconds,
                 drain_seconds=settings.drain_seconds,

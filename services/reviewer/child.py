@@ -9,6 +9,7 @@ import ctypes
 import os
 import pickle
 import queue
+import resource
 import signal
 import socket
 import struct
@@ -61,6 +62,13 @@ class Broke:
 
 
 Answer = Done | Refused | Broke
+
+
+def bound_memory(most_bytes: int) -> None:
+    """Allow this process, and each that it starts, so much, or what it is allowed already where that is less."""
+    _, allowed = resource.getrlimit(resource.RLIMIT_DATA)
+    most = most_bytes if allowed == resource.RLIM_INFINITY else min(most_bytes, allowed)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def serve(line: int, parent: int) -> NoReturn:

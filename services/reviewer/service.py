@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from imprimatur import metrics
 from imprimatur.broker import Broker
+from imprimatur.guard import STRICT, Guard
 from imprimatur.identity import new_id
 from imprimatur.job import JobType
 from imprimatur.process import process_name
@@ -13,6 +14,9 @@ from imprimatur.storage.database import Database
 from imprimatur.storage.workers import Worker as Identity
 from reviewer.attempt import Attempts
 from reviewer.engines import Engine, OpenEngine
+from reviewer.images.darkroom import Darkroom
+from reviewer.images.fetching import Fetcher
+from reviewer.images.images import Images
 from reviewer.leases import Leases
 from reviewer.tasks.creative_review import CreativeReview
 from reviewer.worker import Worker
@@ -37,6 +41,8 @@ async def reviewer(
     engine: Engine,
     open_apart: OpenEngine,
     *,
+    guard: Guard = STRICT,
+    image_processes: int = 2,
     slots: int = 16,
     lease_seconds: float = 3.0,
     drain_seconds: float = 20.0,
@@ -45,11 +51,15 @@ async def reviewer(
 
     Args:
         open_apart: opens the same engine for one suspect, in a process of its own.
+        guard: of the URLs from which images are fetched.
+        image_processes: in which images are decoded; started when first needed.
         lease_database: for lease renewals alone; the same as `database` where one writer is all there is.
     """
     identity = Identity(id=new_id(), name=process_name(), slots=slots)
     leases = Leases(lease_database, identity, lease_seconds=lease_seconds)
-    attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: CreativeReview(database, engine, open_apart)})
+    images = Images(database, Fetcher(guard), Darkroom(processes=image_processes))
+    review = CreativeReview(database, images, engine, open_apart)
+    attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: review})
     worker = Worker(database, broker, identity, attempts, leases)
     metrics.broker_consuming.labels("reviewer").set_function(lambda: worker.consuming)
     leases.start()
@@ -61,4 +71,5 @@ async def reviewer(
             await worker.stop(drain_seconds=drain_seconds)
             await leases.stop()
         finally:
+            await images.close()
             await engine.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from imprimatur.settings import LeaseSettings, SharedSettings
+from imprimatur.settings import AddressSettings, LeaseSettings, SharedSettings
 
 
 class EngineName(StrEnum):
@@ -56,10 +56,13 @@ class EngineSettings(BaseSettings):
         return EngineSettings.model_construct(**mine | {"engine_processes": 1})
 
 
-class ReviewerSettings(SharedSettings, LeaseSettings, EngineSettings):
+class ReviewerSettings(SharedSettings, LeaseSettings, AddressSettings, EngineSettings):
     """What `imprimatur reviewer` reads from the environment."""
 
     reviewer_slots: int = Field(default=16, ge=1, le=1000, description="Jobs that one reviewer runs at once")
+    image_processes: int = Field(
+        default=2, ge=1, le=64, description="Child processes in which images are decoded, started when first needed"
+    )
     reviewer_http_port: int = Field(
         default=9102, ge=0, le=65535, description="The reviewer's port for /metrics, /livez and /readyz"
     )

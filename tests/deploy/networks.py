@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from deploy.k8s.rendering import Manifest
 from tests.deploy.manifests import COMPONENT, OURS, SERVICES, Manifests, labels, named, selects
 
-from imprimatur.guard import NOT_PUBLIC
+from imprimatur.networks import NOT_PUBLIC
 
 #: What the operators' pods carry, and a pod that nobody thought of.
 STORES = {

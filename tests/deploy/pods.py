@@ -11,6 +11,7 @@ from tests.deploy.manifests import OURS, SERVICES, Manifests, amount, labels, na
 
 from imprimatur.job import DEFAULTS
 from reviewer.engines.apart import MOST_AT_ONCE, MOST_BYTES
+from reviewer.images import decoding
 
 ROOT = Path(__file__).parents[2]
 _VOLUMES = {"configMap", "secret", "emptyDir", "persistentVolumeClaim", "projected"}
@@ -123,8 +124,9 @@ def resources_are_named_and_make_sense(these: Manifests) -> Iterator[str]:
                 yield f"{named(workload)}: {what} {wanted} to {most}"
     resources = only_container(these.service("reviewer"))["resources"]
     room = amount(resources["limits"]["memory"]) - amount(resources["requests"]["memory"])
-    if room < MOST_AT_ONCE * MOST_BYTES:
-        yield "suspects can take the reviewer's whole container along"
+    decoded = these.setting("reviewer", "image_processes") * decoding.MOST_BYTES
+    if room < MOST_AT_ONCE * MOST_BYTES + decoded:
+        yield "suspects and images can take the reviewer's whole container along"
 
 
 def secrets_are_only_referred_to(these: Manifests) -> Iterator[str]:

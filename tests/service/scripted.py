@@ -18,11 +18,11 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
-from imprimatur.v1 import job_service_pb2, review_service_pb2, webhook_service_pb2
+from imprimatur.v1 import asset_service_pb2, job_service_pb2, review_service_pb2, webhook_service_pb2
 
 _SERVICES = {
     name: descriptor
-    for module in (job_service_pb2, review_service_pb2, webhook_service_pb2)
+    for module in (asset_service_pb2, job_service_pb2, review_service_pb2, webhook_service_pb2)
     for name, descriptor in module.DESCRIPTOR.services_by_name.items()
 }
 
@@ -127,8 +127,13 @@ def _handler(script: Script, method: Any) -> "grpc.RpcMethodHandler[Any, Any]":
             return answer
         raise AssertionError(f"the script has no answer for {method.name}")
 
+    async def upload(requests: AsyncIterator[Any], context: Context) -> Message:
+        return await unary([request async for request in requests], context)
+
     make, handle = (
-        (grpc.unary_stream_rpc_method_handler, stream)
+        (grpc.stream_unary_rpc_method_handler, upload)
+        if method.client_streaming
+        else (grpc.unary_stream_rpc_method_handler, stream)
         if method.server_streaming
         else (grpc.unary_unary_rpc_method_handler, unary)
     )

@@ -24,6 +24,7 @@ from imprimatur.storage import tenants
 from imprimatur.storage.database import Database
 from imprimatur.tenancy import Role
 from imprimatur.v1.admin_service_pb2_grpc import AdminServiceStub
+from imprimatur.v1.asset_service_pb2_grpc import AssetServiceStub
 from imprimatur.v1.creative_pb2 import Creative, CreativeReviewTask
 from imprimatur.v1.job_pb2 import Job, JobState
 from imprimatur.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WatchJobRequest
@@ -37,6 +38,7 @@ from reviewer.service import Reviewer, reviewer
 
 if TYPE_CHECKING:  # they exist for type checkers alone
     from imprimatur.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
+    from imprimatur.v1.asset_service_pb2_grpc import AssetServiceAsyncStub
     from imprimatur.v1.job_service_pb2_grpc import JobServiceAsyncStub
     from imprimatur.v1.review_service_pb2_grpc import ReviewServiceAsyncStub
     from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceAsyncStub
@@ -65,6 +67,7 @@ class Caller:
 
     def __init__(self, channel: grpc.aio.Channel, key: str | None) -> None:
         self.key = key
+        self.assets = cast("AssetServiceAsyncStub", _WithKey(AssetServiceStub(channel), key))
         self.jobs = cast("JobServiceAsyncStub", _WithKey(JobServiceStub(channel), key))
         self.reviews = cast("ReviewServiceAsyncStub", _WithKey(ReviewServiceStub(channel), key))
         self.admin = cast("AdminServiceAsyncStub", _WithKey(AdminServiceStub(channel), key))
@@ -148,6 +151,8 @@ class System:
             self.broker,
             engine,
             apart.opened if apart else lambda: nullcontext(engine),
+            guard=self.guard,
+            image_processes=1,
             slots=slots,
             lease_seconds=self.lease_seconds,
             drain_seconds=drain_seconds,

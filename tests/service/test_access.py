@@ -15,9 +15,15 @@ from tests.service.systems import Caller, System, on_sqlite, submission
 from gateway import access
 from imprimatur.storage.tenants import KEY_PREFIX
 from imprimatur.tenancy import Role
-from imprimatur.v1 import admin_service_pb2, review_service_pb2, webhook_service_pb2
+from imprimatur.v1 import admin_service_pb2, asset_service_pb2, review_service_pb2, webhook_service_pb2
 from imprimatur.v1 import job_service_pb2 as pb
 from imprimatur.v1.admin_service_pb2 import CleanUpRequest, GetTenantLimitsRequest, SetTenantLimitsRequest
+from imprimatur.v1.asset_service_pb2 import (
+    DeleteAssetRequest,
+    DownloadAssetRequest,
+    GetAssetRequest,
+    UploadAssetRequest,
+)
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import Job
@@ -54,6 +60,10 @@ RPCS: dict[str, tuple[str, Any, set[Role]]] = {
     "CreateWebhookEndpoint": ("webhooks", CreateWebhookEndpointRequest(), ADMINS),
     "ListWebhookEndpoints": ("webhooks", ListWebhookEndpointsRequest(), ADMINS),
     "DeleteWebhookEndpoint": ("webhooks", DeleteWebhookEndpointRequest(endpoint_id=NOBODYS), ADMINS),
+    "UploadAsset": ("assets", [UploadAssetRequest(data=b"not an image")], SUBMITTERS),
+    "GetAsset": ("assets", GetAssetRequest(asset_id="none"), EVERYBODY),
+    "DeleteAsset": ("assets", DeleteAssetRequest(asset_id="none"), ADMINS),
+    "DownloadAsset": ("assets", DownloadAssetRequest(asset_id="none"), REVIEWERS),
     "GetTenantLimits": ("administration", GetTenantLimitsRequest(tenant="nobody"), OPERATORS),
     "SetTenantLimits": ("administration", SetTenantLimitsRequest(tenant="nobody"), OPERATORS),
 }
@@ -82,7 +92,7 @@ async def refused(caller: Caller, rpc: str) -> Refusal | None:
 
 
 def test_every_rpc_is_in_the_table() -> None:
-    files = (admin_service_pb2, pb, review_service_pb2, webhook_service_pb2)
+    files = (admin_service_pb2, asset_service_pb2, pb, review_service_pb2, webhook_service_pb2)
     described = [file.DESCRIPTOR for file in files]
     services = [service for file in described for service in file.services_by_name.values()]
     assert {method.name for service in services for method in service.methods} == set(RPCS)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator, Coroutine
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -26,7 +27,7 @@ from imprimatur.errors import (
     TransientError,
     UnreviewableInput,
 )
-from imprimatur.evidence import Category, Creative, Evidence, Image, Part, Recommendation
+from imprimatur.evidence import Category, Creative, Evidence, Image, Look, Part, Recommendation
 from reviewer.engines import Engine
 from reviewer.engines.apart import EngineApart
 from reviewer.engines.llm import prompts
@@ -183,6 +184,24 @@ async def test_a_model_without_eyes_gets_no_images_and_says_so(provider: Provide
 async def test_what_may_move_counts_as_not_examined(engine: Engine, data: bytes) -> None:
     found = await engine.examine(Creative(creative_id="cr-1", images=(Image(name="a", data=data),)))
     assert found.unexamined == {Part.IMAGE}
+
+
+@pytest.mark.parametrize(("frames", "unexamined"), [(3, frozenset()), (4, {Part.IMAGE})], ids=["all", "some"])
+async def test_of_an_animation_stills_are_sent_and_it_is_examined_if_they_are_all(
+    provider: Provider, engine: Engine, frames: int, unexamined: set[Part]
+) -> None:
+    stills = tuple(JPEG + bytes([number]) for number in range(3))
+    look = Look(format="GIF", width=9, height=9, frames=frames, sampled=3, plain=False, stills=stills)
+    images = (Image(name="a", data=b"GIF89a and so on", look=look), Image(name="b", data=PNG))
+    found = await engine.examine(Creative(creative_id="cr-1", images=images))
+    _, told, *sent, other, still = provider.calls[0].shown
+    assert f"an animation of {frames} frames" in told["text"]
+    assert [one["image_url"]["url"] for one in sent] == [
+        f"data:image/jpeg;base64,{b64encode(one).decode()}" for one in stills
+    ]
+    assert other["text"].startswith("images[1] ")
+    assert still["image_url"]["url"].startswith("data:image/png")
+    assert found.unexamined == unexamined
 
 
 async def test_video_and_audio_count_as_not_examined(engine: Engine) -> None:

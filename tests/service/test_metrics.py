@@ -54,6 +54,8 @@ from notifier.post import Outcome
 from notifier.service import notifier
 from reviewer.children import _NOT_STARTED, DIED
 from reviewer.engines.llm import faults
+from reviewer.images.darkroom import DECODER_DIED
+from reviewer.images.fetching import UNAVAILABLE
 
 _ID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}|\bcr-|imp_|@|://|/[a-z]")
 
@@ -368,7 +370,13 @@ def test_every_series_that_alerts_count_is_there_before_anything_happens(
 
 def test_every_error_that_attempts_may_end_with_is_counted_from_zero_on() -> None:
     sources = "\n".join(path.read_text() for path in (_ROOT / "services" / "reviewer").rglob("*.py"))
-    thrown = set(re.findall(r'code="([a-z_]+)"', sources)) | {DIED, _NOT_STARTED, WORKERS_LOST}
+    thrown = set(re.findall(r'code="([a-z_]+)"', sources)) | {
+        DIED,
+        _NOT_STARTED,
+        WORKERS_LOST,
+        DECODER_DIED,
+        UNAVAILABLE,
+    }
     thrown |= {code for _, (code, _) in (*faults._PERMANENT, *faults._TRANSIENT)}
     classes = {AttemptError.code} | {one.code for one in _descendants(AttemptError)}
     assert set(metrics.ATTEMPT_ERRORS) == (thrown | classes) - {UnreviewableInput.code}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 from PIL import Image as Pillow
 
+from imprimatur.assets import MAX_BYTES
 from imprimatur.errors import UnreviewableInput
 from imprimatur.evidence import Finding, Image
 from reviewer.engines.builtin import images
@@ -69,7 +70,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
 
 def test_too_many_bytes_are_refused() -> None:
     with pytest.raises(UnreviewableInput, match=r"at most 20,971,520 are allowed"):
-        examined(b"\x00" * (images.MAX_BYTES + 1))
+        examined(b"\x00" * (MAX_BYTES + 1))
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])

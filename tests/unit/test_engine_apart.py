@@ -18,9 +18,10 @@ from tests.deadly import DeadlyEngine, Looks, alive, own_children
 from imprimatur.errors import PermanentError, RateLimited, TransientError, UnreviewableInput
 from imprimatur.evidence import Creative, Evidence
 from imprimatur.job import WORKERS_LOST
+from reviewer.child import bound_memory
 from reviewer.children import child_alone
 from reviewer.engines import Engine
-from reviewer.engines.apart import MOST_AT_ONCE, MOST_BYTES, EngineApart, bound_memory
+from reviewer.engines.apart import MOST_AT_ONCE, MOST_BYTES, EngineApart
 from reviewer.engines.registry import open_engine
 from reviewer.settings import EngineName, EngineSettings, ReviewerSettings
 
@@ -150,7 +151,7 @@ async def test_an_engine_that_can_start_has_started_when_it_is_given(tmp_path: P
 def bound_below(most_bytes: int) -> tuple[int, int]:
     """What limits a process has that was allowed less before."""
     resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
-    bound_memory()
+    bound_memory(MOST_BYTES)
     return resource.getrlimit(resource.RLIMIT_DATA)
 
 

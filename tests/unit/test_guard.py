@@ -1,18 +1,21 @@
-"""Where a service may post to when a tenant names the URL."""
+"""Where a service may post to, or fetch from, when a tenant names the URL."""
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
+from tests.service.listening import listening
 
+from imprimatur import networks
 from imprimatur.errors import InvalidRequest
-from imprimatur.guard import AddressForbidden, Guard, as_forbidden
+from imprimatur.guard import STRICT, AddressForbidden, Guard, GuardedClient, UrlForbidden, as_forbidden
 
-STRICT = Guard(allow_private=False, allow_http=False)
 LOCAL = Guard(allow_private=True, allow_http=True)
 
 PUBLIC = [
@@ -64,6 +67,14 @@ NEVER = [
     "100::1",
     "2001::1",
     "2001:db8::1",
+    "2606:4700::5efe:7f00:1",
+    "2606:4700::200:5efe:a9fe:a9fe",
+    "64:ff9b::a9fe:a9fe",
+    "::a9fe:a9fe",
+    "169.254.170.2",
+    "fd00:ec2::23",
+    "fd20:ce::254",
+    "fe80::a9fe:a9fe",
     "2002:7f00:1::",
     "3fff::1",
     "5f00::1",
@@ -301,3 +312,227 @@ async def test_redirects_are_the_clients_to_refuse_and_the_guards_to_survive(rec
     forbidden = as_forbidden(raised.value)
     assert forbidden is not None
     assert forbidden.kind == "link-local"
+
+
+# --- every way to write this machine -----------------------------------------------------------------------
+
+#: Hosts that some parser or resolver takes for 127.0.0.1 or ::1.
+THIS_MACHINE = [
+    "127.0.0.1",
+    "127.1",
+    "127.0.1",
+    "0177.0.0.1",
+    "0177.1",
+    "017700000001",
+    "0x7f.0.0.1",
+    "0x7f.1",
+    "0X7F000001",
+    "0x7f000001",
+    "2130706433",
+    "127.0.0.1.",
+    "１２７.0.0.1",
+    "127。0。0。1",
+    "①②⑦.0.0.1",
+    "%31%32%37.0.0.1",
+    "0",
+    "0.0.0.0",
+    "localhost",
+    "LOCALHOST",
+    "localhost.",
+    "ⓛocalhost",
+    "[::1]",
+    "[0:0:0:0:0:0:0:1]",
+    "[::ffff:127.0.0.1]",
+    "[::ffff:7f00:1]",
+    "[::127.0.0.1]",
+    "[::]",
+    "[::1%25lo]",
+    "[64:ff9b::127.0.0.1]",
+    "[2002:7f00:1::]",
+]
+
+
+@pytest.fixture
+async def everywhere() -> AsyncIterator[Receiver]:
+    """On 127.0.0.1 and ::1, at the same port."""
+    made = Receiver()
+    first = await asyncio.start_server(made.accept, "127.0.0.1", 0)
+    made.port = first.sockets[0].getsockname()[1]
+    async with first:
+        try:
+            second = await asyncio.start_server(made.accept, "::1", made.port)
+        except OSError:  # no IPv6 here
+            yield made
+            return
+        async with second:
+            yield made
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[GuardedClient]:
+    """Strict, but for http, so that a test needs no certificate."""
+    made = GuardedClient(Guard(allow_private=False, allow_http=True), timeout_seconds=5.0, headers={})
+    yield made
+    await made.close()
+
+
+async def get(client: GuardedClient, url: str) -> tuple[int, bytes]:
+    async with client.request("GET", url) as response:
+        return response.status, await response.read()
+
+
+@pytest.mark.parametrize("host", THIS_MACHINE)
+async def test_however_this_machine_is_written_no_connection_is_made(
+    everywhere: Receiver, client: GuardedClient, host: str
+) -> None:
+    url = f"http://{host}:{everywhere.port}/"
+    with pytest.raises(UrlForbidden):
+        await get(client, url)
+    # And by the connector alone, for a client that forgot to look at the text.
+    guard = Guard(allow_private=False, allow_http=True)
+    with pytest.raises((aiohttp.ClientError, ValueError)):
+        await post(guard.connector(), url)
+    assert everywhere.connections == 0
+
+
+# --- names whose addresses change ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[list[str]]]:
+    """The name service: for each name, what it answers one time after the other. All else is asked as usual."""
+    known: dict[str, Iterator[list[str]]] = {}
+    usual = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, port: Any, *rest: Any, **more: Any) -> Any:
+        if host not in known:
+            return usual(host, port, *rest, **more)
+        return [found for address in next(known[host]) for found in usual(address, port, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return known
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ["127.0.0.1"],
+        ["8.8.8.8", "127.0.0.1"],
+        ["127.0.0.1", "8.8.8.8"],
+        ["8.8.8.8", "::1"],
+        ["2606:4700::6810:84e5", "10.0.0.1"],
+        ["169.254.169.254"],
+        ["::ffff:127.0.0.1"],
+        ["64:ff9b::a9fe:a9fe"],
+    ],
+)
+async def test_one_forbidden_address_among_the_answers_blocks_the_host(
+    everywhere: Receiver, client: GuardedClient, names: dict[str, Iterator[list[str]]], answer: list[str]
+) -> None:
+    names["mixed.example"] = iter([answer])
+    with pytest.raises(aiohttp.ClientError) as raised:
+        await get(client, f"http://mixed.example:{everywhere.port}/")
+    forbidden = as_forbidden(raised.value)
+    assert forbidden is not None
+    assert forbidden.host == "mixed.example"
+    assert everywhere.connections == 0
+
+
+async def test_a_name_that_leads_elsewhere_at_its_second_look_up_is_blocked_then(
+    everywhere: Receiver, names: dict[str, Iterator[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked at submit, and at the first use, it was a good one; no answer is remembered."""
+    monkeypatch.setattr("imprimatur.guard._NAMES_CACHED_SECONDS", 0)
+    monkeypatch.setattr("imprimatur.networks._OWN_NETWORKS", _without_loopback())
+    client = GuardedClient(Guard(allow_private=False, allow_http=True), timeout_seconds=5.0, headers={})
+    names["rebinding.example"] = iter([["127.0.0.1"], ["10.0.0.1", "127.0.0.1"]])
+    url = f"http://rebinding.example:{everywhere.port}/"
+    try:
+        assert (await get(client, url))[0] == 204  # here, this machine stands for a public one
+        assert everywhere.connections == 1
+        with pytest.raises(aiohttp.ClientError) as raised:
+            await get(client, url)
+    finally:
+        await client.close()
+    assert as_forbidden(raised.value) is not None
+    assert everywhere.connections == 1
+
+
+def _without_loopback() -> Any:
+    return tuple((network, kind) for network, kind in networks._OWN_NETWORKS if kind != "loopback")
+
+
+async def test_the_answer_that_was_checked_is_the_one_that_is_connected_to(
+    everywhere: Receiver, names: dict[str, Iterator[list[str]]]
+) -> None:
+    """Each connection looks a name up once: there is no second answer between the check and the socket."""
+    guard = Guard(allow_private=False, allow_http=True)
+    names["twice.example"] = iter([["192.0.2.1"], ["127.0.0.1"]])
+    with pytest.raises(aiohttp.ClientError):
+        await post(guard.connector(), f"http://twice.example:{everywhere.port}/")
+    assert next(names["twice.example"]) == ["127.0.0.1"]
+    assert everywhere.connections == 0
+
+
+# --- what a client of ours does not do ------------------------------------------------------------------------
+
+
+async def test_the_client_follows_no_redirect_keeps_no_cookie_and_unpacks_nothing() -> None:
+    seen: list[web.Request] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request)
+        headers = {"Location": "/elsewhere", "Set-Cookie": "who=you; Path=/", "Content-Encoding": "gzip"}
+        return web.Response(status=302, body=b"not gzip at all", headers=headers)
+
+    client = GuardedClient(LOCAL, timeout_seconds=5.0, headers={"User-Agent": "test"})
+    async with listening(answer) as port:
+        try:
+            found = [await get(client, f"http://localhost:{port}/{number}") for number in range(2)]
+        finally:
+            await client.close()
+    assert found == [(302, b"not gzip at all")] * 2
+    assert [request.path for request in seen] == ["/0", "/1"]
+    assert all("Cookie" not in request.headers for request in seen)
+    assert {request.headers["Accept-Encoding"] for request in seen} == {"identity"}
+
+
+async def test_no_proxy_and_no_password_of_the_environment_is_heeded(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{receiver.port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    (tmp_path / "netrc").write_text("machine localhost login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    seen: list[web.Request] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request)
+        return web.Response()
+
+    client = GuardedClient(LOCAL, timeout_seconds=5.0, headers={})
+    async with listening(answer) as port:
+        try:
+            assert (await get(client, f"http://localhost:{port}/"))[0] == 200
+        finally:
+            await client.close()
+    assert "Authorization" not in seen[0].headers
+    assert receiver.connections == 0
+
+
+async def test_a_server_that_is_silent_is_left_after_the_time_allowed() -> None:
+    gate = asyncio.Event()
+
+    async def silent(_request: web.Request) -> web.Response:
+        await gate.wait()
+        return web.Response()
+
+    client = GuardedClient(LOCAL, timeout_seconds=0.05, headers={})
+    async with listening(silent) as port:
+        try:
+            with pytest.raises(TimeoutError):
+                await get(client, f"http://127.0.0.1:{port}/")
+        finally:
+            gate.set()
+            await client.close()

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -19,6 +19,8 @@ Response = TypeVar("Response", bound=Message)
 
 #: Between tries.
 BACKOFF = Backoff(first_seconds=0.2, cap_seconds=5.0)
+#: What one try of an upload may take, which depends on the line more than on the server.
+UPLOAD_SECONDS = 120.0
 #: A stream that stood so long was up, even if it had nothing to tell; longer than gRPC tries to connect (20 s).
 HELD_SECONDS = 25.0
 
@@ -110,6 +112,23 @@ class Calls:
             remaining = max(0.0, began + self._deadline_seconds - time.monotonic())
             try:
                 return await method(request, timeout=remaining, metadata=self._metadata())
+            except aio.AioRpcError as error:
+                failure = ClientError.of(error)
+                failure.__cause__ = error
+            await patience.wait(failure)
+
+    async def upload(
+        self, method: "aio.StreamUnaryMultiCallable[Request, Response]", parts: Callable[[], AsyncIterator[Request]]
+    ) -> Response:
+        """The answer to a stream of requests, which is sent anew while the server is away.
+
+        Raises:
+            ClientError: it was refused, or no answer came.
+        """
+        patience = self.patience()
+        while True:
+            try:
+                return await method(parts(), timeout=UPLOAD_SECONDS, metadata=self._metadata())
             except aio.AioRpcError as error:
                 failure = ClientError.of(error)
                 failure.__cause__ = error

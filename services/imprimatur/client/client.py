@@ -15,6 +15,7 @@ from imprimatur.client.errors import ClientError
 from imprimatur.client.repeats import retry_all, review_all_again
 from imprimatur.client.submissions import SubmitFields, batches, repeatable, submission, throttled, worth_waiting_for
 from imprimatur.client.times import duration, timestamp
+from imprimatur.client.uploads import download, too_large, upload
 from imprimatur.client.watches import ManyJobs, is_settled, is_terminal, watch_one
 from imprimatur.identity import new_id
 from imprimatur.v1 import job_service_pb2 as jobs_v1
@@ -22,6 +23,8 @@ from imprimatur.v1 import review_service_pb2 as reviews_v1
 from imprimatur.v1 import webhook_service_pb2 as webhooks_v1
 from imprimatur.v1.admin_service_pb2 import CleanUpRequest, CleanUpResponse
 from imprimatur.v1.admin_service_pb2_grpc import AdminServiceStub
+from imprimatur.v1.asset_service_pb2 import Asset, DeleteAssetRequest, GetAssetRequest
+from imprimatur.v1.asset_service_pb2_grpc import AssetServiceStub
 from imprimatur.v1.creative_pb2 import Creative, Decision
 from imprimatur.v1.job_pb2 import Job, JobEvent
 from imprimatur.v1.job_service_pb2_grpc import JobServiceStub
@@ -83,6 +86,7 @@ class Client:
             client_key=client_key,
             keepalive_seconds=keepalive_seconds,
         )
+        self._assets = AssetServiceStub(self._channel)
         self._jobs = JobServiceStub(self._channel)
         self._reviews = ReviewServiceStub(self._channel)
         self._webhooks = WebhookServiceStub(self._channel)
@@ -136,6 +140,35 @@ class Client:
         for batch in batches([repeatable(request) for request in requests]):
             outcomes += await self._submit_one_batch(batch)
         return outcomes
+
+    # --- images ------------------------------------------------------------------------------------------
+
+    async def upload_asset(self, content: bytes) -> Asset:
+        """Have an image kept, for creatives to name by its `asset_id`. The same bytes are kept once."""
+        return await upload(self._calls, self._assets, content)
+
+    async def asset(self, asset_id: str) -> Asset:
+        """What is known of an image."""
+        request = GetAssetRequest(asset_id=asset_id)
+        return (await self._calls.unary(self._assets.GetAsset, request, repeatable=True)).asset
+
+    async def download_asset(self, asset_id: str) -> bytes:
+        """An image's bytes; for reviewers and admins. Not repeated by itself."""
+        return await download(self._calls, self._assets, asset_id)
+
+    async def delete_asset(self, asset_id: str) -> None:
+        """Remove an image that no unfinished job names; for admins. Not repeated by itself."""
+        request = DeleteAssetRequest(asset_id=asset_id)
+        await self._calls.unary(self._assets.DeleteAsset, request, repeatable=False)
+
+    async def sendable(self, creative: Creative) -> Creative:
+        """The same creative; where it is too large for a request, with its largest images uploaded, and named."""
+        whole = Creative()
+        whole.CopyFrom(creative)
+        for place in list(too_large(creative)):
+            image = whole.images[place]
+            image.asset_id = (await self.upload_asset(image.data)).asset_id
+        return whole
 
     # --- see ---------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ from imprimatur.job import (
     Priority,
     State,
 )
-from imprimatur.storage import attempts, clock, keys, outbox
+from imprimatur.storage import assets, attempts, clock, keys, outbox
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.keys import Ruling, Verdict
 from imprimatur.storage.locks import among, for_both
@@ -196,6 +196,7 @@ async def _enter(
     entered = {row.id for row in inserted}
     made = [new for new in new_jobs if new.id in entered]
     await keys.require_in_order(tx, made)
+    await assets.link(tx, [new for new in made if new.asset_ids])
     return {
         new.id: Submitted(
             job=_accepted(new, now, supersedes=supersedes.get(new.id)),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
+from sqlalchemy import insert, (
     ColumnElement,
     Executable,
     Row,
@@ -36,7 +36,7 @@ from imprimatur.storage import clock, keys
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FRESH, Filter, Owner, matching
 from imprimatur.storage.locks import in_locked
-from imprimatur.storage.schema import jobs
+from imprimatur.storage.schema import job_assets, jobs
 from imprimatur.storage.transitions import TOLD, move, record
 
 #: Tasks copied in one transaction, together; a single one may be larger.
@@ -115,7 +115,15 @@ async def retry(tx: Transaction, scope: Scope, *, limit: int, traceparent: str |
     made = sorted((await tx.connection.execute(copied)).all(), key=lambda row: row.id)
     if made:
         await record(tx, made, kind=SUBMITTED, outcome=False, details={})
+        await _name_the_same_images(tx, {row.retry_of: row.id for row in made})
     return made
+
+
+async def _name_the_same_images(tx: Transaction, new_ids: Mapping[uuid.UUID, uuid.UUID]) -> None:
+    named = select(job_assets).where(job_assets.c.job_id.in_(list(new_ids)))
+    rows = [{**row._mapping, "job_id": new_ids[row.job_id]} for row in await tx.connection.execute(named)]
+    if rows:
+        await tx.connection.execute(insert(job_assets), rows)
 
 
 async def count_retryable(reader: Reader, scope: Scope) -> int:

@@ -4,6 +4,9 @@ A step looks at so many jobs in the order of their ids, which is the order in wh
 may go of them. So no step takes longer the more there is, and none needs an index of its own. A job is left alone, with
 all that belongs to it, while it is unfinished, one of its outcomes is untold, or a delivery is open.
 
+Images are nobody's own. One goes when it was last uploaded and named long enough ago, and no job names it that is
+unfinished, or ended since.
+
 A new kind is a member of `retention.Kind`, an entry in `_WALKS` and one in `_PARTS`. What people decided is in neither.
 """
 
@@ -39,7 +42,9 @@ from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.deliveries import is_pending
 from imprimatur.storage.locks import in_locked
 from imprimatur.storage.schema import (
+    assets,
     attempts,
+    job_assets,
     job_events,
     jobs,
     request_aliases,
@@ -105,11 +110,9 @@ _PARTS: dict[Kind, tuple[_Part, ...]] = {
     Kind.ATTEMPTS: ((attempts, attempts.c.job_id.in_),),
     Kind.EVENTS: ((job_events, job_events.c.job_id.in_),),
 }
-_PARTS[Kind.JOBS] = (
-    *chain.from_iterable(_PARTS.values()),
-    (request_aliases, request_aliases.c.job_id.in_),
-    (jobs, jobs.c.id.in_),
-)
+#: What belongs to a job alone, and is nobody's to keep for other days.
+_LINKS: tuple[_Part, ...] = ((job_assets, job_assets.c.job_id.in_), (request_aliases, request_aliases.c.job_id.in_))
+_PARTS[Kind.JOBS] = (*chain.from_iterable(_PARTS.values()), *_LINKS, (jobs, jobs.c.id.in_))
 #: The column, first of a unique index, that names the jobs of which there is something left.
 _WALKS = {
     Kind.JOBS: jobs.c.id,
@@ -147,6 +150,8 @@ async def clean_some(
     if place.kind is Kind.REQUEST_IDS:
         since = await _since(tx, retention, now)
         return await _forget_some(tx, place, before=before, since=since, only=tenant_id, dry_run=dry_run, limit=limit)
+    if place.kind is Kind.ASSETS:
+        return await _remove_images(tx, place, before=before, only=tenant_id, dry_run=dry_run, limit=limit)
     ids = await _looked_at(tx, place, before, tenant_id, limit)
     following = Place(kind=place.kind, after=ids[-1]) if len(ids) == limit else _next_kind(place.kind)
     conditions = [jobs.c.finished_at < before]
@@ -218,6 +223,31 @@ async def _remove(tx: Transaction, table: Table, which: ColumnElement[bool], *, 
         counted = select(func.count()).select_from(table).where(which)
         return (await tx.connection.execute(counted)).scalar_one()
     return (await tx.connection.execute(delete(table).where(which))).rowcount
+
+
+# --- images ----------------------------------------------------------------------------------------------
+
+
+async def _remove_images(
+    tx: Transaction, place: Place, *, before: datetime, only: uuid.UUID | None, dry_run: bool, limit: int
+) -> Step:
+    looked = select(assets.c.id).where(assets.c.id > place.after, assets.c.id < first_id_at(before + _MOST_SKEW))
+    if only is not None:
+        looked = looked.where(assets.c.tenant_id == only)
+    ids = list((await tx.connection.execute(looked.order_by(assets.c.id).limit(limit))).scalars())
+    following = Place(kind=place.kind, after=ids[-1]) if len(ids) == limit else _next_kind(place.kind)
+    needed = exists().where(
+        job_assets.c.tenant_id == assets.c.tenant_id,
+        job_assets.c.digest == assets.c.digest,
+        jobs.c.id == job_assets.c.job_id,
+        or_(jobs.c.finished_at.is_(None), jobs.c.finished_at >= before),
+    )
+    due = select(assets.c.id).where(assets.c.id.in_(ids), assets.c.used_at < before, not_(needed)).order_by(assets.c.id)
+    if not dry_run:
+        due = due.with_for_update(of=assets, skip_locked=True)
+    going = list((await tx.connection.execute(due)).scalars()) if ids else []
+    gone = await _remove(tx, assets, assets.c.id.in_(going), dry_run=dry_run) if going else 0
+    return Step(rows={assets.name: gone}, following=following)
 
 
 # --- request ids -----------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ tenants = Table(
     Column("open_jobs", Integer),
     Column("running_jobs", Integer),
     Column("streams", Integer),
+    Column("asset_bytes", BigInteger),
 )
 
 api_keys = Table(
@@ -248,6 +249,38 @@ workers = Table(
     Column("running", Integer, nullable=False),
     Column("started_at", Instant, nullable=False),
     Column("seen_at", Instant, nullable=False),
+)
+
+#: An image of a tenant. Its bytes are in a table of their own.
+assets = Table(
+    "assets",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # SHA-256 of the content
+    Column("media_type", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("used_at", Instant, nullable=False),  # uploaded or named by a submit, for the last time
+    Index("uq_assets_tenant_id_digest", "tenant_id", "digest", unique=True),
+    Index("ix_assets_tenant_id_size_bytes", "tenant_id", "size_bytes"),
+)
+
+asset_contents = Table(
+    "asset_contents",
+    metadata,
+    Column("asset_id", Uuid, ForeignKey("assets.id", ondelete="CASCADE"), primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+)
+
+#: Which images a job names; an image is kept for as long as they need it. It may be gone before its job.
+job_assets = Table(
+    "job_assets",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("digest", LargeBinary, primary_key=True),
+    Column("tenant_id", Uuid, nullable=False),
+    Index("ix_job_assets_tenant_id_digest", "tenant_id", "digest"),
 )
 
 #: Outlives its job, and so says itself what was decided on.

@@ -48,10 +48,25 @@ def creative_from_wire(seen: pb.Creative) -> Creative:
             for value in seen.declared_categories
             if (found := from_wire(pb.Category, "CATEGORY", value, Category)) is not None
         ),
-        images=tuple(Image(name=image.name, data=image.data) for image in seen.images),
+        images=tuple(
+            Image(name=image.name, data=image.data, asset_id=image.asset_id, url=image.url) for image in seen.images
+        ),
         video_urls=tuple(seen.video_urls),
         audio_urls=tuple(seen.audio_urls),
     )
+
+
+def asset_ids_of(creative: pb.Creative) -> tuple[str, ...]:
+    """Of the images that it names, each once."""
+    return tuple(dict.fromkeys(image.asset_id for image in creative.images if image.asset_id))
+
+
+def asset_ids_in(task_input: bytes) -> tuple[str, ...]:
+    """The same of a stored task input; none of one that cannot be read, which is the reviewer's to say."""
+    try:
+        return asset_ids_of(pb.CreativeReviewTask.FromString(task_input).creative)
+    except DecodeError:
+        return ()
 
 
 def summary_of(task_input: bytes, *, with_images: bool) -> pb.Creative:

@@ -6,7 +6,6 @@ innocent, lost together with the one that is not: they are examined here as anyw
 """
 
 import asyncio
-import resource
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from functools import partial
 from imprimatur.errors import PermanentError, TransientError
 from imprimatur.evidence import Creative, EngineIdentity, Evidence
 from imprimatur.job import WORKERS_LOST
+from reviewer.child import bound_memory
 from reviewer.children import DIED, LoneChild, child_alone
 from reviewer.engines import Engine, Starting
 
@@ -98,19 +98,12 @@ def _proof(error: TransientError) -> PermanentError:
 
 def _open(opener: Callable[[], Engine]) -> None:
     if sys.platform == "linux":
-        bound_memory()
+        bound_memory(MOST_BYTES)
     engine, runner = opener(), asyncio.Runner()
     if isinstance(engine, Starting):
         runner.run(engine.start())
     _engine.set(engine)
     _runner.set(runner)
-
-
-def bound_memory() -> None:
-    """Allow this process, and each that it starts, MOST_BYTES, or what it is allowed already where that is less."""
-    _, allowed = resource.getrlimit(resource.RLIMIT_DATA)
-    most = MOST_BYTES if allowed == resource.RLIM_INFINITY else min(MOST_BYTES, allowed)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def _examine(creative: Creative) -> Evidence:

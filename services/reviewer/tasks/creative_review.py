@@ -24,6 +24,7 @@ from imprimatur.storage.database import Database
 from imprimatur.tracing import Attribute
 from imprimatur.wire.creatives import ai_result, creative_of
 from reviewer.engines import Engine, OpenEngine
+from reviewer.images.images import Images
 from reviewer.tasks import NotEnough, Report, Waiting, Work
 
 log = structlog.get_logger(__name__)
@@ -38,8 +39,9 @@ _MOST_REMEMBERED = 10_000
 class CreativeReview:
     """Reviews creatives with one engine; suspects with the same engine, opened for each in a process of its own."""
 
-    def __init__(self, database: Database, engine: Engine, open_apart: OpenEngine) -> None:
+    def __init__(self, database: Database, images: Images, engine: Engine, open_apart: OpenEngine) -> None:
         self._database = database
+        self._images = images
         self._engine = engine
         self._open_apart = open_apart
         self._approving: dict[uuid.UUID, tuple[float, bool]] = {}
@@ -48,10 +50,15 @@ class CreativeReview:
         """Have the engine examine the creative, unless the tenant approves everything without a review."""
         if not in_full and await self._approves_everything(claim):
             return Work(product=None)
-        async with self._engine_for(claim, waiting) as engine, _shown_when_slow(report):
+        creative = creative_of(claim.input)
+        async with (
+            self._engine_for(claim, waiting) as engine,
+            _shown_when_slow(report),
+            self._images.ready(creative, claim.tenant_id, waiting) as whole,
+        ):
             began = time.perf_counter()
             with tracing.span("engine", {"imprimatur.engine.name": engine.identity.name}) as span:
-                evidence = await engine.examine(creative_of(claim.input))
+                evidence = await engine.examine(whole)
                 if span.recording:
                     span.set(_told(evidence))
             metrics.engine_seconds.labels(engine.identity.name).observe(time.perf_counter() - began)

@@ -131,7 +131,7 @@ class _Traced(AbstractCapability[Any]):
 
 
 def _out_of_reach(creative: Creative, *, takes_images: bool) -> frozenset[Part]:
-    unseen = [image for image in creative.images if not (takes_images and pictures.is_still(image))]
+    unseen = [image for image in creative.images if not (takes_images and pictures.is_shown_whole(image))]
     parts = ((Part.IMAGE, unseen), (Part.VIDEO, creative.video_urls), (Part.AUDIO, creative.audio_urls))
     return frozenset(part for part, present in parts if present)
 

@@ -3,6 +3,8 @@
 Only headers are looked at. Nothing is decoded here: a hostile image is the provider's to open.
 """
 
+from imprimatur.assets import HEAD_BYTES
+from imprimatur.assets import media_type_of as media_type_of_head
 from imprimatur.errors import UnreviewableInput
 from imprimatur.evidence import Image
 
@@ -15,16 +17,15 @@ def media_type_of(image: Image, field: str) -> str:
     Raises:
         UnreviewableInput: it is no PNG, JPEG, GIF or WebP.
     """
-    head = image.data[:12]
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "image/gif"
-    if head.startswith(b"RIFF") and head.endswith(b"WEBP"):
-        return "image/webp"
-    raise UnreviewableInput(f"{field}: is not a PNG, JPEG, GIF or WebP image", stage="images")
+    found = media_type_of_head(image.data[:HEAD_BYTES])
+    if found is None:
+        raise UnreviewableInput(f"{field}: is not a PNG, JPEG, GIF or WebP image", stage="images")
+    return found
+
+
+def is_shown_whole(image: Image) -> bool:
+    """Whether a model that is sent the image, or the stills of an animation, has seen all of it."""
+    return image.look.shown_whole if image.look is not None else is_still(image)
 
 
 def is_still(image: Image) -> bool:

@@ -34,5 +34,9 @@ def _data(creative: Creative) -> str:
 def _images(creative: Creative) -> Iterator[UserContent]:
     for number, image in enumerate(creative.images):
         field = f"images[{number}]"
+        if image.look is not None and image.look.stills:
+            yield f"{field} of the creative, an animation of {image.look.frames} frames, data like the rest; stills:"
+            yield from (BinaryContent(still, media_type="image/jpeg") for still in image.look.stills)
+            continue
         yield f"{field} of the creative, data like the rest:"
         yield BinaryContent(image.data, media_type=pictures.media_type_of(image, field))

@@ -1,0 +1,92 @@
+"""Fetches images from URLs that tenants name, by the guard, and no more of them than is allowed."""
+
+from http import HTTPStatus
+
+from aiohttp import ClientError, ClientResponse
+
+from imprimatur.errors import AttemptError, TransientError, UnreviewableInput
+from imprimatur.guard import Guard, GuardedClient, UrlForbidden, as_forbidden
+from reviewer.images.decoding import STAGE
+
+UNAVAILABLE = "image_unavailable"  #: the error code of an attempt whose image could not be fetched this time
+_CHUNK_BYTES = 64 * 1024
+_HEADERS = {"Accept": "image/png, image/jpeg, image/gif, image/webp", "User-Agent": "Imprimatur-Images/1"}
+#: Refusals that may pass; others are the creative's to mend.
+_PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+
+
+class Fetcher:
+    """Fetches. Make it inside the event loop that uses it.
+
+    Args:
+        timeout_seconds: the longest that one image may take.
+    """
+
+    def __init__(self, guard: Guard, *, timeout_seconds: float = 20.0) -> None:
+        self._client = GuardedClient(guard, timeout_seconds=timeout_seconds, headers=_HEADERS)
+        self._timeout_seconds = timeout_seconds
+
+    async def fetch(self, url: str, field: str, *, most_bytes: int) -> bytes:
+        """The image at `url`, `field` being its place, such as "images[0]".
+
+        Raises:
+            UnreviewableInput: it must not be fetched, is not there, or is too large.
+            TransientError: it could not be fetched now (`image_unavailable`).
+        """
+        try:
+            async with self._client.request("GET", url) as response:
+                _check(response, field, most_bytes)
+                return await _read(response, field, most_bytes)
+        except UrlForbidden as forbidden:
+            raise _refusal(field, str(forbidden)) from None
+        except TimeoutError:
+            raise _unavailable(field, f"took longer than {self._timeout_seconds:g} s to fetch") from None
+        except (ClientError, OSError, ValueError) as fault:
+            raise _explained(fault, field) from fault
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.close()
+
+
+def _check(response: ClientResponse, field: str, most_bytes: int) -> None:
+    status = response.status
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING:
+        raise _unavailable(field, f"cannot be fetched: HTTP {status}")
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        raise _refusal(field, f"cannot be fetched: HTTP {status}, and redirects are not followed")
+    if status != HTTPStatus.OK:
+        raise _refusal(field, f"cannot be fetched: HTTP {status}")
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise _refusal(field, "comes compressed, which was not asked for")
+    if (response.content_length or 0) > most_bytes:
+        raise _too_large(field, most_bytes)
+
+
+async def _read(response: ClientResponse, field: str, most_bytes: int) -> bytes:
+    """The whole answer: what it said of its length may not be true."""
+    content = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        content += chunk
+        if len(content) > most_bytes:
+            raise _too_large(field, most_bytes)
+    return bytes(content)
+
+
+def _explained(fault: Exception, field: str) -> AttemptError:
+    """In words of ours: another server's or a resolver's own might tell of our network."""
+    if forbidden := as_forbidden(fault):
+        return _refusal(field, str(forbidden))
+    return _unavailable(field, f"cannot be fetched ({type(fault).__name__})")
+
+
+def _refusal(field: str, message: str) -> UnreviewableInput:
+    return UnreviewableInput(f"{field}: {message}", stage=STAGE)
+
+
+def _too_large(field: str, most_bytes: int) -> UnreviewableInput:
+    return _refusal(field, f"is larger than the {most_bytes:,} bytes that are left for it")
+
+
+def _unavailable(field: str, message: str) -> TransientError:
+    return TransientError(f"{field}: {message}", code=UNAVAILABLE, stage=STAGE)

@@ -1,0 +1,125 @@
+"""The images of one creative after the other, brought together: uploaded ones, inline ones, and those at a URL."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from imprimatur.assets import MAX_BYTES, MAX_CREATIVE_BYTES
+from imprimatur.errors import UnreviewableInput
+from imprimatur.evidence import Creative, Image
+from imprimatur.storage import assets
+from imprimatur.storage.database import Database
+from reviewer.images.darkroom import Darkroom
+from reviewer.images.decoding import STAGE
+from reviewer.images.fetching import Fetcher
+from reviewer.tasks import Waiting
+
+#: Fetched images that one worker holds at once, over all its jobs: further creatives wait for room.
+MOST_BYTES_HELD = 256 * 1024 * 1024
+
+
+class Images:
+    """Makes creatives ready for an engine."""
+
+    def __init__(
+        self, database: Database, fetcher: Fetcher, darkroom: Darkroom, *, most_bytes_held: int = MOST_BYTES_HELD
+    ) -> None:
+        self._database = database
+        self._fetcher = fetcher
+        self._darkroom = darkroom
+        self._room = Room(most_bytes_held)
+
+    @asynccontextmanager
+    async def ready(self, creative: Creative, tenant_id: uuid.UUID, waiting: Waiting) -> AsyncIterator[Creative]:
+        """Inside the block: the creative with the bytes and the look of all its images.
+
+        Raises:
+            UnreviewableInput: an image is not there, is none, or is too large.
+            TransientError: an image could not be had, or not be decoded, this time.
+            Unavailable: the database is out of reach.
+        """
+        if not creative.images:
+            yield creative
+            return
+        elsewhere = sum(1 for image in creative.images if not image.data)
+        # All of the room at once, and never more of it later: so nobody waits for those who wait for them.
+        with waiting():
+            place = await self._room.take(min(elsewhere * MAX_BYTES, MAX_CREATIVE_BYTES))
+        try:
+            whole = await self._brought(creative, tenant_id)
+            place.shrink(sum(len(one.data) for one in whole.images) if elsewhere else 0)
+            yield await self._darkroom.develop(whole)
+        finally:
+            place.shrink(0)
+
+    async def close(self) -> None:
+        """Give back processes and connections."""
+        await self._fetcher.close()
+        await self._darkroom.close()
+
+    async def _brought(self, creative: Creative, tenant_id: uuid.UUID) -> Creative:
+        """One after the other, so that what is left for the next is known."""
+        brought: list[Image] = []
+        left = MAX_CREATIVE_BYTES
+        for number, image in enumerate(creative.images):
+            field = f"images[{number}]"
+            data = image.data or await self._bytes_of(image, field, tenant_id, min(left, MAX_BYTES))
+            left -= len(data)
+            if left < 0:
+                raise _refusal(field, f"is too much: a creative's images have {MAX_CREATIVE_BYTES:,} bytes at most")
+            brought.append(replace(image, data=data))
+        return replace(creative, images=tuple(brought))
+
+    async def _bytes_of(self, image: Image, field: str, tenant_id: uuid.UUID, most_bytes: int) -> bytes:
+        if image.url:
+            return await self._fetcher.fetch(image.url, field, most_bytes=most_bytes)
+        async with self._database.read() as reader:
+            found = await assets.content(reader, tenant_id, image.asset_id) if image.asset_id else None
+        if found is None:
+            raise _refusal(field, "is not kept any more; upload it and submit the creative again")
+        return found
+
+
+class Place:
+    """A part of a Room."""
+
+    def __init__(self, room: "Room", size: int) -> None:
+        self._room = room
+        self._size = size
+
+    def shrink(self, size: int) -> None:
+        """Give back what is more than so many bytes."""
+        if size < self._size:
+            self._room.give_back(self._size - size)
+            self._size = size
+
+
+class Room:
+    """So many bytes, for which takers wait in turn."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._turn = asyncio.Lock()
+        self._freed = asyncio.Event()
+
+    async def take(self, size: int) -> Place:
+        """So many of them, once they are free. Cancelling a waiter takes nothing; who wants none waits for nobody."""
+        if not size:
+            return Place(self, 0)
+        async with self._turn:
+            while size > self._free:
+                self._freed.clear()
+                await self._freed.wait()
+            self._free -= size
+            return Place(self, size)
+
+    def give_back(self, size: int) -> None:
+        """So many are free again."""
+        self._free += size
+        self._freed.set()
+
+
+def _refusal(field: str, message: str) -> UnreviewableInput:
+    return UnreviewableInput(f"{field}: {message}", stage=STAGE)
