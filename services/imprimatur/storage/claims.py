@@ -40,12 +40,13 @@ from imprimatur.job import (
     State,
 )
 from imprimatur.retry import after_loss
-from imprimatur.storage import attempts, clock, outbox
+from imprimatur.storage import attempts, clock, outbox, spending
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Transaction
 from imprimatur.storage.locks import in_locked
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import Document, jobs
+from imprimatur.storage.spending import Bill
 from imprimatur.storage.transitions import TOLD, is_job, move, moved, moving
 from imprimatur.storage.workers import Worker
 from imprimatur.wire.messages import JobChange
@@ -358,6 +359,13 @@ async def book(tx: Transaction, endings: Sequence[Ending]) -> None:
     An attempt that was ended as lost had a worker that lives: it only was slow, or cut off. Its loss is no sign
     that the job kills workers, and is taken back; once for each job, which may be what stalls them.
     """
+    await spending.count(
+        tx,
+        [
+            Bill(tenant_id=one.claim.tenant_id, job_id=one.claim.job_id, claim_no=one.claim.claim_no, spent=one.spent)
+            for one in endings
+        ],
+    )
     for job_id, claim_no in await attempts.end(
         tx,
         [
