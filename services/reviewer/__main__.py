@@ -26,6 +26,7 @@ async def run(settings: ReviewerSettings, stop: StopSignal) -> None:
                 around.broker,
                 engine,
                 apart.opened,
+                terms=settings.terms(),
                 slots=settings.reviewer_slots,
                 lease_seconds=settings.lease_seconds,
                 drain_seconds=settings.drain_seconds,

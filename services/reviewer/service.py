@@ -15,6 +15,7 @@ from reviewer.attempt import Attempts
 from reviewer.engines import Engine, OpenEngine
 from reviewer.leases import Leases
 from reviewer.tasks.creative_review import CreativeReview
+from reviewer.terms import NO_TERMS, Terms
 from reviewer.worker import Worker
 
 
@@ -37,6 +38,7 @@ async def reviewer(
     engine: Engine,
     open_apart: OpenEngine,
     *,
+    terms: Terms = NO_TERMS,
     slots: int = 16,
     lease_seconds: float = 3.0,
     drain_seconds: float = 20.0,
@@ -45,11 +47,13 @@ async def reviewer(
 
     Args:
         open_apart: opens the same engine for one suspect, in a process of its own.
+        terms: on which an engine's provider is asked.
         lease_database: for lease renewals alone; the same as `database` where one writer is all there is.
     """
     identity = Identity(id=new_id(), name=process_name(), slots=slots)
     leases = Leases(lease_database, identity, lease_seconds=lease_seconds)
-    attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: CreativeReview(database, engine, open_apart)})
+    task = CreativeReview(database, engine, open_apart, terms)
+    attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: task})
     worker = Worker(database, broker, identity, attempts, leases)
     metrics.broker_consuming.labels("reviewer").set_function(lambda: worker.consuming)
     leases.start()

@@ -30,11 +30,13 @@ from imprimatur.evidence import Category, Creative, Evidence, Image, Part, Recom
 from reviewer.engines import Engine
 from reviewer.engines.apart import EngineApart
 from reviewer.engines.llm import prompts
+from reviewer.engines.llm.breaker import Breaker
 from reviewer.engines.llm.engine import LLMEngine
 from reviewer.engines.registry import open_engine
-from reviewer.settings import EngineName, EngineSettings
+from reviewer.settings import EngineName, EngineSettings, Price
 
 KEY = "sk-secret"
+PRICES = {"house-model": Price(input=2, output=8)}
 SHOES = Creative(creative_id="cr-1", headline="New running shoes", body="Light and quiet.")
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 JPEG = b"\xff\xd8\xff\xe0 and so on"
@@ -53,7 +55,7 @@ async def provider() -> AsyncIterator[Provider]:
 
 @pytest.fixture
 async def engine(provider: Provider) -> AsyncIterator[Engine]:
-    opened = open_engine(settings(provider, llm_price_input=2.0, llm_price_output=8.0))
+    opened = open_engine(settings(provider, llm_prices=PRICES))
     yield opened
     await opened.close()
 
@@ -343,7 +345,7 @@ async def test_a_silent_provider_times_out(provider: Provider) -> None:
     provider.follow(scripted.hangs)
     connection = OpenAICompatibleProvider("test", base_url=provider.base_url)
     model = OpenAIChatModel("m", provider=connection, settings=ModelSettings(timeout=1.0))
-    engine = LLMEngine(model, model_name="m")
+    engine = LLMEngine(model, model_name="m", breaker=Breaker("test"))
     assert (await error_of(engine.examine(SHOES))).code == "provider_timeout"
     await engine.close()
 
