@@ -19,7 +19,7 @@ from imprimatur.policy import Mode, Policy
 from imprimatur.storage import spending, tenants
 from imprimatur.v1 import creative_pb2 as creative
 from imprimatur.v1 import job_pb2 as job
-from imprimatur.v1.job_service_pb2 import CancelJobRequest, JobFilter, ReviewJobsAgainRequest
+from imprimatur.v1.job_service_pb2 import CancelJobRequest, GetStatsRequest, JobFilter, ReviewJobsAgainRequest
 from reviewer.admission import HOLD_SECONDS
 from reviewer.engines import Engine
 from reviewer.engines.llm.breaker import Breaker, Circuit
@@ -236,7 +236,10 @@ async def test_several_reviewers_count_towards_one_budget(
         jobs = [await me.submit("Shoes", f"cr-{number}") for number in range(12)]
         for one in jobs:
             await me.until(one, job.JOB_STATE_SUCCEEDED)
+        [stats] = (await me.jobs.GetStats(GetStatsRequest())).types
     assert await used(system) == Used(tokens=12 * PER_CALL, cost_micros=12 * PER_CALL)
+    assert (stats.input_tokens, stats.output_tokens) == (12 * INPUT_TOKENS, 12 * OUTPUT_TOKENS)
+    assert stats.cost_micros == 12 * PER_CALL
 
 
 @on_sqlite

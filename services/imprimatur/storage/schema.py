@@ -195,6 +195,7 @@ attempts = Table(
     Column("output_tokens", BigInteger, nullable=False),
     Column("cost_micros", BigInteger, nullable=False),
 )
+_partial("ix_attempts_paid", attempts.c.finished_at, where="input_tokens > 0")
 _partial("ix_attempts_failed", attempts.c.finished_at, where="error_code IS NOT NULL")
 
 job_events = Table(

@@ -1,4 +1,4 @@
-"""Daily budgets of tenants at AI providers, what they have spent, and turns where calls must lie apart"""
+"""Daily budgets of tenants at AI providers, what was spent, and turns where calls must lie apart"""
 
 import sqlalchemy as sa
 
@@ -28,3 +28,4 @@ def upgrade() -> None:
         sa.Column("free_at", Instant, nullable=False),
         sa.Column("ends_at", Instant, nullable=False),
     )
+    online.create_index("ix_attempts_paid", "attempts", ["finished_at"], where="input_tokens > 0")
