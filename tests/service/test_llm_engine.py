@@ -236,6 +236,7 @@ async def test_an_instruction_inside_a_creative_stays_inside_its_marks(provider:
         (fails(400, "context_length_exceeded"), PermanentError, "too_long"),
         (fails(400, message="This model's maximum context length is 8192 tokens."), PermanentError, "too_long"),
         (fails(413), PermanentError, "too_long"),
+        (fails(400, "400", "litellm.ContextWindowExceededError: no"), PermanentError, "too_long"),
         (fails(400, "content_filter"), PermanentError, "refused"),
         (fails(400, "invalid_image_format"), PermanentError, "provider_rejected"),
         (says("", refusal="I cannot help with that."), PermanentError, "refused"),

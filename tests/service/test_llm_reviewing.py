@@ -272,6 +272,7 @@ async def test_jobs_wait_for_their_turns_outside_the_slots_and_spend_no_attempt(
     assert outcomes[1][0] == job.ATTEMPT_OUTCOME_HANDED_BACK
     assert outcomes[1][-1] == job.ATTEMPT_OUTCOME_SUCCEEDED
     assert [one.attempts for one in done] == [1, 1]
+    assert not any(attempt.error.code for one in done for attempt in one.attempt_history)
 
 
 @on_sqlite

@@ -30,7 +30,9 @@ DEFAULT_PAUSE_SECONDS = 10.0
 
 _FILTERED = frozenset({"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"})
 _TIMED_OUT = frozenset({408, 504})
-_TOO_LARGE = 413
+_BAD_REQUEST, _TOO_LARGE = 400, 413
+#: LiteLLM knows the words of many providers, and names what it understood.
+_TOO_LONG_FOR_LITELLM = "ContextWindowExceededError"
 
 _REFUSED = ("refused", "the model or its provider's content filter refuses to look at this creative")
 _TOO_LONG = ("too_long", "the creative is longer or larger than the model takes")
@@ -114,7 +116,7 @@ def _by_details(error: Exception) -> AttemptError | None:
     status = getattr(error, "status_code", 0)
     if isinstance(error, ModelAPIError) and {error.provider_error_code, error.provider_error_type} & _FILTERED:
         return _permanent(*_REFUSED)
-    if status == _TOO_LARGE:
+    if status == _TOO_LARGE or (status == _BAD_REQUEST and _TOO_LONG_FOR_LITELLM in str(error)):
         return _permanent(*_TOO_LONG)
     if status in _TIMED_OUT:
         return TransientError(TOO_SLOW[1], code=TOO_SLOW[0], stage=STAGE)
