@@ -40,6 +40,7 @@ lock: ## Resolve the locks anew (needs uv)
 	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 --extra dev pyproject.toml -o requirements.lock -q --upgrade
 	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 --extra bench -c requirements.lock pyproject.toml -o bench.lock -q --upgrade
 	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --no-deps --python-version 3.11 model.in -o model.lock -q
+	uv pip compile --universal --generate-hashes --no-header --no-emit-index-url --python-version 3.11 peers.in -o peers.lock -q --upgrade
 
 demo: setup ## Review the example creatives on the embedded default, and show what came out
 	@$(BIN)/python -m examples.demo
@@ -70,8 +71,22 @@ check: setup ## Lint, format, types, architecture, and that generated files are 
 	@$(BIN)/python -m deploy.k8s.summary --check
 
 test: check servers ## Everything below 15 minutes, on real RabbitMQ and PostgreSQL
-	@$(BIN)/pytest -m "not soak" --ignore=tests/faults --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	@$(BIN)/pytest -m "not soak and not peer" --ignore=tests/faults --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 	@$(BIN)/pytest -m "not soak" tests/faults
+
+# A server that somebody else wrote, in a folder of its own: nothing of it is in .venv.
+$(LOCAL)/litellm/.installed: peers.lock
+	@echo "Installing LiteLLM into $(LOCAL)/litellm: about 580 MB …"
+	@$(PYTHON) -m venv $(LOCAL)/litellm
+ifneq ($(UV),)
+	@$(UV) pip install --quiet --python $(LOCAL)/litellm/bin/python --require-hashes --no-deps -r peers.lock
+else
+	@$(LOCAL)/litellm/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r peers.lock
+endif
+	@touch $@
+
+peers: setup $(LOCAL)/litellm/.installed ## The llm engine against LiteLLM's proxy, which is installed for it: two minutes
+	@IMPRIMATUR_TEST_LITELLM=$(LOCAL)/litellm/bin/litellm $(BIN)/pytest -m peer tests/peers
 
 soak: servers ## Strike everything again and again under load (an hour); writes docs/reliability.json
 	@status=0; $(BIN)/pytest -m soak --capture=no || status=$$?; $(BIN)/python -m docs.reliability || status=$$?; exit $$status
@@ -107,4 +122,4 @@ bench-quick: servers $(VENV)/.bench-installed ## Imprimatur beside Celery, procr
 bench-long: servers $(VENV)/.bench-installed ## Ten minutes at full load: throughput and memory of every process
 	@$(BIN)/python -m benchmarks long
 
-.PHONY: help setup demo servers up panels down check test soak docs bench bench-quick bench-long evaluate lock
+.PHONY: help setup demo servers up panels down check test peers soak docs bench bench-quick bench-long evaluate lock

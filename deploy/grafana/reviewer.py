@@ -80,6 +80,60 @@ ATTEMPTS = Row(
     ),
 )
 
+PROVIDERS = Row(
+    title="AI providers",
+    panels=(
+        Panel(
+            title="Questions to providers",
+            description="Of the llm engine, by outcome: answered, or why not.",
+            unit="ops",
+            queries=_by("outcome", "imprimatur_provider_calls_total"),
+            stacked=True,
+            runbook="ImprimaturProviderAway",
+        ),
+        Panel(
+            title="Left alone",
+            description="1 while a reviewer asks a provider nothing because it keeps failing.",
+            unit="short",
+            queries=(
+                Query(
+                    expr=f'max by (provider) (imprimatur_provider_circuit_state{{{OURS}, circuit="open"}})',
+                    legend="{{provider}}",
+                ),
+            ),
+            steps=((1.0, "red"),),
+            runbook="ImprimaturProviderAway",
+        ),
+        Panel(
+            title="Postponed",
+            description="Attempts handed back unspent: their turn has not come, or the provider is left alone.",
+            unit="ops",
+            queries=_by("reason", "imprimatur_attempts_postponed_total"),
+            stacked=True,
+        ),
+        Panel(
+            title="Tokens",
+            description="As the providers reported them, a second.",
+            unit="ops",
+            queries=_by("direction", "imprimatur_provider_tokens_total"),
+            stacked=True,
+        ),
+        Panel(
+            title="Cost",
+            description="US dollars an hour, as far as prices are known.",
+            unit="currencyUSD",
+            queries=(
+                Query(
+                    expr="3600 * sum by (model)"
+                    f" (rate(imprimatur_provider_cost_dollars_total{{{OURS}}}[$__rate_interval]))",
+                    legend="{{model}}",
+                ),
+            ),
+            stacked=True,
+        ),
+    ),
+)
+
 OUTCOMES = Row(
     title="What comes out",
     panels=(
@@ -153,5 +207,5 @@ DASHBOARD = Dashboard(
     name="reviewer",
     title="Imprimatur: reviewers",
     description="Engine times, outcomes, decisions, and what was done twice or lost.",
-    rows=(ENGINE, ATTEMPTS, OUTCOMES, TWICE),
+    rows=(ENGINE, ATTEMPTS, PROVIDERS, OUTCOMES, TWICE),
 )

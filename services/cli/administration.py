@@ -5,6 +5,7 @@ data folder. What reaches the database is `cli.operation`, imported when a comma
 """
 
 import logging
+import math
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from rich.table import Table
 from cli.arguments import limit, limit_shown
 from cli.connection import DEFAULT_DATA
 from cli.output import Output, moment, note, plain
+from imprimatur.budgets import MICROS, MOST_DOLLARS, MOST_TOKENS
 from imprimatur.policy import Mode
 from imprimatur.tenancy import MOST_A_SECOND, MOST_AT_ONCE, MOST_BYTES, Role
 
@@ -127,6 +129,60 @@ def limits(
     show_fields(
         {"tenant": name, **{what: limit_shown(value) for what, value in asdict(own).items()}}, json=json, remark=remark
     )
+
+
+@tenants_app.command("model")
+def set_model(
+    name: TenantName,
+    model: Annotated[str, typer.Argument(help="A model that the reviewers are set to, or 'default'.")],
+    database_url: DatabaseURL = "",
+    data: Data = DEFAULT_DATA,
+    json: Json = False,
+) -> None:
+    """Have a tenant's creatives examined by another language model: IMPRIMATUR_LLM_MODELS names those there are."""
+    operation = _at(database_url, data)
+    version = operation.set_model(name, None if model == "default" else model)
+    shown = {"tenant": name, "model": model, "policy_version": str(version)}
+    show_fields(shown, json=json, remark=f"Changed in the database {operation.place}")
+
+
+@tenants_app.command("budget")
+def budget(
+    name: TenantName,
+    daily_tokens: Annotated[
+        str, typer.Option(metavar="LIMIT", help="Tokens in and out, a day: a number, 'none' or 'default'.")
+    ] = "",
+    daily_cost_dollars: Annotated[
+        str, typer.Option(metavar="LIMIT", help="US dollars a day: a number, 'none' or 'default'.")
+    ] = "",
+    database_url: DatabaseURL = "",
+    data: Data = DEFAULT_DATA,
+    json: Json = False,
+) -> None:
+    """Show what a tenant may spend at AI providers in a day of UTC and what it has spent today, or change the first.
+
+    Beyond it, creatives go to a person (budget_exhausted). 'default' is what the reviewers' settings say
+    (IMPRIMATUR_LLM_DAILY_TOKENS, IMPRIMATUR_LLM_DAILY_COST_DOLLARS).
+    """
+    tokens = limit(daily_tokens, "--daily-tokens", MOST_TOKENS, whole=True)
+    dollars = limit(daily_cost_dollars, "--daily-cost-dollars", MOST_DOLLARS, whole=False)
+    changes: dict[str, int | None] = {}
+    if tokens is not None:
+        changes["daily_tokens"] = None if tokens.number is None else int(tokens.number)
+    if dollars is not None:
+        # At least the smallest sum there is: 0 would be no limit.
+        changes["daily_cost_micros"] = None if dollars.number is None else math.ceil(round(dollars.number * MICROS, 3))
+    operation = _at(database_url, data)
+    own, used = operation.set_budget(name, changes) if changes else operation.budget(name)
+    cost = own.daily_cost_micros
+    fields = {
+        "tenant": name,
+        "daily_tokens": limit_shown(own.daily_tokens),
+        "daily_cost_dollars": limit_shown(cost if cost is None else cost / MICROS),
+        "used_tokens": str(used.tokens),
+        "used_cost_dollars": f"{used.cost_micros / MICROS:.6f}",
+    }
+    show_fields(fields, json=json, remark=f"Changed in the database {operation.place}" if changes else "")
 
 
 @tenants_app.command("webhook-secret")

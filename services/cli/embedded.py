@@ -34,6 +34,7 @@ from imprimatur.vault import Vault
 from notifier.service import notifier
 from reviewer.engines import Engine, OpenEngine
 from reviewer.service import reviewer
+from reviewer.terms import NO_TERMS, Terms
 
 log = structlog.get_logger(__name__)
 
@@ -60,10 +61,11 @@ async def serving(
     port: int = 7443,
     metrics_port: int = 9100,
     slots: int = 8,
+    terms: Terms = NO_TERMS,
     retention: Retention = Retention(),
     drain_seconds: float = 10.0,
 ) -> AsyncIterator[Access]:
-    """Run everything inside the block, on the data folder `data`; engines as for `reviewer.service.reviewer`.
+    """Run everything inside the block, on the data folder `data`; engines and terms as for `reviewer.service.reviewer`.
 
     Raises:
         ConfigurationError: the folder is in use, its vault key is missing or readable by others, or a port is
@@ -84,6 +86,7 @@ async def serving(
                 engine,
                 open_apart,
                 guard=guard,
+                terms=terms,
                 slots=slots,
                 drain_seconds=drain_seconds,
             ) as reviewing,

@@ -9,10 +9,11 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from imprimatur import webhooks
+from imprimatur.budgets import Budget, Used
 from imprimatur.errors import ConfigurationError
 from imprimatur.policy import Mode
 from imprimatur.settings import VaultSettings
-from imprimatur.storage import migrations, tenants
+from imprimatur.storage import migrations, spending, tenants
 from imprimatur.storage.database import Database, Reader, Transaction
 from imprimatur.tenancy import ApiKey, Limits, Role, Tenant
 from imprimatur.vault import Vault
@@ -75,6 +76,35 @@ class Operation:
             tenant_id = await _tenant(tx, tenant)
             policy = (await tenants.live_policy(tx, tenant_id)).policy
             return await tenants.put_policy(tx, tenant_id, replace(policy, mode=mode))
+
+        return self._do(run)
+
+    def set_model(self, tenant: str, model: str | None) -> int:
+        """The version of the new live policy."""
+
+        async def run(tx: Transaction) -> int:
+            tenant_id = await _tenant(tx, tenant)
+            policy = (await tenants.live_policy(tx, tenant_id)).policy
+            return await tenants.put_policy(tx, tenant_id, replace(policy, model=model))
+
+        return self._do(run)
+
+    def budget(self, tenant: str) -> tuple[Budget, Used]:
+        """A tenant's own budget, and what it has spent today."""
+
+        async def run(reader: Reader) -> tuple[Budget, Used]:
+            return await spending.by_name(reader, tenant)
+
+        return self._do(run)
+
+    def set_budget(self, tenant: str, changes: Mapping[str, int | None]) -> tuple[Budget, Used]:
+        """Change parts of a tenant's own budget, by their names in `Budget`; all of it then, and what is spent."""
+
+        async def run(tx: Transaction) -> tuple[Budget, Used]:
+            own, used = await spending.by_name(tx, tenant)
+            budget = replace(own, **changes)
+            await spending.put_budget(tx, tenant, budget)
+            return budget, used
 
         return self._do(run)
 

@@ -60,6 +60,7 @@ def serve(
                 port=port,
                 metrics_port=metrics_port,
                 slots=slots,
+                terms=settings.terms(),
                 retention=retention,
             ) as access,
         ):

@@ -9,6 +9,7 @@ from cli import tables
 from cli.arguments import SinceOption, UntilOption
 from cli.commands import Session, client_command
 from cli.output import note, plain
+from imprimatur.budgets import MICROS
 from imprimatur.v1.admin_service_pb2 import CleanUpResponse
 from imprimatur.v1.job_pb2 import JobType, Priority
 from imprimatur.v1.job_service_pb2 import DependencyStatus, GetStatsResponse, GetSystemStatusResponse
@@ -99,6 +100,8 @@ def _stats(answer: GetStatsResponse) -> RenderableType:
         "SUCCESS",
         "MEAN",
         "P95",
+        "TOKENS",
+        "COST",
     )
     for kind in answer.types:
         counts = (kind.created, kind.succeeded, kind.approved, kind.rejected, kind.awaiting_review)
@@ -108,6 +111,8 @@ def _stats(answer: GetStatsResponse) -> RenderableType:
             f"{kind.success_rate:.1%}",
             tables.seconds(kind, "mean_duration"),
             tables.seconds(kind, "p95_duration"),
+            str(kind.input_tokens + kind.output_tokens),
+            f"${kind.cost_micros / MICROS:.2f}",
         )
     hours = tables.table("HOUR", "CREATED", "FINISHED")
     for hour in answer.hours:

@@ -159,4 +159,7 @@ def _type_stats(one: stored.TypeStats) -> pb.TypeStats:
         p95_duration=duration(one.p95_seconds),
         approved=one.approved,
         rejected=one.rejected,
+        input_tokens=one.input_tokens,
+        output_tokens=one.output_tokens,
+        cost_micros=one.cost_micros,
     )

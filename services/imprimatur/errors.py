@@ -173,20 +173,38 @@ class TimedOut(TransientError):
     code = "timed_out"
 
 
-class RateLimited(AttemptError):
-    """The provider asks to wait. Spends no attempt."""
+class Postponed(AttemptError):
+    """Not now, and that is not the job's doing. Spends no attempt."""
+
+    code = "postponed"
+
+    def __init__(self, message: str, *, retry_after_seconds: float, code: str | None = None, stage: str = "") -> None:
+        super().__init__(message, code=code, stage=stage)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimited(Postponed):
+    """The provider was asked, and asks to wait."""
 
     code = "rate_limited"
 
-    def __init__(self, message: str, *, retry_after_seconds: float, stage: str = "") -> None:
-        super().__init__(message, stage=stage)
-        self.retry_after_seconds = retry_after_seconds
+
+class NotBegun(Postponed):
+    """The provider was not asked. Whoever raises it has seen to it that jobs do not all come back at once."""
+
+    code = "not_begun"
 
 
 class PermanentError(AttemptError):
     """Trying again cannot help, for example because an engine refuses to answer."""
 
     code = "permanent"
+
+
+class BudgetExhausted(PermanentError):
+    """The tenant has spent what it may spend in a day."""
+
+    code = "budget_exhausted"
 
 
 class UnreviewableInput(PermanentError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
 
-from imprimatur.errors import AttemptError, PermanentError, TimedOut, UnreviewableInput
+from imprimatur.errors import AttemptError, NotBegun, PermanentError, TimedOut, UnreviewableInput
 from imprimatur.retry import Backoff
 
 
@@ -54,7 +54,7 @@ class AttemptOutcome(StrEnum):
     FAILED = "failed"
     TIMED_OUT = "timed_out"
     LOST = "lost"  #: the worker fell silent
-    HANDED_BACK = "handed_back"  #: the worker was stopping, or its database was out of reach
+    HANDED_BACK = "handed_back"  #: not begun or cut short: the worker stopped, its database or the provider was away
     CANCELLED = "cancelled"  #: the job was cancelled meanwhile
 
 
@@ -128,6 +128,8 @@ WEBHOOK_EVENT_TYPES = tuple(sorted({step.notifies for step in TRANSITIONS.values
 
 def outcome_of(error: AttemptError) -> AttemptOutcome:
     """How an attempt ended that ended with `error`."""
+    if isinstance(error, NotBegun):
+        return AttemptOutcome.HANDED_BACK
     return AttemptOutcome.TIMED_OUT if isinstance(error, TimedOut) else AttemptOutcome.FAILED
 
 

@@ -15,7 +15,16 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from imprimatur.broker import Queue
-from imprimatur.errors import AttemptError, PermanentError, RateLimited, TimedOut, TransientError
+from imprimatur.errors import (
+    AttemptError,
+    BudgetExhausted,
+    NotBegun,
+    PermanentError,
+    Postponed,
+    RateLimited,
+    TimedOut,
+    TransientError,
+)
 from imprimatur.job import AttemptOutcome, JobType, Priority, State
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -162,6 +171,36 @@ attempts_apart = Counter(
     "imprimatur_attempts_apart_total",
     "Attempts at jobs that lost two workers, examined in a process of their own.",
 )
+attempts_postponed = Counter(
+    "imprimatur_attempts_postponed_total",
+    "Attempts handed back before the provider was asked, by reason: turn_awaited, provider_paused.",
+    ["type", "reason"],
+)
+provider_calls = Counter(
+    "imprimatur_provider_calls_total",
+    "Questions to AI providers, by provider, model and outcome: answered, or an error code.",
+    ["provider", "model", "outcome"],
+)
+provider_tokens = Counter(
+    "imprimatur_provider_tokens_total",
+    "Tokens that AI providers reported, by direction: input, output.",
+    ["provider", "model", "direction"],
+)
+provider_cost = Counter(
+    "imprimatur_provider_cost_dollars_total",
+    "What AI providers' answers cost, in US dollars, as far as prices are known.",
+    ["provider", "model"],
+)
+circuit = Gauge(
+    "imprimatur_provider_circuit_state",
+    "1 for where the circuit breaker before an AI provider stands: closed, open, trying (the next call decides).",
+    ["provider", "circuit"],
+)
+circuit_openings = Counter(
+    "imprimatur_provider_circuit_openings_total",
+    "Times that an AI provider was left alone because it kept failing.",
+    ["provider"],
+)
 fenced_writes = Counter(
     "imprimatur_fenced_writes_total", "Results discarded because the job was cancelled or taken over."
 )
@@ -234,12 +273,15 @@ for _labels in product(_TYPES, _PRIORITIES):
     submit_to_end_seconds.labels(*_labels)
 for _labels in product(_TYPES, (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.AWAITING_REVIEW)):
     jobs_finished.labels(*_labels)
+#: Why attempts are postponed; it stands on a job only if its deadline leaves no time for another try.
+POSTPONEMENTS = ("turn_awaited", "provider_paused")
 #: What attempts fail with, as far as this version knows; UnreviewableInput is no failure of ours.
 ATTEMPT_ERRORS = (
-    *(fault.code for fault in (AttemptError, TransientError, TimedOut, RateLimited, PermanentError)),
+    *(fault.code for fault in (AttemptError, TransientError, TimedOut, PermanentError, BudgetExhausted)),
+    *(fault.code for fault in (Postponed, RateLimited, NotBegun)),
     *("engine_died", "engine_failed", "engine_not_started", "invalid_answer", "refused", "too_long", "workers_lost"),
     *("provider_credentials", "provider_error", "provider_model", "provider_quota", "provider_rejected"),
-    *("provider_timeout", "provider_unreachable", "image_decoder_died", "image_unavailable"),
+    *("provider_timeout", "provider_unreachable", "image_decoder_died", "image_unavailable", *POSTPONEMENTS),
 )
 #: What clean-up removes: tables, and request ids.
 ROWS_REMOVED = (
@@ -268,6 +310,8 @@ for _result in ("claimed", "stale", "given_back"):
     claims.labels(_result)
 for _type in _TYPES:
     reviewed_again.labels(_type)
+    for _reason in POSTPONEMENTS:
+        attempts_postponed.labels(_type, _reason)
 for _outcome in ("delivered", "refused", "failed", "blocked"):
     webhook_attempts.labels(_outcome)
 for _result in ("confirmed", "failed"):

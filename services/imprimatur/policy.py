@@ -76,12 +76,16 @@ SENSITIVE = frozenset(
 FORBIDDEN = frozenset(Category) - SENSITIVE
 
 
+LONGEST_MODEL_NAME = 200
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """What one tenant lets the AI decide. Immutable; a change is a new version. These are the defaults.
 
     Thresholds and detection limits are probabilities in [0, 1], with
-    auto_reject_threshold < auto_approve_threshold and detect_min < block_min.
+    auto_reject_threshold < auto_approve_threshold and detect_min < block_min. `model` is the language model that
+    examines, as the reviewers name it, from the next attempt on; None: the one that they are set to.
     """
 
     mode: Mode = Mode.AI_POWERED
@@ -91,6 +95,7 @@ class Policy:
     block_min: float = 0.90
     always_human: frozenset[Category] = SENSITIVE
     blocked: frozenset[Category] = FORBIDDEN
+    model: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("auto_approve_threshold", "auto_reject_threshold", "detect_min", "block_min"):
@@ -101,6 +106,8 @@ class Policy:
             raise InvalidRequest("auto_reject_threshold", "must be below auto_approve_threshold")
         if self.detect_min >= self.block_min:
             raise InvalidRequest("detect_min", "must be below block_min")
+        if self.model is not None and not (isinstance(self.model, str) and 0 < len(self.model) <= LONGEST_MODEL_NAME):
+            raise InvalidRequest("model", f"must be a name of at most {LONGEST_MODEL_NAME} characters")
         if both := self.always_human & self.blocked:
             raise InvalidRequest("blocked", f"also in always_human: {', '.join(sorted(both))}")
 

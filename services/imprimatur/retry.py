@@ -6,10 +6,10 @@ a uniform draw from [0, min(cap, first * 2^(n-1))] after the n-th spent attempt.
 
 from dataclasses import dataclass
 
-from imprimatur.errors import AttemptError, PermanentError, RateLimited
+from imprimatur.errors import AttemptError, NotBegun, PermanentError, Postponed
 
-#: A provider that asks for a longer pause than this is asked again after this.
-LONGEST_RATE_LIMIT_PAUSE_SECONDS = 3600.0
+#: A job that is postponed for longer than this, as by a provider that asks for a long pause, is looked at after this.
+LONGEST_PAUSE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ def after_error(
     """
     if isinstance(error, PermanentError):
         return GiveUp()
-    if isinstance(error, RateLimited):
-        pause = min(max(error.retry_after_seconds, 0.0), LONGEST_RATE_LIMIT_PAUSE_SECONDS)
-        delay = pause + backoff.first_seconds * jitter
+    if isinstance(error, Postponed):
+        pause = min(max(error.retry_after_seconds, 0.0), LONGEST_PAUSE_SECONDS)
+        delay = pause if isinstance(error, NotBegun) else pause + backoff.first_seconds * jitter
         return Again(delay_seconds=delay, spends_attempt=False) if delay < remaining_seconds else GiveUp()
     spent = attempts_before + 1
     delay = backoff.seconds(spent, jitter)

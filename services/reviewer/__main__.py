@@ -28,6 +28,7 @@ async def run(settings: ReviewerSettings, stop: StopSignal) -> None:
                 apart.opened,
                 guard=settings.guard(),
                 image_processes=settings.image_processes,
+                terms=settings.terms(),
                 slots=settings.reviewer_slots,
                 lease_seconds=settings.lease_seconds,
                 drain_seconds=settings.drain_seconds,

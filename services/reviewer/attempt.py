@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 
 from imprimatur import metrics, tracing
-from imprimatur.errors import AttemptError, TimedOut, TransientError, Unavailable
+from imprimatur.errors import AttemptError, NotBegun, TimedOut, TransientError, Unavailable
 from imprimatur.job import DEFAULTS, AttemptOutcome, Claim, Happening, JobError, JobType, outcome_of
 from imprimatur.retry import Again, after_error
 from imprimatur.storage import claims
@@ -22,6 +22,7 @@ from imprimatur.storage.claims import Conclusion
 from imprimatur.storage.database import Database
 from imprimatur.tracing import Attribute, Kind, SpanContext
 from reviewer.endings import Endings, uncancel
+from reviewer.engines import Receipt, receiving
 from reviewer.leases import Leases
 from reviewer.tasks import NotEnough, Task
 
@@ -47,10 +48,11 @@ class Attempts:
             ),
             tracing.continued("review", SpanContext.read(claim.traceparent), kind=Kind.CONSUMER) as span,
             self._leases.held(claim),
+            receiving() as receipt,
         ):
             if span.recording:
                 span.set(_about(claim))
-            conclusion = await self._run(claim)
+            conclusion = await self._run(claim, receipt)
             if span.recording and conclusion is not None:
                 span.set(_end_of(conclusion))
             outcome = conclusion.outcome if conclusion else AttemptOutcome.CANCELLED
@@ -63,24 +65,27 @@ class Attempts:
         self._stopping = True
         self._endings.stop()
 
-    async def _run(self, claim: Claim) -> Conclusion | None:
+    async def _run(self, claim: Claim, receipt: Receipt) -> Conclusion | None:
         try:
-            return await self._to_its_end(claim, self._tasks[claim.type])
+            return await self._to_its_end(claim, self._tasks[claim.type], receipt)
         except asyncio.CancelledError:
             if self._leases.taken(claim):
                 uncancel()
                 tracing.current().fail("taken")
-                await self._endings.book(claim, _TAKEN)
+                await self._endings.book(claim, _TAKEN, Spent(**vars(receipt)))
                 return None
             if self._stopping:
                 uncancel()
-                return await self._endings.write(claim, _HANDED_BACK, Spent())
+                return await self._endings.write(claim, _HANDED_BACK, Spent(**vars(receipt)))
             raise
 
-    async def _to_its_end(self, claim: Claim, task: Task) -> Conclusion | None:
+    async def _to_its_end(self, claim: Claim, task: Task, receipt: Receipt) -> Conclusion | None:
         began = time.monotonic()
         try:
             return await self._work(claim, task, in_full=False)
+        except TimedOut as error:
+            late = error.after_spending(**vars(receipt))
+            return await self._failed(claim, task, late, time.monotonic() - began)
         except AttemptError as error:
             return await self._failed(claim, task, error, time.monotonic() - began)
         except Unavailable as fault:
@@ -113,8 +118,12 @@ class Attempts:
     async def _failed(self, claim: Claim, task: Task, error: AttemptError, after_seconds: float) -> Conclusion | None:
         self._leases.concluding(claim)
         tracing.current().fail(error.code)
-        metrics.attempt_errors.labels(claim.type, error.code).inc()
-        log.warning("an attempt failed", code=error.code, error=error.message)
+        if isinstance(error, NotBegun):
+            metrics.attempts_postponed.labels(claim.type, error.code).inc()
+            log.info("an attempt is postponed", code=error.code, seconds=round(error.retry_after_seconds, 3))
+        else:
+            metrics.attempt_errors.labels(claim.type, error.code).inc()
+            log.warning("an attempt failed", code=error.code, error=error.message)
         step = after_error(
             error,
             attempts_before=claim.attempts,
@@ -189,6 +198,14 @@ def _spent(error: AttemptError) -> Spent:
 
 
 def _retry(error: AttemptError, step: Again) -> Conclusion:
+    if isinstance(error, NotBegun):
+        return Conclusion(
+            happening=Happening.HANDED_BACK,
+            outcome=outcome_of(error),
+            spends_attempt=step.spends_attempt,
+            delay_seconds=step.delay_seconds,
+            details={"reason": error.message, "delay_seconds": f"{step.delay_seconds:.1f}"},
+        )
     return Conclusion(
         happening=Happening.RETRY_SCHEDULED,
         outcome=outcome_of(error),

@@ -79,11 +79,11 @@ class Endings:
             tracing.current().fail(fault.code)
             return None
 
-    async def book(self, claim: Claim, conclusion: Conclusion) -> None:
-        """Note on the attempt alone how it ended; the job is somebody else's by now."""
+    async def book(self, claim: Claim, conclusion: Conclusion, spent: Spent) -> None:
+        """Note on the attempt alone how it ended and what it cost; the job is somebody else's by now."""
         try:
             async with self._database.begin() as tx:
-                await claims.book(tx, [Ending(claim=claim, conclusion=conclusion, spent=Spent())])
+                await claims.book(tx, [Ending(claim=claim, conclusion=conclusion, spent=spent)])
         except Unavailable:
             log.warning("an aborted attempt could not be booked")
 

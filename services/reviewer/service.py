@@ -19,6 +19,7 @@ from reviewer.images.fetching import Fetcher
 from reviewer.images.images import Images
 from reviewer.leases import Leases
 from reviewer.tasks.creative_review import CreativeReview
+from reviewer.terms import NO_TERMS, Terms
 from reviewer.worker import Worker
 
 
@@ -43,6 +44,7 @@ async def reviewer(
     *,
     guard: Guard = STRICT,
     image_processes: int = 2,
+    terms: Terms = NO_TERMS,
     slots: int = 16,
     lease_seconds: float = 3.0,
     drain_seconds: float = 20.0,
@@ -53,12 +55,13 @@ async def reviewer(
         open_apart: opens the same engine for one suspect, in a process of its own.
         guard: of the URLs from which images are fetched.
         image_processes: in which images are decoded; started when first needed.
+        terms: on which an engine's provider is asked.
         lease_database: for lease renewals alone; the same as `database` where one writer is all there is.
     """
     identity = Identity(id=new_id(), name=process_name(), slots=slots)
     leases = Leases(lease_database, identity, lease_seconds=lease_seconds)
     images = Images(database, Fetcher(guard), Darkroom(processes=image_processes))
-    review = CreativeReview(database, images, engine, open_apart)
+    review = CreativeReview(database, images, engine, open_apart, terms)
     attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: review})
     worker = Worker(database, broker, identity, attempts, leases)
     metrics.broker_consuming.labels("reviewer").set_function(lambda: worker.consuming)

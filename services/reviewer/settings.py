@@ -2,11 +2,15 @@
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings
 
+from imprimatur.budgets import MICROS, Budget
+from imprimatur.job import JobType
 from imprimatur.settings import AddressSettings, LeaseSettings, SharedSettings
+from reviewer.terms import Terms
 
 
 class EngineName(StrEnum):
@@ -14,6 +18,22 @@ class EngineName(StrEnum):
 
     BUILTIN = "builtin"
     LLM = "llm"
+
+
+class Price(BaseModel):
+    """US dollars per million tokens, which is millionths of a dollar per token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cached_input: float | None = Field(default=None, ge=0)  #: of what the provider had read before; None: as all input
+
+    def of(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
+        """The cost of so many tokens, in millionths of a dollar; cached ones are input tokens, too."""
+        cached_input = self.input if self.cached_input is None else self.cached_input
+        fresh_tokens = input_tokens - cached_tokens
+        return fresh_tokens * self.input + cached_tokens * cached_input + output_tokens * self.output
 
 
 class EngineSettings(BaseSettings):
@@ -43,12 +63,43 @@ class EngineSettings(BaseSettings):
     llm_reasks: int = Field(
         default=1, ge=0, le=5, description="How often an answer that does not fit is sent back to the model"
     )
-    llm_price_input: float | None = Field(
-        default=None, ge=0, description="US dollars per million input tokens; by default a bundled price list, or 0"
+    llm_models: tuple[str, ...] = Field(
+        default=(), description="Further models, as a JSON list: those that a tenant's policy may name"
     )
-    llm_price_output: float | None = Field(
-        default=None, ge=0, description="US dollars per million output tokens; as above"
+    llm_prices: dict[str, Price] = Field(
+        default={},
+        description="US dollars per million tokens, as JSON by model: "
+        '{"openai:gpt-5-mini": {"input": 0.25, "output": 2}}, with "cached_input" where that differs; by default a '
+        "bundled price list, or 0",
     )
+    llm_call_seconds: float = Field(default=60.0, gt=0, description="The longest that one answer of a model may take")
+    llm_breaker_failures: int = Field(
+        default=5, ge=1, description="After so many failures in a row a provider is left alone for a while"
+    )
+    llm_breaker_pause_seconds: float = Field(
+        default=10.0, gt=0, description="For so long; each try in vain doubles it, up to two minutes"
+    )
+    llm_interval_seconds: dict[JobType, Annotated[float, Field(ge=0)]] = Field(
+        default={},
+        description="Least time between two calls to one provider for one tenant, over all reviewers, as JSON by type "
+        'of job: {"creative_review": 0.5}; by default none',
+    )
+    llm_daily_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Tokens, in and out, that a tenant may use in a day of UTC; 0: no limit. Like the "
+        "next, for tenants without a budget of their own (`imprimatur tenants budget`)",
+    )
+    llm_daily_cost_dollars: float = Field(default=0.0, ge=0, description="US dollars that it may spend; 0: no limit")
+
+    def terms(self) -> Terms:
+        """On what terms providers are asked."""
+        return Terms(
+            budget=Budget(
+                daily_tokens=self.llm_daily_tokens, daily_cost_micros=round(self.llm_daily_cost_dollars * MICROS)
+            ),
+            interval_seconds=self.llm_interval_seconds,
+        )
 
     def of_child(self) -> "EngineSettings":
         """What a child process is told that opens the engine for one creative: this much, and no other secret."""

@@ -15,6 +15,7 @@ from tests import makers
 from imprimatur.identity import first_id_at
 from imprimatur.job import AttemptOutcome, Happening, JobType, Priority, State
 from imprimatur.storage import clock, repeats, schema, statistics
+from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Database, Reader
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.repeats import Scope
@@ -196,6 +197,22 @@ async def test_jobs_that_never_started_have_no_duration(database: Database) -> N
         [found] = await statistics.type_stats(reader, Owner(tenant_id=tenant), SINCE, UNTIL)
     assert found == TypeStats(type=JobType.CREATIVE_REVIEW, failed=1)
     assert found.success_rate == 0.0
+
+
+async def test_what_attempts_cost_adds_up_whatever_became_of_them(database: Database) -> None:
+    tenant, other = await makers.make_tenant(database), await makers.make_tenant(database)
+    spent = Spent(engine="test", input_tokens=1000, output_tokens=100, cost_micros=7)
+    async with database.read() as reader:
+        began = await clock.present(reader)
+    for happening in (Happening.COMPLETED, Happening.REFERRED, Happening.RETRY_SCHEDULED):
+        await makers.conclude(database, await makers.running(database, tenant), happening, spent=spent)
+    await makers.conclude(database, await makers.running(database, tenant), Happening.COMPLETED, spent=Spent())
+    await makers.conclude(database, await makers.running(database, other), Happening.COMPLETED, spent=spent)
+    async with database.read() as reader:
+        until = await clock.present(reader) + timedelta(milliseconds=1)
+        [found] = await statistics.type_stats(reader, Owner(tenant_id=tenant), began, until)
+        assert (found.input_tokens, found.output_tokens, found.cost_micros) == (3000, 300, 21)
+        assert await statistics.type_stats(reader, Owner(tenant_id=tenant), until, until + timedelta(hours=1)) == []
 
 
 def test_the_success_rate_is_that_of_the_succeeded_and_failed() -> None:

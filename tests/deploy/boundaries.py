@@ -225,6 +225,12 @@ BOUNDARIES = (
         labels={"severity": "critical"},
         series={_ERRORS: (0, 20, 19), _ATTEMPTS: (0, 20, 19)},
     ),
+    Boundary(
+        alert="ImprimaturProviderAway",
+        held_minutes=10,
+        told={"provider": "openai"},
+        series={'imprimatur_provider_circuit_state{instance="r", provider="openai", circuit="open"}': (0, 1, 0)},
+    ),
     Boundary(alert="ImprimaturWorkersLost", series={'imprimatur_leases_lost_total{instance="g"}': (0, 5, 4.5)}),
     Boundary(alert="ImprimaturSuspectJobs", series={'imprimatur_attempts_apart_total{instance="r"}': (0, 1, 0)}),
     Boundary(

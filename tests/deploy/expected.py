@@ -22,6 +22,10 @@ Shown = Mapping[str, Number]
 #: Panels that rightly show nothing here, and what it would take.
 EMPTY = {
     "overview: Firing now": "an alert",
+    "reviewer: Questions to providers": "the llm engine",
+    "reviewer: Left alone": "the llm engine",
+    "reviewer: Tokens": "the llm engine",
+    "reviewer: Cost": "the llm engine",
 }
 
 #: So many that no message of the load waits for one.
@@ -158,6 +162,7 @@ def per_second(done: Round) -> dict[str, Shown]:
             "failed": done.left["failed"],
         },
         "reviewer: Attempts by error": {"unreviewable_input": done.left["failed"]},
+        "reviewer: Postponed": {},
         "reviewer: Decisions of the machine": decisions,
         "reviewer: Rows of the decision table": triggers,
         "reviewer: Messages": {"claimed": done.worked_on},

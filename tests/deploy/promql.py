@@ -26,7 +26,9 @@ TARGET = frozenset({"job", "instance", "namespace"})
 #: What others export: RabbitMQ's plugin, postgres_exporter or CloudNativePG, Prometheus itself.
 FOREIGN: Mapping[str, frozenset[str]] = {
     "up": frozenset(),
-    "ALERTS": frozenset({"alertname", "alertstate", "severity", "service", "priority", "slo", "queue", "loop", "rpc"}),
+    "ALERTS": frozenset(
+        {"alertname", "alertstate", "severity", "service", "priority", "slo", "queue", "loop", "rpc", "provider"}
+    ),
     "rabbitmq_alarms_memory_used_watermark": frozenset(),
     "rabbitmq_alarms_free_disk_space_watermark": frozenset(),
     "rabbitmq_process_resident_memory_bytes": frozenset(),

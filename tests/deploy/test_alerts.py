@@ -144,7 +144,7 @@ def test_an_alert_says_what_is_wrong_and_where_to_read_on(alert: Alert) -> None:
     assert alert.annotations["description"].endswith(".")
     assert alert.runbook.is_file()
     assert alert.runbook.stem == alert.name
-    one_of_several = {"service", "priority", "queue", "loop", "rpc", "instance"}
+    one_of_several = {"service", "priority", "queue", "loop", "rpc", "instance", "provider"}
     assert set(re.findall(r"\$labels\.(\w+)", alert.annotations["description"])) <= one_of_several | {"job"}
 
 

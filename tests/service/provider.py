@@ -170,14 +170,14 @@ async def _begun(request: web.Request, *, content_length: int | None = None) -> 
 
 
 @asynccontextmanager
-async def providing(*steps: Step) -> AsyncIterator[Provider]:
-    """A provider inside the block."""
+async def providing(*steps: Step, port: int = 0) -> AsyncIterator[Provider]:
+    """A provider inside the block, at a port of its own or at that one."""
     provider = Provider(steps=list(steps))
     app = web.Application(client_max_size=64 * 1024 * 1024)
     app.router.add_post("/v1/chat/completions", provider.handle)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
     provider.port = runner.addresses[0][1]
     try:
         yield provider

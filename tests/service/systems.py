@@ -35,6 +35,7 @@ from imprimatur.vault import Vault, new_key
 from reviewer.engines import Engine
 from reviewer.engines.apart import EngineApart
 from reviewer.service import Reviewer, reviewer
+from reviewer.terms import NO_TERMS, Terms
 
 if TYPE_CHECKING:  # they exist for type checkers alone
     from imprimatur.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
@@ -140,6 +141,7 @@ class System:
         engine: Engine,
         *,
         apart: EngineApart | None = None,
+        terms: Terms = NO_TERMS,
         slots: int = 4,
         drain_seconds: float = 0.0,
         lease_database: Database | None = None,
@@ -153,6 +155,7 @@ class System:
             apart.opened if apart else lambda: nullcontext(engine),
             guard=self.guard,
             image_processes=1,
+            terms=terms,
             slots=slots,
             lease_seconds=self.lease_seconds,
             drain_seconds=drain_seconds,

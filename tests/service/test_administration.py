@@ -182,6 +182,38 @@ def test_tenants_and_keys_are_listed_with_their_ids_and_without_the_keys(done: C
         assert person["api_key"] not in shown
 
 
+def test_a_tenants_budget_is_shown_and_changed_part_by_part(done: Callable[..., str]) -> None:
+    def budget(*words: str) -> list[str]:
+        shown: dict[str, str] = json.loads(done("tenants", "budget", "acme", *words, "--json"))
+        assert list(shown) == [
+            *("tenant", "daily_tokens", "daily_cost_dollars", "used_tokens", "used_cost_dollars"),
+        ]
+        return list(shown.values())[1:]
+
+    done("tenants", "create", "acme")
+    assert budget() == ["default", "default", "0", "0.000000"]
+    assert budget("--daily-tokens", "2000000") == ["2000000", "default", "0", "0.000000"]
+    assert budget("--daily-cost-dollars", "12.5") == ["2000000", "12.5", "0", "0.000000"]
+    assert budget("--daily-tokens", "none") == ["none", "12.5", "0", "0.000000"]
+    assert budget("--daily-tokens", "default", "--daily-cost-dollars", "0.0000001")[:2] == ["default", "1e-06"]
+    assert budget() == ["default", "1e-06", "0", "0.000000"]
+
+
+def test_a_budget_that_cannot_be_is_refused(done: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    done("tenants", "create", "acme")
+    for words in (["--daily-tokens", "1.5"], ["--daily-cost-dollars", "0"], ["--daily-cost-dollars", "nan"]):
+        assert main.run(["tenants", "budget", "acme", *words]) == 2
+        assert "'none' or 'default'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_tenants_model_is_a_new_version_of_its_policy(done: Callable[..., str]) -> None:
+    done("tenants", "create", "acme")
+    named = json.loads(done("tenants", "model", "acme", "openai:gpt-5", "--json"))
+    assert named == {"tenant": "acme", "model": "openai:gpt-5", "policy_version": "2"}
+    done("tenants", "mode", "acme", "require-human")
+    assert json.loads(done("tenants", "model", "acme", "default", "--json"))["policy_version"] == "4"
+
+
 def test_a_database_without_the_schema_leads_to_migrate(refused: Callable[..., str], folder: Path) -> None:
     (folder / "imprimatur.db").write_bytes(b"")
     for words in (("tenants", "list"), ("keys", "list", "acme")):
@@ -200,6 +232,9 @@ def test_what_does_not_exist_is_one_clear_line(refused: Callable[..., str]) -> N
     for words in (
         ("tenants", "mode", "nobody", "require-human"),
         ("tenants", "webhook-secret", "nobody"),
+        ("tenants", "budget", "nobody"),
+        ("tenants", "budget", "nobody", "--daily-tokens", "5"),
+        ("tenants", "model", "nobody", "default"),
         ("keys", "create", "nobody"),
         ("keys", "list", "nobody"),
     ):

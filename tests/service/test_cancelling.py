@@ -61,8 +61,6 @@ async def reviewing_by_llm(
             engine=EngineName.LLM,
             llm_model="house-model",
             llm_base_url=provider.base_url,
-            llm_price_input=1.0,
-            llm_price_output=1.0,
         )
         async with system.reviewer(open_engine(settings)):
             if isinstance(broker, RabbitMQBroker):

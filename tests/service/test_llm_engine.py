@@ -31,11 +31,13 @@ from imprimatur.evidence import Category, Creative, Evidence, Image, Look, Part,
 from reviewer.engines import Engine
 from reviewer.engines.apart import EngineApart
 from reviewer.engines.llm import prompts
+from reviewer.engines.llm.breaker import Breaker
 from reviewer.engines.llm.engine import LLMEngine
 from reviewer.engines.registry import open_engine
-from reviewer.settings import EngineName, EngineSettings
+from reviewer.settings import EngineName, EngineSettings, Price
 
 KEY = "sk-secret"
+PRICES = {"house-model": Price(input=2, output=8)}
 SHOES = Creative(creative_id="cr-1", headline="New running shoes", body="Light and quiet.")
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 JPEG = b"\xff\xd8\xff\xe0 and so on"
@@ -54,7 +56,7 @@ async def provider() -> AsyncIterator[Provider]:
 
 @pytest.fixture
 async def engine(provider: Provider) -> AsyncIterator[Engine]:
-    opened = open_engine(settings(provider, llm_price_input=2.0, llm_price_output=8.0))
+    opened = open_engine(settings(provider, llm_prices=PRICES))
     yield opened
     await opened.close()
 
@@ -253,6 +255,7 @@ async def test_an_instruction_inside_a_creative_stays_inside_its_marks(provider:
         (fails(400, "context_length_exceeded"), PermanentError, "too_long"),
         (fails(400, message="This model's maximum context length is 8192 tokens."), PermanentError, "too_long"),
         (fails(413), PermanentError, "too_long"),
+        (fails(400, "400", "litellm.ContextWindowExceededError: no"), PermanentError, "too_long"),
         (fails(400, "content_filter"), PermanentError, "refused"),
         (fails(400, "invalid_image_format"), PermanentError, "provider_rejected"),
         (says("", refusal="I cannot help with that."), PermanentError, "refused"),
@@ -362,7 +365,7 @@ async def test_a_silent_provider_times_out(provider: Provider) -> None:
     provider.follow(scripted.hangs)
     connection = OpenAICompatibleProvider("test", base_url=provider.base_url)
     model = OpenAIChatModel("m", provider=connection, settings=ModelSettings(timeout=1.0))
-    engine = LLMEngine(model, model_name="m")
+    engine = LLMEngine(model, model_name="m", breaker=Breaker("test"))
     assert (await error_of(engine.examine(SHOES))).code == "provider_timeout"
     await engine.close()
 

@@ -13,6 +13,7 @@ from imprimatur.errors import (
     InvalidRequest,
     NotFound,
     PermanentError,
+    Postponed,
     RateLimited,
     RequestError,
     TimedOut,
@@ -45,8 +46,8 @@ def test_every_end_of_an_attempt_has_a_snake_case_code(kind: type[AttemptError])
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", kind.code)
 
 
-def test_one_error_is_either_passing_or_permanent_or_a_rate_limit() -> None:
-    branches = (TransientError, PermanentError, RateLimited)
+def test_one_error_is_either_passing_or_permanent_or_no_fault_of_the_job() -> None:
+    branches = (TransientError, PermanentError, Postponed)
     for kind in below(AttemptError):
         assert sum(issubclass(kind, branch) for branch in branches) == 1, kind
     assert issubclass(TimedOut, TransientError)

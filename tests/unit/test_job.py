@@ -2,7 +2,16 @@
 
 import pytest
 
-from imprimatur.errors import AttemptError, PermanentError, RateLimited, TimedOut, TransientError, UnreviewableInput
+from imprimatur.errors import (
+    AttemptError,
+    BudgetExhausted,
+    NotBegun,
+    PermanentError,
+    RateLimited,
+    TimedOut,
+    TransientError,
+    UnreviewableInput,
+)
 from imprimatur.job import (
     DEFAULTS,
     SUBMITTED,
@@ -79,7 +88,9 @@ def test_each_kind_of_event_has_a_name_of_its_own() -> None:
         (TransientError("down"), Happening.REFERRED),
         (TimedOut("slow"), Happening.REFERRED),
         (RateLimited("wait", retry_after_seconds=1), Happening.REFERRED),
+        (NotBegun("the provider keeps failing", retry_after_seconds=1), Happening.REFERRED),
         (PermanentError("the engine refuses"), Happening.REFERRED),
+        (BudgetExhausted("the day's budget is used up"), Happening.REFERRED),
         (UnreviewableInput("no image"), Happening.GAVE_UP),
     ],
 )

@@ -23,7 +23,17 @@ from hypothesis.stateful import (
 )
 from tests import makers
 
-from imprimatur.errors import AttemptError, PermanentError, RateLimited, TimedOut, TransientError, UnreviewableInput
+from imprimatur.errors import (
+    AttemptError,
+    BudgetExhausted,
+    NotBegun,
+    PermanentError,
+    Postponed,
+    RateLimited,
+    TimedOut,
+    TransientError,
+    UnreviewableInput,
+)
 from imprimatur.evidence import Category, Evidence, Part, Recommendation
 from imprimatur.job import (
     DEFAULTS,
@@ -60,6 +70,8 @@ ERRORS = [
     TransientError("down"),
     TimedOut("slow"),
     RateLimited("wait", retry_after_seconds=5.0),
+    NotBegun("the provider keeps failing", retry_after_seconds=5.0),
+    BudgetExhausted("the day's budget is used up"),
     PermanentError("the engine refuses"),
     UnreviewableInput("no image"),
 ]
@@ -227,10 +239,11 @@ class Jobs(RuleBasedStateMachine):
             return
         spent = held.job.attempts
         if self.write(held, Happening.RETRY_SCHEDULED, spends_attempt=step.spends_attempt):
-            assert held.job.attempts == spent + (0 if isinstance(error, RateLimited) else 1)
+            assert held.job.attempts == spent + (0 if isinstance(error, Postponed) else 1)
 
     def given_up(self, held: Held, error: AttemptError) -> None:
-        verdict = decide_failure(self.policy, (), EngineFailure(message=error.message))
+        broke = isinstance(error, BudgetExhausted)
+        verdict = decide_failure(self.policy, (), EngineFailure(message=error.message, budget_exhausted=broke))
         assert verdict.decision is Decision.PENDING, "an error approved"
         if self.write(held, after_giving_up(CREATIVE, error), spends_attempt=True):
             held.job.trigger = verdict.trigger

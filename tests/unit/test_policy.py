@@ -35,7 +35,7 @@ def touches(category: Category, score: float, *, approval: float = 0.95) -> Evid
 
 ALCOHOL, HATE, ADULT = Category.ALCOHOL, Category.HATE, Category.ADULT
 BROKEN = EngineFailure(message="the engine timed out")
-BROKE = EngineFailure(message="the month's budget is used up", budget_exhausted=True)
+BROKE = EngineFailure(message="the day's budget is used up", budget_exhausted=True)
 LENIENT = Policy(always_human=frozenset(), blocked=frozenset())
 BY_PERSON = Policy(mode=Mode.REQUIRE_HUMAN)
 BY_NOBODY = Policy(mode=Mode.AUTO_APPROVE)
@@ -47,11 +47,13 @@ TABLE = {
     "1 clean": Row(policy=BY_NOBODY, is_=(APPROVED, Trigger.AUTO_APPROVE_MODE)),
     "1 no engine ran": Row(policy=BY_NOBODY, found=None, is_=(APPROVED, Trigger.AUTO_APPROVE_MODE)),
     "1 engine failed": Row(policy=BY_NOBODY, found=BROKEN, is_=(APPROVED, Trigger.AUTO_APPROVE_MODE)),
+    "1 budget": Row(policy=BY_NOBODY, found=BROKE, is_=(APPROVED, Trigger.AUTO_APPROVE_MODE)),
     "1 blocked": Row(policy=BY_NOBODY, found=touches(HATE, 1.0), is_=(APPROVED, Trigger.AUTO_APPROVE_MODE)),
     # 2: the mode sends everything to a person
     "2 clean": Row(policy=BY_PERSON, is_=(PENDING, Trigger.HUMAN_REQUIRED)),
     "2 no engine ran": Row(policy=BY_PERSON, found=None, is_=(PENDING, Trigger.HUMAN_REQUIRED)),
     "2 engine failed": Row(policy=BY_PERSON, found=BROKEN, is_=(PENDING, Trigger.HUMAN_REQUIRED)),
+    "2 budget": Row(policy=BY_PERSON, found=BROKE, is_=(PENDING, Trigger.HUMAN_REQUIRED)),
     "2 blocked": Row(policy=BY_PERSON, found=touches(HATE, 1.0), is_=(PENDING, Trigger.HUMAN_REQUIRED)),
     # 3: no usable evidence
     "3 failed": Row(found=BROKEN, is_=(PENDING, Trigger.ENGINE_ERROR)),
@@ -64,6 +66,7 @@ TABLE = {
     "3 category nan": Row(found=touches(ALCOHOL, math.nan), is_=(PENDING, Trigger.ENGINE_ERROR)),
     "3 category above 1": Row(found=touches(HATE, 1.01), is_=(PENDING, Trigger.ENGINE_ERROR)),
     "3 before declared": Row(found=BROKEN, declared=(ALCOHOL,), is_=(PENDING, Trigger.ENGINE_ERROR)),
+    "3 budget, before declared": Row(found=BROKE, declared=(ALCOHOL,), is_=(PENDING, Trigger.BUDGET_EXHAUSTED)),
     # 4: sensitive, declared or detected
     "4 declared sensitive": Row(declared=(ALCOHOL,), is_=(PENDING, Trigger.SENSITIVE_CATEGORY)),
     "4 declared blocked": Row(declared=(HATE,), is_=(PENDING, Trigger.SENSITIVE_CATEGORY)),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.unit.policies import policies
 
 from imprimatur.evidence import Category, CategoryScore, EngineIdentity, Evidence, Part, Recommendation
-from imprimatur.policy import Decision, EngineFailure, Mode, Policy, Trigger, Verdict, decide
+from imprimatur.policy import Decision, EngineFailure, Mode, Policy, Trigger, Verdict, decide, decide_failure
 
 T = TypeVar("T")
 
@@ -36,6 +36,16 @@ evidences = st.builds(
 failures = st.builds(EngineFailure, message=st.text(max_size=5), budget_exhausted=st.booleans())
 anything = mostly(evidences, failures | st.none())
 ai_powered = policies(modes=[Mode.AI_POWERED])
+
+
+@given(policy=policies(), declared=some_categories, failure=failures)
+def test_a_failure_approves_nothing_whatever_the_policy_says_by_now(
+    policy: Policy, declared: frozenset[Category], failure: EngineFailure
+) -> None:
+    verdict = decide_failure(policy, declared, failure)
+    assert verdict.decision is Decision.PENDING
+    of_failures = Trigger.BUDGET_EXHAUSTED if failure.budget_exhausted else Trigger.ENGINE_ERROR
+    assert verdict.trigger is (Trigger.HUMAN_REQUIRED if policy.mode is Mode.REQUIRE_HUMAN else of_failures)
 
 
 def usable(found: Evidence | EngineFailure | None) -> bool:

@@ -6,16 +6,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imprimatur.errors import AttemptError, PermanentError, RateLimited, TimedOut, TransientError, UnreviewableInput
-from imprimatur.retry import LONGEST_RATE_LIMIT_PAUSE_SECONDS, Again, Backoff, GiveUp, after_error, after_loss
+from imprimatur.errors import (
+    AttemptError,
+    BudgetExhausted,
+    NotBegun,
+    PermanentError,
+    Postponed,
+    RateLimited,
+    TimedOut,
+    TransientError,
+    UnreviewableInput,
+)
+from imprimatur.retry import LONGEST_PAUSE_SECONDS, Again, Backoff, GiveUp, after_error, after_loss
 
 BACKOFF = Backoff(first_seconds=2.0, cap_seconds=60.0)
 DAY = 86_400.0
 
 jitters = st.floats(0, 1, exclude_max=True)
-errors = st.sampled_from(
-    [TransientError("down"), TimedOut("slow"), PermanentError("no"), UnreviewableInput("bad")]
-) | st.floats().map(lambda seconds: RateLimited("wait", retry_after_seconds=seconds))
+postponed = st.builds(
+    lambda kind, seconds: kind("wait", retry_after_seconds=seconds),
+    st.sampled_from([RateLimited, NotBegun]),
+    st.floats(),
+)
+errors = (
+    st.sampled_from([TransientError("down"), TimedOut("slow"), PermanentError("no"), UnreviewableInput("bad")])
+    | postponed
+)
 
 
 def after(
@@ -65,7 +81,7 @@ def test_a_single_attempt_is_not_repeated() -> None:
     assert after(TransientError("down"), max_attempts=1) == GiveUp()
 
 
-@pytest.mark.parametrize("error", [PermanentError("no"), UnreviewableInput("bad")])
+@pytest.mark.parametrize("error", [PermanentError("no"), UnreviewableInput("bad"), BudgetExhausted("no")])
 def test_what_cannot_pass_by_itself_is_not_tried_again(error: AttemptError) -> None:
     assert after(error, max_attempts=20) == GiveUp()
 
@@ -78,6 +94,12 @@ def test_a_time_out_is_tried_again_like_any_passing_fault() -> None:
 def test_a_rate_limit_is_honoured_and_spends_no_attempt(asked: float, pause: float) -> None:
     error = RateLimited("wait", retry_after_seconds=asked)
     assert after(error, attempts_before=99) == Again(delay_seconds=pause + 1.0, spends_attempt=False)
+
+
+@pytest.mark.parametrize(("asked", "pause"), [(7.0, 7.0), (-5.0, 0.0), (10**6, 3600.0)])
+def test_what_was_not_begun_comes_back_exactly_when_it_was_told_to(asked: float, pause: float) -> None:
+    error = NotBegun("wait", retry_after_seconds=asked)
+    assert after(error, attempts_before=99) == Again(delay_seconds=pause, spends_attempt=False)
 
 
 def test_no_attempt_begins_at_or_after_the_deadline() -> None:
@@ -102,9 +124,9 @@ def test_whatever_happens_the_next_attempt_is_bounded(
     if isinstance(decided, Again):
         assert math.isfinite(decided.delay_seconds)
         assert 0 <= decided.delay_seconds < remaining
-        assert decided.delay_seconds <= LONGEST_RATE_LIMIT_PAUSE_SECONDS + BACKOFF.first_seconds
-        assert decided.spends_attempt == (not isinstance(error, RateLimited))
-        assert isinstance(error, RateLimited) or before + 1 < most
+        assert decided.delay_seconds <= LONGEST_PAUSE_SECONDS + BACKOFF.first_seconds
+        assert decided.spends_attempt == (not isinstance(error, Postponed))
+        assert isinstance(error, Postponed) or before + 1 < most
         assert not isinstance(error, PermanentError)
 
 

@@ -39,12 +39,13 @@ from imprimatur.job import (
     State,
 )
 from imprimatur.retry import after_loss
-from imprimatur.storage import attempts, clock, outbox
+from imprimatur.storage import attempts, clock, outbox, spending
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Transaction
 from imprimatur.storage.locks import among, by_no_index, in_locked
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import Document, jobs
+from imprimatur.storage.spending import Bill
 from imprimatur.storage.transitions import TOLD, Moves, is_job, move
 from imprimatur.storage.workers import Worker
 from imprimatur.wire.messages import JobChange
@@ -355,6 +356,13 @@ async def book(tx: Transaction, endings: Sequence[Ending]) -> None:
     An attempt that was ended as lost had a worker that lives: it only was slow, or cut off. Its loss is no sign
     that the job kills workers, and is taken back; once for each job, which may be what stalls them.
     """
+    await spending.count(
+        tx,
+        [
+            Bill(tenant_id=one.claim.tenant_id, job_id=one.claim.job_id, claim_no=one.claim.claim_no, spent=one.spent)
+            for one in endings
+        ],
+    )
     for job_id, claim_no in await attempts.end(
         tx,
         [

@@ -7,7 +7,7 @@ integer microseconds since the epoch; both come out as aware UTC datetimes.
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Dialect, Float, literal, select
+from sqlalchemy import BigInteger, ColumnElement, Dialect, Float, Integer, literal, select
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -65,6 +65,13 @@ class seconds_between(FunctionElement[float]):
     inherit_cache = True
 
 
+class today(FunctionElement[int]):
+    """The present day, counted from 1970, of UTC."""
+
+    type = Integer()
+    inherit_cache = True
+
+
 def after(seconds: float | ColumnElement[float], start: Any = None) -> ColumnElement[datetime]:
     """`seconds` after `start` (default: now). May be negative."""
     amount = seconds if isinstance(seconds, ColumnElement) else literal(float(seconds), Float())
@@ -88,6 +95,16 @@ def _now_postgresql(element: now, compiler: Any, **kw: Any) -> str:
 def _now_sqlite(element: now, compiler: Any, **kw: Any) -> str:
     # 2440587.5 is the Julian day of the Unix epoch.
     return "CAST(round((julianday('now') - 2440587.5) * 86400000) * 1000 AS INTEGER)"
+
+
+@compiles(today, "postgresql")
+def _today_postgresql(element: today, compiler: Any, **kw: Any) -> str:
+    return "(SELECT floor(extract(epoch from clock_timestamp()) / 86400)::integer)"
+
+
+@compiles(today, "sqlite")
+def _today_sqlite(element: today, compiler: Any, **kw: Any) -> str:
+    return "CAST(julianday('now') - 2440587.5 AS INTEGER)"
 
 
 @compiles(_shifted, "postgresql")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, (
+from sqlalchemy import (
     ColumnElement,
     Executable,
     Row,
@@ -20,6 +20,7 @@ from sqlalchemy import insert, (
     column,
     exists,
     func,
+    insert,
     literal,
     not_,
     null,

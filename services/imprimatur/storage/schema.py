@@ -55,6 +55,9 @@ tenants = Table(
     Column("running_jobs", Integer),
     Column("streams", Integer),
     Column("asset_bytes", BigInteger),
+    # Its own daily budget at AI providers. None: as the reviewers' settings say; 0: no limit.
+    Column("daily_tokens", BigInteger),
+    Column("daily_cost_micros", BigInteger),
 )
 
 api_keys = Table(
@@ -213,6 +216,7 @@ attempts = Table(
     Column("output_tokens", BigInteger, nullable=False),
     Column("cost_micros", BigInteger, nullable=False),
 )
+_partial("ix_attempts_paid", attempts.c.finished_at, where="input_tokens > 0")
 _partial("ix_attempts_failed", attempts.c.finished_at, where="error_code IS NOT NULL")
 
 job_events = Table(
@@ -382,6 +386,27 @@ webhook_attempts = Table(
     Column("status_code", Integer),
     Column("error", Text, nullable=False),
     Column("duration_ms", Integer, nullable=False),
+)
+
+#: What a tenant spent at AI providers on the last day on which it did; tokens in and out together.
+spending = Table(
+    "spending",
+    metadata,
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), primary_key=True),
+    Column("day", Integer, nullable=False),  # since 1970, of UTC
+    Column("tokens", BigInteger, nullable=False),
+    Column("cost_micros", BigInteger, nullable=False),
+)
+
+#: Calls to AI providers that must lie apart from each other.
+provider_turns = Table(
+    "provider_turns",
+    metadata,
+    Column("provider", Text, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), primary_key=True),
+    Column("job_type", Text, primary_key=True),
+    Column("free_at", Instant, nullable=False),  # the next call may go then
+    Column("ends_at", Instant, nullable=False),  # the first moment for which nobody was told to come back
 )
 
 #: One row: the pass of clean-up that is under way, over all gateways, and the last one that came to its end.

@@ -18,6 +18,7 @@ from sqlalchemy import (
     and_,
     func,
     literal,
+    literal_column,
     select,
     type_coerce,
     union_all,
@@ -58,6 +59,9 @@ class TypeStats:
     p95_seconds: float | None = None  #: by nearest rank
     approved: int = 0
     rejected: int = 0
+    input_tokens: int = 0  #: of attempts that ended in the window, as the two below
+    output_tokens: int = 0
+    cost_micros: int = 0
 
     @property
     def success_rate(self) -> float:
@@ -114,12 +118,13 @@ class Unfinished:
 
 
 async def type_stats(reader: Reader, owner: Owner, since: datetime, until: datetime) -> list[TypeStats]:
-    """One line per type that has jobs accepted or finished in the window, by type."""
+    """One line per type that has jobs accepted or finished, or attempts paid for, in the window; by type."""
     found: dict[str, dict[str, Any]] = {}
     for statement in (
         _created_by_type(_created(owner, since, until)),
         _finished_by_type(_during(jobs.c.finished_at, owner, since, until)),
         _p95_by_type(_during(jobs.c.finished_at, owner, since, until)),
+        _cost_by_type(owner, since, until),
     ):
         for row in await reader.connection.execute(statement):
             found.setdefault(row.type, {}).update(row._mapping)
@@ -182,6 +187,23 @@ def _p95_by_type(finished: ColumnElement[bool]) -> Any:
     )
     nearest = (ranked.c.number * 95 + 99) // 100
     return select(ranked.c.type, ranked.c.seconds.label("p95_seconds")).where(ranked.c.rank == nearest)
+
+
+def _cost_by_type(owner: Owner, since: datetime, until: datetime) -> Any:
+    def total(column: ColumnElement[int]) -> ColumnElement[int]:
+        return func.sum(column).cast(BigInteger).label(column.key)
+
+    return (
+        select(jobs.c.type, *map(total, (attempts.c.input_tokens, attempts.c.output_tokens, attempts.c.cost_micros)))
+        .join_from(attempts, jobs, attempts.c.job_id == jobs.c.id)
+        .where(
+            attempts.c.input_tokens > literal_column("0"),  # as the index over them spells it
+            attempts.c.finished_at >= since,
+            attempts.c.finished_at < until,
+            owner.condition(),
+        )
+        .group_by(jobs.c.type)
+    )
 
 
 async def error_counts(reader: Reader, owner: Owner, since: datetime, until: datetime) -> list[ErrorCount]:

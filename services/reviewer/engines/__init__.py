@@ -1,7 +1,9 @@
 """Engines look at a creative and return evidence. They never decide, and never touch storage or broker."""
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from imprimatur.evidence import Creative, EngineIdentity, Evidence
@@ -41,5 +43,70 @@ class Starting(Protocol):
         ...
 
 
+@runtime_checkable
+class Asking(Protocol):
+    """An engine that asks a provider, who wants to be paid, and who may be away."""
+
+    @property
+    def provider(self) -> str:
+        """Who is asked, as metrics and limits name it."""
+        ...
+
+    def require_ready(self) -> None:
+        """Make sure that there is sense in asking now.
+
+        Raises:
+            imprimatur.errors.NotBegun: the provider has just failed again and again.
+        """
+        ...
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """An engine with more than one model."""
+
+    def with_model(self, name: str) -> Engine:
+        """The same engine with the model of that name.
+
+        Raises:
+            imprimatur.errors.PermanentError: it has none of that name.
+        """
+        ...
+
+
 #: `async with open_engine() as engine: ...`: an engine for the block alone. Entering may take long.
 OpenEngine = Callable[[], AbstractAsyncContextManager[Engine]]
+
+
+@dataclass(kw_only=True)
+class Receipt:
+    """What an examination that was cut short had cost until then."""
+
+    engine: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_micros: int = 0
+
+
+_receipt: ContextVar[Receipt] = ContextVar("receipt")
+
+
+@contextmanager
+def receiving() -> Iterator[Receipt]:
+    """Inside the block, examinations that are cancelled note here what they had cost."""
+    receipt = Receipt()
+    before = _receipt.set(receipt)
+    try:
+        yield receipt
+    finally:
+        _receipt.reset(before)
+
+
+def note_cost(engine: str, *, input_tokens: int, output_tokens: int, cost_micros: int) -> None:
+    """Note what was paid for before a cancellation."""
+    receipt = _receipt.get(None)
+    if receipt is not None:
+        receipt.engine = engine
+        receipt.input_tokens += input_tokens
+        receipt.output_tokens += output_tokens
+        receipt.cost_micros += cost_micros

@@ -17,7 +17,7 @@ from imprimatur.evidence import Creative, EngineIdentity, Evidence
 from imprimatur.job import WORKERS_LOST
 from reviewer.child import bound_memory
 from reviewer.children import DIED, LoneChild, child_alone
-from reviewer.engines import Engine, Starting
+from reviewer.engines import Choosing, Engine, Starting
 
 #: Children at once, each with an engine of its own: about 200 MB with the builtin one. Further suspects
 #: wait: starting a child costs about a second of processor, and the other slots need theirs.
@@ -62,9 +62,14 @@ class EngineApart:
 class _EngineInChild:
     """An `Engine`, for one creative."""
 
-    def __init__(self, child: LoneChild, identity: EngineIdentity) -> None:
+    def __init__(self, child: LoneChild, identity: EngineIdentity, *, model: str | None = None) -> None:
         self.identity = identity
         self._child = child
+        self._model = model
+
+    def with_model(self, name: str) -> "_EngineInChild":
+        """The child's engine with the model of that name."""
+        return _EngineInChild(self._child, self.identity, model=name)
 
     async def examine(self, creative: Creative) -> Evidence:
         """Have the child examine the creative.
@@ -75,7 +80,7 @@ class _EngineInChild:
             imprimatur.errors.AttemptError: as the engine raised it.
         """
         try:
-            return await self._child.run(_examine, creative)
+            return await self._child.run(_examine, creative, self._model)
         except TransientError as error:
             if error.code != DIED:
                 raise
@@ -106,12 +111,14 @@ def _open(opener: Callable[[], Engine]) -> None:
     _runner.set(runner)
 
 
-def _examine(creative: Creative) -> Evidence:
-    return _runner.get().run(_examine_and_close(_engine.get(), creative))
+def _examine(creative: Creative, model: str | None) -> Evidence:
+    return _runner.get().run(_examine_and_close(_engine.get(), creative, model))
 
 
-async def _examine_and_close(engine: Engine, creative: Creative) -> Evidence:
+async def _examine_and_close(engine: Engine, creative: Creative, model: str | None) -> Evidence:
     try:
+        if model is not None and isinstance(engine, Choosing):
+            return await engine.with_model(model).examine(creative)
         return await engine.examine(creative)
     finally:
         await engine.close()

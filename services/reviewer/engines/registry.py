@@ -21,14 +21,33 @@ def open_engine(settings: EngineSettings) -> Engine:
 
 def _open_llm(settings: EngineSettings) -> Engine:
     # The providers' software takes a second to import: only who asks for it waits.
-    from reviewer.engines.llm.engine import LLMEngine, Price
-    from reviewer.engines.llm.model import open_model
+    from reviewer.engines.llm.breaker import Breaker
+    from reviewer.engines.llm.choice import LLMEngines
+    from reviewer.engines.llm.engine import LLMEngine
+    from reviewer.engines.llm.model import open_model, provider_of
 
-    priced = settings.llm_price_input is not None or settings.llm_price_output is not None
-    return LLMEngine(
-        open_model(settings),
-        model_name=settings.llm_model or "",
-        takes_images=settings.llm_images,
-        reasks=settings.llm_reasks,
-        price=Price(input=settings.llm_price_input or 0, output=settings.llm_price_output or 0) if priced else None,
+    default = settings.llm_model or ""
+    models = {name: open_model(settings, name) for name in (default, *settings.llm_models)}
+    breakers = {
+        provider: Breaker(
+            provider,
+            failures=settings.llm_breaker_failures,
+            pause_seconds=settings.llm_breaker_pause_seconds,
+        )
+        for provider in {provider_of(settings, name) for name in models}
+    }
+    return LLMEngines(
+        {
+            name: LLMEngine(
+                model,
+                model_name=name,
+                breaker=breakers[provider_of(settings, name)],
+                takes_images=settings.llm_images,
+                reasks=settings.llm_reasks,
+                price=settings.llm_prices.get(name),
+                call_seconds=settings.llm_call_seconds,
+            )
+            for name, model in models.items()
+        },
+        default=default,
     )

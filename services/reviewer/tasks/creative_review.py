@@ -13,25 +13,37 @@ from dataclasses import asdict
 import structlog
 
 from imprimatur import metrics, tracing
-from imprimatur.errors import AttemptError, TransientError
+from imprimatur.errors import AttemptError, BudgetExhausted, PermanentError, TransientError
 from imprimatur.evidence import Evidence
 from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up, outcome_of
-from imprimatur.policy import Decision, EngineFailure, LivePolicy, Mode, Verdict, decide, decide_failure, flaw_of
+from imprimatur.policy import (
+    Decision,
+    EngineFailure,
+    LivePolicy,
+    Mode,
+    Policy,
+    Verdict,
+    decide,
+    decide_failure,
+    flaw_of,
+)
 from imprimatur.storage import tenants
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion, Shown
 from imprimatur.storage.database import Database
 from imprimatur.tracing import Attribute
 from imprimatur.wire.creatives import ai_result, creative_of
-from reviewer.engines import Engine, OpenEngine
+from reviewer.admission import Admission
+from reviewer.engines import Asking, Choosing, Engine, OpenEngine
 from reviewer.images.images import Images
 from reviewer.tasks import NotEnough, Report, Waiting, Work
+from reviewer.terms import Terms
 
 log = structlog.get_logger(__name__)
 
 #: An engine that takes longer shows that it is still at work.
 _SLOW_AFTER_SECONDS = 2.0
-#: How long it is remembered whether a tenant approves everything, and of how many tenants.
+#: How long a tenant's policy is remembered, and of how many tenants.
 _REMEMBERED_SECONDS = 1.0
 _MOST_REMEMBERED = 10_000
 
@@ -39,20 +51,28 @@ _MOST_REMEMBERED = 10_000
 class CreativeReview:
     """Reviews creatives with one engine; suspects with the same engine, opened for each in a process of its own."""
 
-    def __init__(self, database: Database, images: Images, engine: Engine, open_apart: OpenEngine) -> None:
+    def __init__(
+        self, database: Database, images: Images, engine: Engine, open_apart: OpenEngine, terms: Terms
+    ) -> None:
         self._database = database
         self._images = images
         self._engine = engine
         self._open_apart = open_apart
-        self._approving: dict[uuid.UUID, tuple[float, bool]] = {}
+        self._admission = Admission(database, terms)
+        self._policies: dict[uuid.UUID, tuple[float, Policy]] = {}
 
     async def run(self, claim: Claim, report: Report, waiting: Waiting, *, in_full: bool) -> Work:
         """Have the engine examine the creative, unless the tenant approves everything without a review."""
-        if not in_full and await self._approves_everything(claim):
+        policy = await self._policy(claim)
+        if not in_full and policy.mode is Mode.AUTO_APPROVE:
             return Work(product=None)
+        chosen = _chosen(self._engine, policy)
+        if isinstance(chosen, Asking):
+            chosen.require_ready()
+            await self._admission.admit(claim, chosen.provider, waiting)
         creative = creative_of(claim.input)
         async with (
-            self._engine_for(claim, waiting) as engine,
+            self._engine_for(claim, chosen, policy, waiting) as engine,
             _shown_when_slow(report),
             self._images.ready(creative, claim.tenant_id, waiting) as whole,
         ):
@@ -70,30 +90,30 @@ class CreativeReview:
         return Work(product=evidence, spent=_spent(evidence))
 
     @asynccontextmanager
-    async def _engine_for(self, claim: Claim, waiting: Waiting) -> AsyncIterator[Engine]:
+    async def _engine_for(
+        self, claim: Claim, chosen: Engine, policy: Policy, waiting: Waiting
+    ) -> AsyncIterator[Engine]:
         if not claim.suspect:
-            yield self._engine
+            yield chosen
             return
         metrics.attempts_apart.inc()
         log.warning("a job that lost workers is examined in a process of its own", losses=claim.losses)
         async with AsyncExitStack() as stack:
             with waiting():  # for other suspects, and for a process to start
                 engine = await stack.enter_async_context(self._open_apart())
-            yield engine
+            yield _chosen(engine, policy)
 
-    async def _approves_everything(self, claim: Claim) -> bool:
-        """Whether it does, or did a moment ago: what is worked out by an old policy is looked at again in the end."""
+    async def _policy(self, claim: Claim) -> Policy:
+        """The policy, or that of a moment ago: what is worked out by an old one is looked at again in the end."""
         now = time.monotonic()
-        known_until, known = self._approving.get(claim.tenant_id, (0.0, False))
-        if now < known_until:
-            return known
+        if (known := self._policies.get(claim.tenant_id)) is not None and now < known[0]:
+            return known[1]
         async with self._database.read() as reader:
             live = await tenants.live_policy(reader, claim.tenant_id)
-        if len(self._approving) >= _MOST_REMEMBERED:
-            self._approving.clear()
-        approves = live.policy.mode is Mode.AUTO_APPROVE
-        self._approving[claim.tenant_id] = (now + _REMEMBERED_SECONDS, approves)
-        return approves
+        if len(self._policies) >= _MOST_REMEMBERED:
+            self._policies.clear()
+        self._policies[claim.tenant_id] = (now + _REMEMBERED_SECONDS, live.policy)
+        return live.policy
 
     def conclude(self, claim: Claim, work: Work, live: LivePolicy) -> Conclusion:
         """Decide by the policy that is live now, so that the roll-back switch holds for running jobs too."""
@@ -116,7 +136,7 @@ class CreativeReview:
         details = {"error": error.code, "error_message": error.message}
         if happening is Happening.REFERRED:
             declared = creative_of(claim.input).declared_categories
-            verdict = decide_failure(live.policy, declared, EngineFailure(message=error.message))
+            verdict = decide_failure(live.policy, declared, _failure(error))
             shown = _shown(verdict, None, live)
             details |= _details(verdict)
         return Conclusion(
@@ -126,6 +146,23 @@ class CreativeReview:
             shown=shown,
             details=details,
         )
+
+
+def _chosen(engine: Engine, policy: Policy) -> Engine:
+    """The engine with the policy's model. None stands in for a model that is not to be had."""
+    if policy.model is None:
+        return engine
+    if isinstance(engine, Choosing):
+        return engine.with_model(policy.model)
+    raise PermanentError(
+        f"the tenant's policy names the model {policy.model!r}, and the engine {engine.identity.name} has no models",
+        code="provider_model",
+        stage="examining",
+    )
+
+
+def _failure(error: AttemptError) -> EngineFailure:
+    return EngineFailure(message=error.message, budget_exhausted=isinstance(error, BudgetExhausted))
 
 
 def _told(evidence: Evidence) -> dict[str, Attribute]:

@@ -1,10 +1,12 @@
 """The llm engine as the reviewer sees it: one question about one creative, one checked answer, or one error."""
 
+import asyncio
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypedDict
 
+import structlog
 from pydantic_ai import Agent, ModelSettings, NativeOutput
 from pydantic_ai.capabilities import AbstractCapability, WrapModelRequestHandler
 from pydantic_ai.exceptions import AgentRunError, ContentFilterError, UserError
@@ -12,23 +14,22 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.usage import RunUsage
 
-from imprimatur import tracing
+from imprimatur import metrics, tracing
+from imprimatur.budgets import MICROS
+from imprimatur.errors import AttemptError, TransientError
 from imprimatur.evidence import Creative, EngineIdentity, Evidence, Part
 from imprimatur.tracing import Kind
+from reviewer.engines import note_cost
 from reviewer.engines.llm import answer, pictures, prompts
 from reviewer.engines.llm.answer import Answer
-from reviewer.engines.llm.faults import attempt_error
+from reviewer.engines.llm.breaker import Breaker
+from reviewer.engines.llm.faults import STAGE, TOO_SLOW, attempt_error
 from reviewer.engines.llm.question import question
+from reviewer.settings import Price
+
+log = structlog.get_logger(__name__)
 
 NAME = "llm"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Price:
-    """US dollars per million tokens, which is millionths of a dollar per token."""
-
-    input: float
-    output: float
 
 
 class LLMEngine:
@@ -36,18 +37,31 @@ class LLMEngine:
 
     Args:
         model_name: what results name it.
+        breaker: of the model's provider.
         takes_images: whether the model looks at images; if not, they are named as unexamined.
         reasks: how often an answer that does not fit is sent back to the model.
         price: of the model; None for the price list that pydantic-ai brings, where it knows the model.
+        call_seconds: the longest that one answer may take.
     """
 
     def __init__(
-        self, model: Model, *, model_name: str, takes_images: bool = True, reasks: int = 1, price: Price | None = None
+        self,
+        model: Model,
+        *,
+        model_name: str,
+        breaker: Breaker,
+        takes_images: bool = True,
+        reasks: int = 1,
+        price: Price | None = None,
+        call_seconds: float = 60.0,
     ) -> None:
         self.identity = EngineIdentity(name=NAME, version=_version(), model=model_name)
+        self.provider = breaker.provider
+        self._breaker = breaker
         self._model = model
         self._takes_images = takes_images
         self._price = price
+        self._price_is_missed = False
         self._agent = Agent(
             model,
             output_type=NativeOutput(Answer, strict=True),
@@ -55,8 +69,16 @@ class LLMEngine:
             # Retries are decided in one place, and that is `imprimatur.retry`.
             model_settings=ModelSettings(max_retries=0),
             retries={"output": reasks},
-            capabilities=[_Unfiltered(), _Traced(model_name)],
+            capabilities=[_Unfiltered(), _Asked(model_name, breaker, call_seconds=call_seconds)],
         )
+
+    def require_ready(self) -> None:
+        """Make sure that the provider is not being left alone.
+
+        Raises:
+            imprimatur.errors.NotBegun: it is.
+        """
+        self._breaker.require_ready()
 
     async def examine(self, creative: Creative) -> Evidence:
         """Ask the model about texts and images. Cancelling the call closes its connection.
@@ -68,8 +90,13 @@ class LLMEngine:
         asked = question(creative, with_images=self._takes_images)
         try:
             found = await self._agent.run(asked, usage=usage, infer_name=False)
+        except AttemptError as error:
+            raise error.after_spending(NAME, **self._spent(usage)) from error.__cause__
         except (AgentRunError, UserError) as error:
             raise attempt_error(error).after_spending(NAME, **self._spent(usage)) from error
+        except asyncio.CancelledError:
+            note_cost(NAME, **self._spent(usage))
+            raise
         unexamined = _out_of_reach(creative, takes_images=self._takes_images)
         evidence = found.output.evidence(creative, self.identity, unexamined=unexamined)
         return replace(evidence, **self._spent(usage))
@@ -80,13 +107,25 @@ class LLMEngine:
             pass
 
     def _spent(self, usage: RunUsage) -> "_Spent":
+        """What an examination has cost; counted here, so once for each."""
         if self._price is not None:
-            cost_micros = usage.input_tokens * self._price.input + usage.output_tokens * self._price.output
+            cost_micros = round(self._price.of(usage.input_tokens, usage.cache_read_tokens, usage.output_tokens))
         else:
-            cost_micros = float(usage.cost or 0) * 1_000_000
-        return _Spent(
-            input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, cost_micros=round(cost_micros)
-        )
+            cost_micros = round(float(usage.cost or 0) * MICROS)
+            self._miss_price(usage)
+        model = self.identity.model
+        metrics.provider_tokens.labels(self.provider, model, "input").inc(usage.input_tokens)
+        metrics.provider_tokens.labels(self.provider, model, "output").inc(usage.output_tokens)
+        metrics.provider_cost.labels(self.provider, model).inc(cost_micros / MICROS)
+        return _Spent(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, cost_micros=cost_micros)
+
+    def _miss_price(self, usage: RunUsage) -> None:
+        if usage.cost is None and usage.output_tokens and not self._price_is_missed:
+            self._price_is_missed = True
+            log.warning(
+                "no price of the model is known: it counts as free; see IMPRIMATUR_LLM_PRICES",
+                model=self.identity.model,
+            )
 
 
 class _Spent(TypedDict):
@@ -110,11 +149,15 @@ class _Unfiltered(AbstractCapability[Any]):
         return response
 
 
-class _Traced(AbstractCapability[Any]):
-    """A span around each question to the provider, repeated ones included. The provider hears nothing of the trace."""
+class _Asked(AbstractCapability[Any]):
+    """Around each question to the provider, repeated ones included: the breaker, a time limit, a span, a count. The
+    provider hears nothing of the trace."""
 
-    def __init__(self, model_name: str) -> None:
-        self._asked = {"gen_ai.operation.name": "chat", "gen_ai.request.model": model_name}
+    def __init__(self, model_name: str, breaker: Breaker, *, call_seconds: float) -> None:
+        self._about = {"gen_ai.operation.name": "chat", "gen_ai.request.model": model_name}
+        self._model_name = model_name
+        self._breaker = breaker
+        self._call_seconds = call_seconds
 
     async def wrap_model_request(
         self,
@@ -123,11 +166,30 @@ class _Traced(AbstractCapability[Any]):
         request_context: ModelRequestContext,
         handler: WrapModelRequestHandler,
     ) -> ModelResponse:
-        with tracing.span("provider", self._asked, kind=Kind.CLIENT) as span:
-            response = await handler(request_context)
+        with self._breaker.watching(), tracing.span("provider", self._about, kind=Kind.CLIENT) as span:
+            try:
+                response = await self._in_time(request_context, handler)
+            except AttemptError as error:
+                self._count(error.code)
+                raise
+            self._count("answered")
             used = response.usage
             span.set({"gen_ai.usage.input_tokens": used.input_tokens, "gen_ai.usage.output_tokens": used.output_tokens})
             return response
+
+    async def _in_time(self, request: ModelRequestContext, handler: WrapModelRequestHandler) -> ModelResponse:
+        """Servers that send a little now and then, to keep a connection alive, no time-out of a client ends."""
+        try:
+            async with asyncio.timeout(self._call_seconds):
+                return await handler(request)
+        except (AgentRunError, UserError) as error:
+            raise attempt_error(error) from error
+        except TimeoutError:
+            code, message = TOO_SLOW
+            raise TransientError(message, code=code, stage=STAGE) from None
+
+    def _count(self, outcome: str) -> None:
+        metrics.provider_calls.labels(self._breaker.provider, self._model_name, outcome).inc()
 
 
 def _out_of_reach(creative: Creative, *, takes_images: bool) -> frozenset[Part]:

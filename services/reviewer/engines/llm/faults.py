@@ -30,11 +30,13 @@ DEFAULT_PAUSE_SECONDS = 10.0
 
 _FILTERED = frozenset({"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"})
 _TIMED_OUT = frozenset({408, 504})
-_TOO_LARGE = 413
+_BAD_REQUEST, _TOO_LARGE = 400, 413
+#: LiteLLM knows the words of many providers, and names what it understood.
+_TOO_LONG_FOR_LITELLM = "ContextWindowExceededError"
 
 _REFUSED = ("refused", "the model or its provider's content filter refuses to look at this creative")
 _TOO_LONG = ("too_long", "the creative is longer or larger than the model takes")
-_TIME_OUT = ("provider_timeout", "the AI provider took too long")
+TOO_SLOW = ("provider_timeout", "the AI provider took too long")
 
 #: Trying again cannot help. The first class that fits counts.
 _PERMANENT: tuple[tuple[type[Exception], tuple[str, str]], ...] = (
@@ -71,8 +73,8 @@ _PERMANENT: tuple[tuple[type[Exception], tuple[str, str]], ...] = (
 
 #: May pass by itself.
 _TRANSIENT: tuple[tuple[type[Exception], tuple[str, str]], ...] = (
-    (ModelTimeoutError, _TIME_OUT),
-    (ModelRequestTimeout, _TIME_OUT),
+    (ModelTimeoutError, TOO_SLOW),
+    (ModelRequestTimeout, TOO_SLOW),
     (ModelConnectionError, ("provider_unreachable", "the connection to the AI provider was lost")),
     (ModelHTTPError, ("provider_error", "the AI provider answered with an error")),
     (ModelAPIError, ("provider_error", "the AI provider answered what no client can read")),
@@ -80,6 +82,15 @@ _TRANSIENT: tuple[tuple[type[Exception], tuple[str, str]], ...] = (
     (UnexpectedModelBehavior, ("invalid_answer", "the model's answer does not fit the schema it was given")),
     (AgentRunError, ("provider_error", "the AI provider could not be asked")),
 )
+
+
+#: The provider is not there, or not itself. What it refuses, limits or answers badly, it answers.
+_OUTAGES = frozenset({"provider_error", "provider_timeout", "provider_unreachable"})
+
+
+def is_outage(error: AttemptError) -> bool:
+    """Whether the provider itself has failed, so that the next call likely fails as well."""
+    return error.code in _OUTAGES
 
 
 def attempt_error(error: AgentRunError | UserError) -> AttemptError:
@@ -105,10 +116,10 @@ def _by_details(error: Exception) -> AttemptError | None:
     status = getattr(error, "status_code", 0)
     if isinstance(error, ModelAPIError) and {error.provider_error_code, error.provider_error_type} & _FILTERED:
         return _permanent(*_REFUSED)
-    if status == _TOO_LARGE:
+    if status == _TOO_LARGE or (status == _BAD_REQUEST and _TOO_LONG_FOR_LITELLM in str(error)):
         return _permanent(*_TOO_LONG)
     if status in _TIMED_OUT:
-        return TransientError(_TIME_OUT[1], code=_TIME_OUT[0], stage=STAGE)
+        return TransientError(TOO_SLOW[1], code=TOO_SLOW[0], stage=STAGE)
     if isinstance(error, ModelConnectionError) and error.phase == "connect":
         return TransientError("the AI provider cannot be reached", code="provider_unreachable", stage=STAGE)
     return None

@@ -1,6 +1,7 @@
 """The model that the settings name: at which provider or address, and with which key."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.models import Model, infer_model
@@ -15,7 +16,14 @@ from reviewer.settings import EngineSettings
 _OPENAI = "openai:"
 
 
-def open_model(settings: EngineSettings) -> Model:
+def provider_of(settings: EngineSettings, name: str) -> str:
+    """Who is asked: the host of the base URL, or the provider before the colon."""
+    if settings.llm_base_url:
+        return urlsplit(settings.llm_base_url).netloc.rpartition("@")[2]
+    return name.partition(":")[0]
+
+
+def open_model(settings: EngineSettings, name: str) -> Model:
     """The model, ready to be asked. Nothing is sent yet.
 
     OpenAI and whatever is compatible with it are spoken to by Chat Completions, which all of them have.
@@ -24,7 +32,9 @@ def open_model(settings: EngineSettings) -> Model:
         ConfigurationError: the model is not named, its provider is unknown, its software is not installed, or the key
             is missing.
     """
-    name, key = settings.llm_model or "", _key(settings)
+    key = _key(settings)
+    if provider_of(settings, name) != provider_of(settings, settings.llm_model or ""):
+        key = None  # it is another provider's
     if settings.llm_base_url:
         return _compatible(name.removeprefix(_OPENAI), settings.llm_base_url, key)
     if ":" not in name:
