@@ -28,7 +28,6 @@ FAIL = "fail"  #: a transient error at the first look, then approves
 LIMITED = "limited"  #: a rate limit at the first look, then approves
 BREAK = "break"  #: raises at the first look what an engine must not raise, then approves
 UNREADABLE = "unreadable"
-SLOW = "slow"  #: "slow 0.5": takes so many seconds, then approves
 HOARD = "hoard"  #: takes more memory than a suspect's process may
 
 
@@ -87,8 +86,6 @@ class DeadlyEngine:
                 _kill_this_process()
             case "hoard":
                 bytearray(MOST_BYTES)
-            case "slow":
-                await asyncio.sleep(float(argument))
             case "fail" if first:
                 raise TransientError("the provider answered 503", code="provider_error", stage="examining")
             case "limited" if first:

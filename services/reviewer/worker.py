@@ -193,5 +193,5 @@ class Worker:
         return None
 
     async def _claim_all(self, wanted: Sequence[Wanted]) -> Sequence[Claim | None]:
-        async with self._database.at_once() as tx:
+        async with self._database.begin() as tx:
             return await claims.claim(tx, self._identity, wanted, lease_seconds=self._leases.lease_seconds)

@@ -81,6 +81,7 @@ async def observed(stack: Stack, began: float, tmp_path_factory: pytest.TempPath
         await eventually(lambda: set(prometheus.targets().values()) == {"up"}, "every target")
         async with Client(stack.target, api_key=stack.api_key) as client:
             rounds = [await load.run(client, receiver, stack)]
+            await eventually(lambda: _has_cleaned_up(stack), "the first clean-up")
             window_began = await _scraped(prometheus)
             rounds.append(await load.run(client, receiver, stack))
             async with load.watching(client, rounds[-1].scheduled[: load.WATCHES]):
@@ -105,6 +106,13 @@ async def _scraped(prometheus: PrivatePrometheus) -> float:
     seen = ("min(timestamp(up))", "min(timestamp(imprimatur:budget_burn:rate5m))")
     await eventually(lambda: all(prometheus.query(f"{one} > {now + 2}") for one in seen), "more scrapes")
     return time.time()
+
+
+def _has_cleaned_up(stack: Stack) -> bool:
+    samples = scrape(stack.ports["gateway"])
+    return any(
+        value for (name, _), value in samples.items() if name == "imprimatur_cleanup_last_success_timestamp_seconds"
+    )
 
 
 def _gauges_are_current(stack: Stack, rounds: list[Round]) -> bool:

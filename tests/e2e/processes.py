@@ -202,7 +202,7 @@ def is_ready(http_port: int) -> bool:
 def get(http_port: int, path: str) -> tuple[int, str]:
     """Status and body of what a process answers there."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{http_port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{http_port}{path}", timeout=PATIENCE_SECONDS) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as refusal:
         with refusal:
@@ -211,7 +211,7 @@ def get(http_port: int, path: str) -> tuple[int, str]:
 
 def scrape(http_port: int) -> Samples:
     """The samples of /metrics, by name and labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=PATIENCE_SECONDS) as answer:
         families = text_string_to_metric_families(answer.read().decode())
         return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
 

@@ -119,12 +119,17 @@ async def test_innocent_suspects_succeed_each_in_a_process_of_its_own(
 
 @on_sqlite
 async def test_the_time_out_of_a_suspect_does_not_run_while_it_waits_for_its_process(
-    system: System, me: Caller, engine: ScriptedEngine, apart: EngineApart
+    system: System, me: Caller, engine: ScriptedEngine, apart: EngineApart, looks: Looks
 ) -> None:
-    timeout = Duration(seconds=2)
-    innocents = [await suspect(system, me, f"{deadly.SLOW} 1", f"cr-{number}", timeout=timeout) for number in range(6)]
-    async with system.reviewer(engine, apart=apart, slots=6):
-        for job in innocents:
+    holders = [await suspect(system, me, deadly.WAIT, f"holder-{number}") for number in range(MOST_AT_ONCE)]
+    timeout = Duration(seconds=5)
+    waiting = [await suspect(system, me, deadly.APPROVE, f"cr-{number}", timeout=timeout) for number in range(3)]
+    async with system.reviewer(engine, apart=apart, slots=len(holders) + len(waiting)):
+        for job in waiting:
+            await me.until(job, RUNNING)
+        await asyncio.sleep(timeout.seconds)
+        looks.open_gate()
+        for job in (*holders, *waiting):
             done = await me.until(job, SUCCEEDED)
             assert (outcomes(done), done.attempts) == (["SUCCEEDED"], 1)
 

@@ -276,6 +276,9 @@ async def test_a_job_of_a_later_version_does_not_take_a_place_in_hand_for_ever(
         await me.until(await me.submit(engines.APPROVE, "known"), SUCCEEDED)
     assert engine.seen == ["known"]
     assert await system.broker.depth(Queue.PARKED) >= len(strange)
+    async with system.database.read() as reader:
+        told = text("SELECT DISTINCT state, claim_no, losses FROM jobs WHERE type = 'from_the_future'")
+        assert (await reader.connection.execute(told)).all() == [("queued", 0, 0)]  # for a reviewer that knows it
 
 
 async def test_an_input_that_is_broken_in_the_database_fails(

@@ -106,23 +106,6 @@ class Database:
             self.on_commit(transaction.outbox)
 
     @asynccontextmanager
-    async def at_once(self) -> AsyncIterator[Transaction]:
-        """As `begin`, for one statement: on PostgreSQL it is a transaction by itself, which saves two round trips.
-
-        What is written besides it in the block is another transaction; so no outbox rows are stored in one.
-        """
-        with _faults_explained():
-            if not self.on_postgresql:
-                async with self.begin() as transaction:
-                    yield transaction
-                return
-            async with self.read() as reader:
-                transaction = Transaction(connection=reader.connection)
-                yield transaction
-        if transaction.outbox:
-            self.on_commit(transaction.outbox)
-
-    @asynccontextmanager
     async def read(self) -> AsyncIterator[Reader]:
         """A connection for reading; each statement sees what is committed when it runs.
 
