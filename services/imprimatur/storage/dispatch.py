@@ -44,15 +44,15 @@ async def become_dispatcher(tx: Transaction) -> bool:
 
 async def backlog(reader: Reader, *, silent_seconds: float) -> Backlog:
     """Count what is released, due and free; workers silent for longer do not count. Uses partial indexes only."""
-    row = (await reader.connection.execute(_counting(silent_seconds))).one()
+    row = (await reader.connection.execute(_counting(silent_seconds, FIRST_REISSUE_AFTER_SECONDS))).one()
     return Backlog(released=row[0], reissued=row[1], running=row[2], due=bool(row[3]), slots=row[4], at=row[5])
 
 
 @lru_cache(16)
-def _counting(silent_seconds: float) -> Executable:
+def _counting(silent_seconds: float, first_after_seconds: float) -> Executable:
     counted = select(func.count()).select_from(jobs)
     put_up = (jobs.c.state == State.QUEUED, jobs.c.released_at.is_not(None))
-    again = func.count().filter(jobs.c.reissue_after_seconds > FIRST_REISSUE_AFTER_SECONDS)
+    again = func.count().filter(jobs.c.reissue_after_seconds > first_after_seconds)
     released = select(func.count().label("all"), again.label("again")).select_from(jobs).where(*put_up).subquery()
     running = counted.where(jobs.c.state == State.RUNNING)
     due = exists().where(jobs.c.state == State.QUEUED, jobs.c.released_at.is_(None), jobs.c.run_at <= clock.now())
