@@ -33,7 +33,7 @@ Row = Any
 log = structlog.get_logger(__name__)
 
 _SWEEP_LIMIT = 500
-_PASS_SECONDS_WHILE_HELD_BACK = 0.03
+_PASS_SECONDS_WHILE_HELD_BACK = 0.05
 #: Jobs are put up for claiming beyond the free slots for as long as this ahead, at the pace of the last starts, so that
 #: no slot waits for the next pass; and no more, since what is put up stands before everybody who comes later.
 _AHEAD_SECONDS = 2 * _PASS_SECONDS_WHILE_HELD_BACK

@@ -59,7 +59,7 @@ class EngineSettings(BaseSettings):
 class ReviewerSettings(SharedSettings, LeaseSettings, EngineSettings):
     """What `imprimatur reviewer` reads from the environment."""
 
-    reviewer_slots: int = Field(default=16, ge=1, le=1000, description="Jobs that one reviewer runs at once")
+    reviewer_slots: int = Field(default=64, ge=1, le=1000, description="Jobs that one reviewer runs at once")
     reviewer_http_port: int = Field(
         default=9102, ge=0, le=65535, description="The reviewer's port for /metrics, /livez and /readyz"
     )
