@@ -164,7 +164,7 @@ class Jobs(JobServiceServicer):
     async def _store_once(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
         with self._dispatcher.room_for(len(new_jobs)) as fast:
             async with self._database.begin() as tx:
-                submitted = await jobs.submit(tx, new_jobs, release_at_once=fast)
+                submitted = await jobs.submit(tx, new_jobs, release_at_once=fast, together=self._dispatcher.together)
         for one in submitted:
             if one.created:
                 metrics.jobs_submitted.labels(one.job.type, one.job.priority.name.lower()).inc()

@@ -58,7 +58,7 @@ def limit_within(value: int, most: int) -> int:
 
 def seconds_within(span: Duration, field: str, least: float, most: float, default: float) -> float:
     """A duration in seconds; unset ones take the default."""
-    if span == Duration():
+    if not (span.seconds or span.nanos):
         return default
     try:
         span.ToJsonString()  # ToTimedelta takes any nanos
@@ -72,7 +72,7 @@ def seconds_within(span: Duration, field: str, least: float, most: float, defaul
 
 def instant_of(stamp: Timestamp, field: str) -> datetime | None:
     """An aware datetime; None when unset."""
-    if stamp == Timestamp():
+    if not (stamp.seconds or stamp.nanos):
         return None
     try:
         return stamp.ToDatetime(tzinfo=UTC)

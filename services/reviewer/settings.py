@@ -110,7 +110,7 @@ class EngineSettings(BaseSettings):
 class ReviewerSettings(SharedSettings, LeaseSettings, AddressSettings, EngineSettings):
     """What `imprimatur reviewer` reads from the environment."""
 
-    reviewer_slots: int = Field(default=16, ge=1, le=1000, description="Jobs that one reviewer runs at once")
+    reviewer_slots: int = Field(default=64, ge=1, le=1000, description="Jobs that one reviewer runs at once")
     image_processes: int = Field(
         default=2, ge=1, le=64, description="Child processes in which images are decoded, started when first needed"
     )

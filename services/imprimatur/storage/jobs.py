@@ -42,7 +42,7 @@ from imprimatur.storage.locks import among, for_both
 from imprimatur.storage.many import Each, Many
 from imprimatur.storage.schema import job_events, jobs, tenants
 from imprimatur.storage.transitions import TOLD, is_job, move, record
-from imprimatur.wire.messages import ReviewRequested
+from imprimatur.wire.messages import Released
 
 #: The columns that make a `Job`; the task's input is read only where it is needed.
 VISIBLE = tuple(jobs.c[field.name] for field in fields(Job))
@@ -143,13 +143,16 @@ def job_of(row: Any) -> Job:
 # --- accepting -------------------------------------------------------------------------------------------
 
 
-async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once: int) -> list[Submitted]:
+async def submit(
+    tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once: int, together: int = 1
+) -> list[Submitted]:
     """Accept jobs together. Idempotent by (tenant, request id), and by the job id for its caller's own repetition
     after a lost answer. Of the jobs with one concurrency key, each is settled before the next.
 
     Args:
         release_at_once: how many due jobs may be put up for claiming in this same transaction; the rest
             wait for the dispatcher.
+        together: how many of those reviewers may be asked for in one message.
 
     Returns:
         One answer per job, in order.
@@ -158,7 +161,7 @@ async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once
         Contended: others wanted the same keys meanwhile. Nothing of it may be committed; it may be done again at once.
     """
     now = await clock.present(tx)
-    fast = _fast_ones(new_jobs, now, release_at_once)
+    fast = _Fast(ids=_due(new_jobs, now, release_at_once), together=together)
     answers = await _enter(tx, new_jobs, now, fast)
     while rest := sorted((new for new in new_jobs if new.id not in answers), key=lambda new: new.id):
         known = await _known(tx, rest)
@@ -172,27 +175,21 @@ async def _enter(
     tx: Transaction,
     new_jobs: Sequence[NewJob],
     now: datetime,
-    fast: Collection[uuid.UUID],
+    fast: "_Fast",
     *,
     in_place_of: Mapping[uuid.UUID, uuid.UUID] | None = None,
 ) -> dict[uuid.UUID, Submitted]:
     """Store those of the jobs whose ids, requests and keys are free; `in_place_of`: the ids of those they supersede."""
     supersedes = in_place_of or {}
     rows = [
-        _row_of(new, now, fast=new.id in fast, supersedes=supersedes.get(new.id))
+        _row_of(new, now, fast=new.id in fast.ids, supersedes=supersedes.get(new.id))
         for new in sorted(new_jobs, key=_place_in_line)
     ]
     inserted = sorted(await _INSERT.execute(tx, rows), key=lambda row: row.id)
     released = {row.id for row in inserted if row.released_at is not None}
     await record(tx, inserted, kind=SUBMITTED, outcome=False, details=_link if supersedes else {})
-    await outbox.add(
-        tx,
-        [
-            outbox.review_requested(ReviewRequested(job_id=row.id, release_no=1), Priority(row.priority))
-            for row in inserted
-            if row.id in released
-        ],
-    )
+    asked = [(Released(job_id=row.id, release_no=1), Priority(row.priority)) for row in inserted if row.id in released]
+    await outbox.add(tx, outbox.review_requested(asked, together=fast.together))
     entered = {row.id for row in inserted}
     made = [new for new in new_jobs if new.id in entered]
     await keys.require_in_order(tx, made)
@@ -221,7 +218,7 @@ async def _settle(
     wanting: Sequence[NewJob],
     answers: Mapping[uuid.UUID, Submitted],
     now: datetime,
-    fast: Collection[uuid.UUID],
+    fast: "_Fast",
 ) -> dict[uuid.UUID, Submitted]:
     """Answers for the next of each key among jobs that are unknown and did not enter; and, where they take the places
     of others among `answers`, new answers for those."""
@@ -278,9 +275,17 @@ def again(new: NewJob, job: Job, content_hash: bytes) -> Submitted:
     return Submitted(job=job, created=False, same_content=same)
 
 
-def _fast_ones(new_jobs: Sequence[NewJob], now: datetime, most: int) -> set[uuid.UUID]:
+@dataclass(frozen=True, kw_only=True)
+class _Fast:
+    """The jobs that are put up for claiming as they are accepted, and how many in one message."""
+
+    ids: frozenset[uuid.UUID]
+    together: int
+
+
+def _due(new_jobs: Sequence[NewJob], now: datetime, most: int) -> frozenset[uuid.UUID]:
     due = [new.id for new in new_jobs if new.run_at is None or new.run_at <= now]
-    return set(due[: max(most, 0)])
+    return frozenset(due[: max(most, 0)])
 
 
 #: Columns in which every new job begins alike.

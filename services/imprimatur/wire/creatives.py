@@ -1,6 +1,6 @@
 """The task `creative_review` and its result, between protobuf bytes and the domain."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -17,6 +17,8 @@ from imprimatur.evidence import (
 from imprimatur.policy import Confidence, Decision, Verdict
 from imprimatur.v1 import creative_pb2 as pb
 from imprimatur.wire.enums import from_wire, to_wire
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def creative_of(task_input: bytes) -> Creative:
@@ -148,9 +150,8 @@ def evidence_to_wire(evidence: Evidence) -> pb.Evidence:
 
 def timestamp(instant: datetime) -> Timestamp:
     """An aware datetime as a protobuf Timestamp."""
-    stamp = Timestamp()
-    stamp.FromDatetime(instant)
-    return stamp
+    since = instant - _EPOCH
+    return Timestamp(seconds=since.days * 86400 + since.seconds, nanos=since.microseconds * 1000)
 
 
 def _category(category: Category | None) -> Any:

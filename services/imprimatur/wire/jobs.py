@@ -1,7 +1,7 @@
 """Jobs, their attempts and their history, as clients see them."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -98,9 +98,8 @@ def duration(seconds: float | None) -> Duration | None:
     """Seconds as a protobuf Duration; None stays absent."""
     if seconds is None:
         return None
-    span = Duration()
-    span.FromTimedelta(timedelta(seconds=seconds))
-    return span
+    whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
+    return Duration(seconds=whole, nanos=part * 1000)
 
 
 def _attempt(attempt: Attempt) -> job_pb2.Attempt:
