@@ -5,7 +5,6 @@ data folder. What reaches the database is `cli.operation`, imported when a comma
 """
 
 import logging
-import math
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from cli.arguments import limit, limit_shown
+from cli.arguments import in_dollars, in_micros, limit, limit_shown
 from cli.connection import DEFAULT_DATA
 from cli.output import Output, moment, note, plain
 from imprimatur.budgets import MICROS, MOST_DOLLARS, MOST_TOKENS
@@ -170,15 +169,13 @@ def budget(
     if tokens is not None:
         changes["daily_tokens"] = None if tokens.number is None else int(tokens.number)
     if dollars is not None:
-        # At least the smallest sum there is: 0 would be no limit.
-        changes["daily_cost_micros"] = None if dollars.number is None else math.ceil(round(dollars.number * MICROS, 3))
+        changes["daily_cost_micros"] = in_micros(dollars.number)
     operation = _at(database_url, data)
     own, used = operation.set_budget(name, changes) if changes else operation.budget(name)
-    cost = own.daily_cost_micros
     fields = {
         "tenant": name,
         "daily_tokens": limit_shown(own.daily_tokens),
-        "daily_cost_dollars": limit_shown(cost if cost is None else cost / MICROS),
+        "daily_cost_dollars": limit_shown(in_dollars(own.daily_cost_micros)),
         "used_tokens": str(used.tokens),
         "used_cost_dollars": f"{used.cost_micros / MICROS:.6f}",
     }

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.output import moment, plain
+from imprimatur.budgets import MICROS
 from imprimatur.client import is_terminal
 from imprimatur.v1.creative_pb2 import (
     Category,
@@ -250,14 +251,17 @@ def _review(job: Job) -> RenderableType:
 
 
 def _attempts(job: Job) -> Table:
-    made = table("ATTEMPT", "WORKER", "STARTED", "OUTCOME", "ENGINE", "ERROR")
+    made = table("ATTEMPT", "WORKER", "STARTED", "OUTCOME", "ENGINE", "TOKENS", "COST", "ERROR")
     for attempt in job.attempt_history:
+        tokens = attempt.input_tokens + attempt.output_tokens
         made.add_row(
             str(attempt.claim_no),
             plain(attempt.worker),
             when(attempt.start_time),
             plain(word(AttemptOutcome, attempt.outcome) or "running"),
             plain(attempt.engine),
+            str(tokens or ""),
+            f"${attempt.cost_micros / MICROS:.6f}" if attempt.cost_micros else "",
             plain(f"{attempt.error.code}: {attempt.error.message}" if attempt.HasField("error") else ""),
         )
     return made

@@ -201,6 +201,22 @@ circuit_openings = Counter(
     "Times that an AI provider was left alone because it kept failing.",
     ["provider"],
 )
+image_bytes = Counter(
+    "imprimatur_image_bytes_total",
+    "Bytes of creatives' images, by where they were: inline, uploaded, fetched.",
+    ["source"],
+)
+image_fetch_seconds = Histogram(
+    "imprimatur_image_fetch_duration_seconds",
+    "Duration of fetches of images from URLs, by outcome: fetched, refused (for good), unavailable (this time).",
+    ["outcome"],
+    buckets=_FAST,
+)
+images_decoded = Counter(
+    "imprimatur_images_decoded_total",
+    "Images looked at, by outcome: decoded, refused (no image, or too large), died (its process), timed_out.",
+    ["outcome"],
+)
 fenced_writes = Counter(
     "imprimatur_fenced_writes_total", "Results discarded because the job was cancelled or taken over."
 )
@@ -312,6 +328,12 @@ for _type in _TYPES:
     reviewed_again.labels(_type)
     for _reason in POSTPONEMENTS:
         attempts_postponed.labels(_type, _reason)
+for _source in ("inline", "uploaded", "fetched"):
+    image_bytes.labels(_source)
+for _outcome in ("fetched", "refused", "unavailable"):
+    image_fetch_seconds.labels(_outcome)
+for _outcome in ("decoded", "refused", "died", "timed_out"):
+    images_decoded.labels(_outcome)
 for _outcome in ("delivered", "refused", "failed", "blocked"):
     webhook_attempts.labels(_outcome)
 for _result in ("confirmed", "failed"):

@@ -22,7 +22,7 @@ from imprimatur.storage.claims import Conclusion
 from imprimatur.storage.database import Database
 from imprimatur.tracing import Attribute, Kind, SpanContext
 from reviewer.endings import Endings, uncancel
-from reviewer.engines import Receipt, receiving
+from reviewer.engines import Receipt, receiving, timed_by
 from reviewer.leases import Leases
 from reviewer.tasks import NotEnough, Task
 
@@ -105,7 +105,8 @@ class Attempts:
 
         try:
             async with asyncio.timeout(claim.timeout_seconds) as clock:
-                work = await task.run(claim, report, partial(_stopped, clock), in_full=in_full)
+                with timed_by(clock.expired):
+                    work = await task.run(claim, report, partial(_stopped, clock), in_full=in_full)
         except TimeoutError:
             raise TimedOut(f"the attempt took longer than its time-out of {claim.timeout_seconds:g} s") from None
         self._leases.concluding(claim)

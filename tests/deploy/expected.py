@@ -126,6 +126,7 @@ def counted(done: Round, addresses: Mapping[str, str]) -> dict[str, Shown]:
         "overview: Submit to end": _quantiles(metrics.submit_to_end_seconds, done.work_seconds),
         "overview: Watch lag": _quantiles(metrics.watch_lag_seconds, done.seconds),
         "reviewer: Engine calls": _quantiles(metrics.engine_seconds, done.work_seconds),
+        "reviewer: Time of a fetch": _quantiles(metrics.image_fetch_seconds, done.work_seconds),
         "reviewer: Engine calls, 95 %, by engine": {"builtin": _within(metrics.engine_seconds, done.work_seconds)},
         "notifier: Lag": _quantiles(metrics.webhook_lag_seconds, done.seconds),
         "notifier: Duration of posts": _quantiles(metrics.webhook_seconds, done.seconds),
@@ -163,6 +164,10 @@ def per_second(done: Round) -> dict[str, Shown]:
         },
         "reviewer: Attempts by error": {"unreviewable_input": done.left["failed"]},
         "reviewer: Postponed": {},
+        # Each job that failed has one image, which is none.
+        "reviewer: Images looked at": {"decoded": done.images - done.left["failed"], "refused": done.left["failed"]},
+        "reviewer: Bytes of images": {"inline": done.image_bytes, "fetched": (1, 1000)},
+        "reviewer: Fetches from URLs": {"fetched": 1},
         "reviewer: Decisions of the machine": decisions,
         "reviewer: Rows of the decision table": triggers,
         "reviewer: Messages": {"claimed": done.worked_on},

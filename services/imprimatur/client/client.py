@@ -18,6 +18,7 @@ from imprimatur.client.times import duration, timestamp
 from imprimatur.client.uploads import download, too_large, upload
 from imprimatur.client.watches import ManyJobs, is_settled, is_terminal, watch_one
 from imprimatur.identity import new_id
+from imprimatur.v1 import admin_service_pb2 as admin_v1
 from imprimatur.v1 import job_service_pb2 as jobs_v1
 from imprimatur.v1 import review_service_pb2 as reviews_v1
 from imprimatur.v1 import webhook_service_pb2 as webhooks_v1
@@ -328,6 +329,19 @@ class Client:
         """
         request = CleanUpRequest(job_days=job_days, dry_run=dry_run)
         return await clean_everything(self._calls, self._admin, request)
+
+    async def tenant_limits(self, tenant: str) -> admin_v1.GetTenantLimitsResponse:
+        """What a tenant may take and spend, and what it has spent today; for operators."""
+        request = admin_v1.GetTenantLimitsRequest(tenant=tenant)
+        return await self._calls.unary(self._admin.GetTenantLimits, request, repeatable=True)
+
+    async def set_tenant_limits(
+        self, tenant: str, limits: admin_v1.TenantLimits | None = None, *, budget: admin_v1.TenantBudget | None = None
+    ) -> admin_v1.SetTenantLimitsResponse:
+        """Replace all of a tenant's own limits, all of its own budget, or both; for operators. Without either, the
+        limits are as the settings say from now on."""
+        request = admin_v1.SetTenantLimitsRequest(tenant=tenant, limits=limits, budget=budget)
+        return await self._calls.unary(self._admin.SetTenantLimits, request, repeatable=True)
 
     async def _submit_one_batch(self, batch: Requests) -> Outcomes:
         """One call, and others for what was throttled of it, until nothing is or no more fits for so long."""
