@@ -1,17 +1,21 @@
 """Evidence for equal creatives: of those who ask at the same time one leads, the others wait, and nobody for long."""
 
+import asyncio
 import uuid
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from tests import makers
 from tests.contract.leasing import sweep_until_lost
+from tests.pasts import clean
 
 from imprimatur.evidence import EngineIdentity
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobType, State
+from imprimatur.retention import Kind, Retention
 from imprimatur.storage import claims, clock, evidence, jobs, keys, schema
 from imprimatur.storage.attempts import Spent, of_job
 from imprimatur.storage.claims import Conclusion, Ending
@@ -35,6 +39,17 @@ class Desk:
     async def claim(self, *, lease_seconds: float = 600.0) -> Claim:
         return await makers.running(self.database, self.tenant_id, lease_seconds=lease_seconds)
 
+    async def kept(self, key: bytes, *, days: float) -> None:
+        """Evidence that was made so many days ago."""
+        claim = await self.claim()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evidence, "new_id", lambda: uuid.UUID(int=int.from_bytes(key[:2], "big")))
+            await self.ask(claim, key=key)
+        await self.end(claim)
+        async with self.database.begin() as tx:
+            chosen = update(schema.evidence).where(schema.evidence.c.key == key)
+            await tx.connection.execute(chosen.values(begun_at=clock.after(-86_400.0 * days)))
+
     async def again(self, claim: Claim) -> Claim:
         """The next claim of the same job, which is due."""
         assert await makers.release(self.database) > 0
@@ -45,20 +60,7 @@ class Desk:
 
     async def ask(self, *held: Claim, key: bytes = KEY, policy_version: int = 1) -> list[Answer]:
         """Ask as the reviewer does: who follows is handed back in the same transaction."""
-        asked = [
-            Asked(
-                key=key,
-                tenant_id=one.tenant_id,
-                job_type=JobType.CREATIVE_REVIEW,
-                engine=ENGINE,
-                policy_version=policy_version,
-                job_id=one.job_id,
-                claim_no=one.claim_no,
-                keep_seconds=600.0,
-                since=one.evidence_since,
-            )
-            for one in held
-        ]
+        asked = [self.question(one, key=key, policy_version=policy_version) for one in held]
         async with self.database.begin() as tx:
             answers = await evidence.ask(tx, asked)
             both = list(zip(held, answers, strict=True))
@@ -66,6 +68,20 @@ class Desk:
             assert None not in await claims.conclude(tx, waiting)
         self.leads |= {one.job_id: key for one, answer in both if answer is Standing.LEADS}
         return answers
+
+    @staticmethod
+    def question(one: Claim, *, key: bytes = KEY, policy_version: int = 1) -> Asked:
+        return Asked(
+            key=key,
+            tenant_id=one.tenant_id,
+            job_type=JobType.CREATIVE_REVIEW,
+            engine=ENGINE,
+            policy_version=policy_version,
+            job_id=one.job_id,
+            claim_no=one.claim_no,
+            keep_seconds=600.0,
+            since=one.evidence_since,
+        )
 
     async def end(self, claim: Claim, happening: Happening = Happening.COMPLETED, made: Made | None = MADE) -> bool:
         shown = makers.shown("approved", "auto_approve") if happening is Happening.COMPLETED else None
@@ -357,3 +373,55 @@ async def test_who_waits_can_be_cancelled(desk: Desk) -> None:
     assert await makers.cancel(desk.database, job) is not None
     await desk.end(first, Happening.GAVE_UP)
     assert await desk.due(third) == [True], "the lead is not handed to who does not wait any more"
+
+
+# --- what comes between ------------------------------------------------------------------------------------
+
+
+async def test_an_end_that_comes_while_somebody_asks_wakes_who_is_about_to_wait(desk: Desk) -> None:
+    if not desk.database.on_postgresql:
+        return  # one writer: nothing comes between
+    first, second = await desk.claim(), await desk.claim()
+    await desk.ask(first)
+    async with desk.database.begin() as tx:
+        [answer] = await evidence.ask(tx, [desk.question(second)])
+        assert answer is FOLLOWS
+        ending = asyncio.create_task(desk.end(first))
+        await makers.until(lambda: somebody_waits(desk.database))
+        await claims.conclude(tx, [waits(second, KEY)])
+    assert await ending
+    assert await desk.due(second) == [True]
+
+
+async def somebody_waits(database: Database) -> bool:
+    async with database.read() as reader:
+        waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        return bool((await reader.connection.execute(waiting)).scalar_one())
+
+
+async def test_many_who_ask_and_end_side_by_side_have_one_leader_at_a_time(desk: Desk) -> None:
+    held = [await desk.claim() for _ in range(12)]
+    answers = await asyncio.gather(*(desk.ask(one) for one in held))
+    assert [answer for [answer] in answers].count(LEADS) == 1
+    assert [answer for [answer] in answers].count(FOLLOWS) == 11
+    [leader] = [one for one, [answer] in zip(held, answers, strict=True) if answer is LEADS]
+    await desk.end(leader)
+    assert await desk.due(*held) == [one is not leader for one in held]
+
+
+# --- how long it is kept -----------------------------------------------------------------------------------
+
+
+async def test_evidence_goes_so_many_days_after_it_was_begun(desk: Desk) -> None:
+    other = Desk(database=desk.database, tenant_id=await makers.make_tenant(desk.database))
+    await desk.kept(b"1" * 32, days=8.0)
+    await desk.kept(b"2" * 32, days=8.0)
+    await desk.kept(b"3" * 32, days=6.0)
+    await other.kept(b"4" * 32, days=8.0)
+    days = Retention(days={Kind.EVIDENCE: 7})
+    assert await clean(desk.database, days, tenant_id=desk.tenant_id, dry_run=True) == Counter(evidence=2)
+    assert await clean(desk.database, days, tenant_id=desk.tenant_id, limit=1) == Counter(evidence=2)
+    assert await clean(desk.database, Retention(days={})) == Counter()
+    assert await clean(desk.database, days) == Counter(evidence=1)
+    async with desk.database.read() as reader:
+        assert [use.looks for use in await evidence.use_of(reader, desk.tenant_id)] == [1]

@@ -163,6 +163,7 @@ def per_second(done: Round) -> dict[str, Shown]:
         },
         "reviewer: Attempts by error": {"unreviewable_input": done.left["failed"]},
         "reviewer: Postponed": {},
+        "reviewer: Equal creatives": {},
         "reviewer: Decisions of the machine": decisions,
         "reviewer: Rows of the decision table": triggers,
         "reviewer: Messages": {"claimed": done.worked_on},

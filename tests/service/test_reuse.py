@@ -1,15 +1,18 @@
 """Equal creatives cost one look: at the same time, and later; and nothing that is not equal inherits anything."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
 import pytest
 from aiohttp import web
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from PIL import Image as Pillow
 from sqlalchemy import update
 from tests import makers
@@ -21,13 +24,18 @@ from tests.service.provider import answer, fails, gives, providing, slow
 from tests.service.statuses import refusal
 from tests.service.systems import Caller, System, on_postgresql, on_sqlite
 from tests.service.test_assets import upload
+from tests.service.test_cli import Ran, run
 from tests.service.test_llm_reviewing import opened
 from tests.service.test_reviewing import kinds, outcomes
 from tests.unit.test_builtin_images import encoded, picture
 
+from gateway import administration
+from gateway import evidence as gateway_evidence
 from imprimatur import metrics
 from imprimatur.budgets import Budget
+from imprimatur.client import Client
 from imprimatur.guard import Guard
+from imprimatur.identity import new_id
 from imprimatur.policy import Mode, Policy
 from imprimatur.storage import clock, schema, tenants
 from imprimatur.tenancy import Role
@@ -84,7 +92,7 @@ def lookups(outcome: str) -> float:
 
 
 async def submit(me: Caller, *images: creative.CreativeImage, headline: str = engines.APPROVE, **more: Any) -> pb.Job:
-    shown = creative.Creative(creative_id=f"cr-{makers.new_id()}", headline=headline, images=images)
+    shown = creative.Creative(creative_id=f"cr-{new_id()}", headline=headline, images=images)
     request = SubmitJobRequest(creative_review=creative.CreativeReviewTask(creative=shown), **more)
     return (await me.jobs.SubmitJob(request)).job
 
@@ -262,11 +270,11 @@ async def test_what_was_not_wholly_examined_is_looked_at_again(system: System, m
 
 @on_sqlite
 async def test_appeals_and_suspects_neither_take_nor_give(system: System, me: Caller, engine: ScriptedEngine) -> None:
-    special = [("appeal_of", makers.new_id()), ("losses", 2)]
+    special = [("appeal_of", new_id()), ("losses", 2)]
     for column, value in special:
         job = await me.submit(engines.APPROVE)
         async with system.database.begin() as tx:
-            chosen = update(schema.jobs).where(schema.jobs.c.id == makers.uuid.UUID(job.id))
+            chosen = update(schema.jobs).where(schema.jobs.c.id == uuid.UUID(job.id))
             await tx.connection.execute(chosen.values({column: value}))
         async with sharing(system, engine):
             done = await me.until(job, SUCCEEDED)
@@ -304,9 +312,7 @@ async def test_a_review_again_takes_earlier_evidence_unless_it_is_to_be_fresh(
     assert sum(job.creative_review.ai_review.HasField("reused") for job in done) == 2 - int(fresh)
 
 
-def far_ahead() -> Any:
-    from google.protobuf.timestamp_pb2 import Timestamp
-
+def far_ahead() -> Timestamp:
     stamp = Timestamp()
     stamp.GetCurrentTime()
     stamp.seconds += 3600
@@ -316,7 +322,7 @@ def far_ahead() -> Any:
 async def give_up(system: System, jobs: list[pb.Job]) -> None:
     """Their deadlines pass, so that they go to people for the engine's sake."""
     async with system.database.begin() as tx:
-        chosen = update(schema.jobs).where(schema.jobs.c.id.in_([makers.uuid.UUID(job.id) for job in jobs]))
+        chosen = update(schema.jobs).where(schema.jobs.c.id.in_([uuid.UUID(job.id) for job in jobs]))
         await tx.connection.execute(chosen.values(deadline_at=clock.now()))
     me = await system.caller()
     for job in jobs:
@@ -443,14 +449,6 @@ async def test_an_administrator_sees_what_reuse_saved_and_has_evidence_forgotten
 
 
 @on_sqlite
-@pytest.mark.parametrize("role", [Role.SUBMITTER, Role.REVIEWER, Role.OPERATOR, Role.ADMIN])
-async def test_evidence_is_for_administrators_of_the_whole_tenant(system: System, role: Role) -> None:
-    who = await system.caller(role, user_id="ada" if role is Role.ADMIN else "")
-    for call in (stats(who), forget(who, everything=True)):
-        assert (await refusal(call)).code is grpc.StatusCode.PERMISSION_DENIED
-
-
-@on_sqlite
 @pytest.mark.parametrize(
     ("which", "field"),
     [
@@ -468,3 +466,56 @@ async def test_evidence_is_for_administrators_of_the_whole_tenant(system: System
 async def test_what_names_no_evidence_is_refused_by_its_field(me: Caller, which: dict[str, Any], field: str) -> None:
     refused = await refusal(forget(me, **which))
     assert (refused.code, refused.metadata["field"]) == (grpc.StatusCode.INVALID_ARGUMENT, field)
+
+
+@on_sqlite
+async def test_the_commands_show_what_reuse_saved_and_forget_evidence(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    variables = {"IMPRIMATUR_TARGET": f"127.0.0.1:{system.port}", "IMPRIMATUR_API_KEY": str(me.key)}
+
+    async def imprimatur(*words: str, **changes: str) -> Ran:
+        return await run("evidence", *words, cwd=None, **variables | changes)
+
+    async with sharing(system, engine):
+        for _ in range(2):
+            done = await me.until(await me.submit(engines.APPROVE), SUCCEEDED)
+    shown, parsed = await asyncio.gather(imprimatur("stats"), imprimatur("stats", "--json"))
+    assert [line.split() for line in shown.out.splitlines()][1:] == [
+        ["scripted", "1", "1", "1", "50.0%", "1,100", "$0.00"],
+        ["all", "1", "1", "50.0%", "1,100", "$0.00"],
+    ]
+    assert parsed.json["total"] == {
+        "entries": "1",
+        "hits": "1",
+        "hitRate": 0.5,
+        "tokensSaved": "1100",
+        "costMicrosSaved": "7",
+    }
+    wrong = (["forget"], ["forget", "--all", "--job", done.id], ["forget", "--all", "--model", "m"])
+    for words in wrong:
+        assert (await imprimatur(*words)).code == 2
+    submitter = await system.key(Role.SUBMITTER)
+    refused, nothing, forgotten = [
+        await imprimatur("forget", "--all", IMPRIMATUR_API_KEY=submitter),
+        await imprimatur("forget", "--engine", "scripted", "--model", "m"),
+        await imprimatur("forget", "--policy-version", "1", "--json"),
+    ]
+    assert (refused.code, "may not call ForgetEvidence" in refused.err) == (1, True)
+    assert nothing.out == "0 forgotten\n"
+    assert forgotten.json == {"forgotten": "1"}
+
+
+@on_sqlite
+async def test_the_client_goes_on_forgetting_until_nothing_is_left(
+    system: System, me: Caller, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_evidence, "_AT_ONCE", 1)
+    monkeypatch.setattr(administration.evidence, "forget", partial(gateway_evidence.forget, seconds=0.0))
+    async with sharing(system, engine):
+        for number in range(3):
+            await me.until(await me.submit(f"{engines.APPROVE} {number}"), SUCCEEDED)
+    assert (await forget(me, everything=True)).more
+    async with Client(f"127.0.0.1:{system.port}", api_key=str(me.key)) as client:
+        assert (await client.evidence_stats()).total.entries == 2
+        assert await client.forget_evidence(ForgetEvidenceRequest(everything=True)) == 2

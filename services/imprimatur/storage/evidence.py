@@ -37,7 +37,6 @@ from sqlalchemy import (
     literal,
     literal_column,
     null,
-    or_,
     select,
     true,
     update,
@@ -132,15 +131,26 @@ async def ask(tx: Transaction, asked: Sequence[Asked]) -> list[Answer]:
     first: dict[bytes, Asked] = {}
     for one in asked:
         first.setdefault(one.key, one)
-    rows = await _ASK.execute(tx, [_row_of(one) for one in sorted(first.values(), key=lambda one: one.key)])
-    by_key = {row.key: row for row in rows}
-    answers = [_answer(one, by_key[one.key]) for one in asked]
+    given = {one.key: _row_of(one) for one in sorted(first.values(), key=lambda one: one.key)}
+    rows = {row.key: row for row in await _ASK.execute(tx, list(given.values()))}
+    free = [given[key] for key, row in rows.items() if _is_free(first[key], row)]
+    rows |= {row.key: row for row in await _TAKE.execute(tx, free)}
+    answers = [_answer(one, rows[one.key]) for one in asked]
     both = list(zip(asked, answers, strict=True))
     hits = Counter(one.key for one, answer in both if isinstance(answer, Found) and one is not first[one.key])
     await _COUNT.execute(tx, [{"key": key, "hits": number} for key, number in sorted(hits.items())])
     if followed := sorted({one.key for one, answer in both if answer is Standing.FOLLOWS}):
         await tx.connection.execute(_AWAIT[tx.on_postgresql], {"ids": followed})
     return answers
+
+
+def _is_free(one: Asked, row: Row[Any]) -> bool:
+    """Whether the row is nobody's: its evidence is too old, or the claim of its flight does not stand."""
+    if row.content is not None or row.alone:
+        return not row.lasts
+    if row.job_id == one.job_id:
+        return bool(row.claim_no != one.claim_no)
+    return row.job_id is None or not row.stands
 
 
 def _answer(one: Asked, row: Row[Any]) -> Answer:
@@ -190,41 +200,48 @@ _CLAIM_STANDS = (
 _JUST_BEGUN = "evidence.begun_at > statement_timestamp() - interval '1 second'"
 
 
+def _told(each: Each) -> tuple[ColumnElement[Any], ...]:
+    """What is told of a row: besides what it says, whether it `lasts`, and whether the claim of its flight `stands`.
+    What is NULL is looked at by who reads it: SQLite 3.40 cannot tell in RETURNING."""
+    stands = f"({_JUST_BEGUN} OR {_CLAIM_STANDS})" if each.on_postgresql else _CLAIM_STANDS
+    return (
+        *(evidence.c[name] for name in ("key", "content", "job_id", "claim_no", "made_at", "alone")),
+        (evidence.c.expires_at > clock.now()).label("lasts"),
+        literal_column(stands, Boolean()).label("stands"),
+    )
+
+
 def _asking(each: Each) -> Executable:
-    now = clock.now()
     inserting: Any = (postgresql if each.on_postgresql else sqlite).insert(evidence)
     columns: dict[str, ColumnElement[Any]] = {
         **{name: each[name] for name in _ASKED},
         "awaited": false(),
         "alone": false(),
-        "begun_at": now,
+        "begun_at": clock.now(),
         "expires_at": clock.after(each["keep_seconds"]),
         **{name: literal(0, BigInteger()) for name in ("input_tokens", "output_tokens", "cost_micros", "hits")},
     }
-    given = inserting.excluded
-    fits = and_(evidence.c.content.is_not(None), evidence.c.expires_at > now)
-    stands = f"({_JUST_BEGUN} OR {_CLAIM_STANDS})" if each.on_postgresql else _CLAIM_STANDS
-    flies = and_(
-        evidence.c.content.is_(None),
-        evidence.c.job_id != given.job_id,
-        literal_column(stands, Boolean()),
-    )
-    alone = and_(evidence.c.alone, evidence.c.expires_at > now)
-    stays = or_(fits, alone, func.coalesce(flies, false()))
-    anew: dict[str, Any] = {name: given[name] for name in ("policy_version", "job_id", "claim_no", "begun_at")}
-    anew |= {"expires_at": given.expires_at, "content": null(), "made_at": null(), "alone": false()}
-    anew |= {"awaited": case((evidence.c.content.is_(None), evidence.c.awaited), else_=false())}
-    changes: dict[str, Any] = {name: case((stays, evidence.c[name]), else_=value) for name, value in anew.items()}
-    changes["hits"] = case((fits, evidence.c.hits + 1), (stays, evidence.c.hits), else_=0)
+    fits = and_(evidence.c.content.is_not(None), evidence.c.expires_at > clock.now())
+    hits = {"hits": case((fits, evidence.c.hits + 1), else_=evidence.c.hits)}
     statement: Executable = (
         inserting.from_select(list(columns), select(*columns.values()).where(true()))
-        .on_conflict_do_update(index_elements=[evidence.c.key], set_=changes)
-        .returning(*(evidence.c[name] for name in ("key", "content", "job_id", "claim_no", "made_at", "alone")))
+        .on_conflict_do_update(index_elements=[evidence.c.key], set_=hits)
+        .returning(*_told(each))
     )
     return statement
 
 
+def _taking(each: Each) -> Executable:
+    """The row, locked, for a new flight. Who waits for an old one waits for it."""
+    values = {name: each[name] for name in ("policy_version", "job_id", "claim_no")}
+    instants = {"begun_at": clock.now(), "expires_at": clock.after(each["keep_seconds"])}
+    nothing_yet = {"content": null(), "made_at": null(), "alone": false(), "hits": 0}
+    taken = update(evidence).where(evidence.c.key == each["key"]).values({**values, **instants, **nothing_yet})
+    return taken.returning(*_told(each))
+
+
 _ASK = Many({**_ASKED, "keep_seconds": Float()}, _asking)
+_TAKE = Many({**_ASKED, "keep_seconds": Float()}, _taking)
 
 _COUNT = Many(
     {"key": LargeBinary(), "hits": BigInteger()},
