@@ -14,9 +14,9 @@ from tests.contract.leasing import sweep_until_lost
 from tests.pasts import clean
 
 from imprimatur.evidence import EngineIdentity
-from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobType, State
+from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobType, State, WhenBusy
 from imprimatur.retention import Kind, Retention
-from imprimatur.storage import claims, clock, evidence, jobs, keys, schema
+from imprimatur.storage import claims, clock, evidence, jobs, schema
 from imprimatur.storage.attempts import Spent, of_job
 from imprimatur.storage.claims import Conclusion, Ending
 from imprimatur.storage.database import Database
@@ -213,14 +213,14 @@ async def test_a_leader_that_is_cancelled_hands_the_lead_on(desk: Desk) -> None:
 
 
 async def test_a_leader_that_is_superseded_hands_the_lead_on(desk: Desk) -> None:
-    key = keys.__name__
-    new = makers.new_job(desk.tenant_id, key=key, when_busy=makers.WhenBusy.SUPERSEDE)
+    key = "a key"
+    new = makers.new_job(desk.tenant_id, key=key, when_busy=WhenBusy.SUPERSEDE)
     [job] = await makers.submit(desk.database, new)
     first = await makers.claim(desk.database, job)
     assert first is not None
     second = await desk.claim()
     await desk.ask(first, second)
-    newer = makers.new_job(desk.tenant_id, content=b"other", key=key, when_busy=makers.WhenBusy.SUPERSEDE)
+    newer = makers.new_job(desk.tenant_id, content=b"other", key=key, when_busy=WhenBusy.SUPERSEDE)
     await makers.submit(desk.database, newer)
     assert await desk.due(second) == [True]
 

@@ -29,7 +29,6 @@ from tests.service.test_llm_reviewing import opened
 from tests.service.test_reviewing import kinds, outcomes
 from tests.unit.test_builtin_images import encoded, picture
 
-from gateway import administration
 from gateway import evidence as gateway_evidence
 from imprimatur import metrics
 from imprimatur.budgets import Budget
@@ -511,7 +510,7 @@ async def test_the_client_goes_on_forgetting_until_nothing_is_left(
     system: System, me: Caller, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway_evidence, "_AT_ONCE", 1)
-    monkeypatch.setattr(administration.evidence, "forget", partial(gateway_evidence.forget, seconds=0.0))
+    monkeypatch.setattr(gateway_evidence, "forget", partial(gateway_evidence.forget, seconds=0.0))
     async with sharing(system, engine):
         for number in range(3):
             await me.until(await me.submit(f"{engines.APPROVE} {number}"), SUCCEEDED)
