@@ -6,6 +6,7 @@ must not keep others waiting for what may kill a worker.
 """
 
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,12 +36,6 @@ class Earlier:
     source: Source
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Question:
-    claim: Claim
-    asked: Asked
-
-
 class Twins:
     """Asks for the evidence of equal creatives.
 
@@ -51,9 +46,8 @@ class Twins:
     def __init__(self, database: Database, *, keep_seconds: float) -> None:
         self._database = database
         self._keep_seconds = keep_seconds
-        self._questions: Gathering[_Question, Answer] = Gathering(
-            "evidence", self._ask_all, linger_seconds=LINGER_SECONDS
-        )
+        self._questions: Gathering[Asked, Answer] = Gathering("evidence", self._ask_all, linger_seconds=LINGER_SECONDS)
+        self._waits: Gathering[Ending, None] = Gathering("twins", self._wait_all, linger_seconds=LINGER_SECONDS)
         self._leads: dict[tuple[uuid.UUID, int], bytes] = {}
 
     def shares(self, claim: Claim) -> bool:
@@ -78,14 +72,16 @@ class Twins:
             keep_seconds=self._keep_seconds,
             since=claim.evidence_since,
         )
-        answer = await self._questions.add(_Question(claim=claim, asked=asked))
+        answer = await self._questions.add(asked)
         if isinstance(answer, Found):
             metrics.evidence_lookups.labels("hit").inc()
             source = Source(job_id=answer.job_id, made_at=answer.made_at)
             return Earlier(evidence=evidence_of(answer.content), source=source)
         if answer is Standing.FOLLOWS:
             metrics.evidence_lookups.labels("wait").inc()
-            raise HandedBack(_waiting_for(key))
+            waiting = _waiting_for(key)
+            await self._waits.add(Ending(claim=claim, conclusion=waiting, spent=Spent()))
+            raise HandedBack(waiting)
         metrics.evidence_lookups.labels("miss").inc()
         if answer is Standing.LEADS:
             self._leads[claim.job_id, claim.claim_no] = key
@@ -113,18 +109,20 @@ class Twins:
         finally:
             self._leads.pop((claim.job_id, claim.claim_no), None)
 
-    async def _ask_all(self, questions: Sequence[_Question]) -> Sequence[Answer]:
-        """Who is to wait is handed back in the same transaction, so that the end it waits for cannot come before."""
+    async def _ask_all(self, questions: Sequence[Asked]) -> Sequence[Answer]:
         async with self._database.begin() as tx:
-            answers = await evidence.ask(tx, [one.asked for one in questions])
-            back = [
-                Ending(claim=one.claim, conclusion=_waiting_for(one.asked.key), spent=Spent())
-                for one, answer in zip(questions, answers, strict=True)
-                if answer is Standing.FOLLOWS
-            ]
-            if back:
-                await claims.conclude(tx, back)
-        return answers
+            return await evidence.ask(tx, questions)
+
+    async def _wait_all(self, ends: Sequence[Ending]) -> Sequence[None]:
+        """Hand the jobs back, and have those wake them for whom they wait; in one transaction, jobs first."""
+        by_key: defaultdict[bytes, list[uuid.UUID]] = defaultdict(list)
+        for end in ends:
+            if end.conclusion.waits_for is not None:
+                by_key[end.conclusion.waits_for].append(end.claim.job_id)
+        async with self._database.begin() as tx:
+            await claims.conclude(tx, ends)
+            await evidence.wait(tx, by_key)
+        return [None] * len(ends)
 
 
 def _waiting_for(key: bytes) -> Conclusion:

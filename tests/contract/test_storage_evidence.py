@@ -19,7 +19,7 @@ from imprimatur.retention import Kind, Retention
 from imprimatur.storage import claims, clock, evidence, jobs, schema
 from imprimatur.storage.attempts import Spent, of_job
 from imprimatur.storage.claims import Conclusion, Ending
-from imprimatur.storage.database import Database
+from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.evidence import Answer, Asked, Found, Made, Scope, Standing
 from imprimatur.storage.jobs import Owner
 
@@ -59,15 +59,18 @@ class Desk:
         return held
 
     async def ask(self, *held: Claim, key: bytes = KEY, policy_version: int = 1) -> list[Answer]:
-        """Ask as the reviewer does: who follows is handed back in the same transaction."""
+        """Ask as the reviewer does: who follows is handed back, to wait."""
         asked = [self.question(one, key=key, policy_version=policy_version) for one in held]
         async with self.database.begin() as tx:
             answers = await evidence.ask(tx, asked)
-            both = list(zip(held, answers, strict=True))
-            waiting = [waits(one, key) for one, answer in both if answer is Standing.FOLLOWS]
-            assert None not in await claims.conclude(tx, waiting)
+        both = list(zip(held, answers, strict=True))
+        await self.wait(*(one for one, answer in both if answer is Standing.FOLLOWS), key=key)
         self.leads |= {one.job_id: key for one, answer in both if answer is Standing.LEADS}
         return answers
+
+    async def wait(self, *held: Claim, key: bytes = KEY) -> None:
+        async with self.database.begin() as tx:
+            await wait(tx, *held, key=key)
 
     @staticmethod
     def question(one: Claim, *, key: bytes = KEY, policy_version: int = 1) -> Asked:
@@ -115,6 +118,12 @@ class Desk:
         async with self.database.begin() as tx:
             done = await evidence.forget(tx, self.tenant_id, scope, limit=limit)
         return done.number, done.more
+
+
+async def wait(tx: Transaction, *held: Claim, key: bytes = KEY) -> None:
+    assert None not in await claims.conclude(tx, [waits(one, key) for one in held])
+    if held:
+        await evidence.wait(tx, {key: [one.job_id for one in held]})
 
 
 def waits(claim: Claim, key: bytes) -> Ending:
@@ -378,17 +387,28 @@ async def test_who_waits_can_be_cancelled(desk: Desk) -> None:
 # --- what comes between ------------------------------------------------------------------------------------
 
 
-async def test_an_end_that_comes_while_somebody_asks_wakes_who_is_about_to_wait(desk: Desk) -> None:
+@pytest.mark.parametrize("happening", [Happening.COMPLETED, Happening.GAVE_UP])
+async def test_who_is_about_to_wait_for_what_has_ended_meanwhile_need_not_wait(
+    desk: Desk, happening: Happening
+) -> None:
+    first, second = await desk.claim(), await desk.claim()
+    await desk.ask(first)
+    async with desk.database.begin() as tx:
+        assert await evidence.ask(tx, [desk.question(second)]) == [FOLLOWS]
+    await desk.end(first, happening)
+    await desk.wait(second)
+    assert await desk.due(second) == [True]
+
+
+async def test_an_end_that_comes_while_somebody_begins_to_wait_wakes_it(desk: Desk) -> None:
     if not desk.database.on_postgresql:
         return  # one writer: nothing comes between
     first, second = await desk.claim(), await desk.claim()
     await desk.ask(first)
     async with desk.database.begin() as tx:
-        [answer] = await evidence.ask(tx, [desk.question(second)])
-        assert answer is FOLLOWS
+        await wait(tx, second)
         ending = asyncio.create_task(desk.end(first))
         await makers.until(lambda: somebody_waits(desk.database))
-        await claims.conclude(tx, [waits(second, KEY)])
     assert await ending
     assert await desk.due(second) == [True]
 

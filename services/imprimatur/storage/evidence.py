@@ -1,9 +1,9 @@
 """Evidence for equal creatives to come, and single flight: of equal jobs at the same time one leads, the others wait.
 
 A row is either evidence, or a flight: the claim (job and `claim_no`) that is about to make it. A flight needs no lease
-of its own: it stands for as long as its claim does, and whoever asks looks that up. Whoever asks locks the row, and so
-does who ends a flight, so that the end sees all who wait: they are jobs that are queued with the row's key in
-`waits_for`, and the end makes them due, in its own transaction.
+of its own: it stands for as long as its claim does, and whoever asks looks that up. Who follows is queued with the key in
+`waits_for`, and says so at the row, in one transaction; who ends a flight makes those due, in its own. Both lock the
+row: so either the end comes first, and who follows finds that it need not wait, or the end sees who waits.
 
 Rows are locked in the order of their keys, jobs before them; who waits is never waited for (SKIP LOCKED), and finds
 out by itself a little later.
@@ -11,7 +11,7 @@ out by itself a little later.
 
 import uuid
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -48,7 +48,7 @@ from imprimatur.identity import new_id
 from imprimatur.job import JobType, State
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
-from imprimatur.storage.locks import among, for_both, in_locked
+from imprimatur.storage.locks import among, by_no_index, for_both, in_locked
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import evidence, jobs
 
@@ -121,8 +121,7 @@ class Landing:
 
 
 async def ask(tx: Transaction, asked: Sequence[Asked]) -> list[Answer]:
-    """Find evidence, or who is to make it. The rows stay locked until the transaction ends: whoever follows must be
-    waiting by then (`waits_for`).
+    """Find evidence, or who is to make it. Who follows is then to `wait`.
 
     Returns:
         For each of `asked`, in order.
@@ -139,8 +138,6 @@ async def ask(tx: Transaction, asked: Sequence[Asked]) -> list[Answer]:
     both = list(zip(asked, answers, strict=True))
     hits = Counter(one.key for one, answer in both if isinstance(answer, Found) and one is not first[one.key])
     await _COUNT.execute(tx, [{"key": key, "hits": number} for key, number in sorted(hits.items())])
-    if followed := sorted({one.key for one, answer in both if answer is Standing.FOLLOWS}):
-        await tx.connection.execute(_AWAIT[tx.on_postgresql], {"ids": followed})
     return answers
 
 
@@ -249,11 +246,6 @@ _COUNT = Many(
         update(evidence).where(evidence.c.key == each["key"]).values(hits=evidence.c.hits + each["hits"])  # locked
     ),
 )
-_AWAIT = for_both(
-    lambda on_postgresql: (
-        update(evidence).where(among(evidence.c.key, on_postgresql=on_postgresql)).values(awaited=true())  # locked
-    )
-)
 
 
 async def _outdate(tx: Transaction, asked: Sequence[Asked]) -> None:
@@ -277,6 +269,46 @@ _OUTDATE = Many(
         )
         .values(content=null(), job_id=null())
     ),
+)
+
+
+# --- waiting ---------------------------------------------------------------------------------------------
+
+
+async def wait(tx: Transaction, jobs_by_key: Mapping[bytes, Collection[uuid.UUID]]) -> None:
+    """Have the ends of flights wake these jobs, which this transaction has just queued to wait. Those whose flight has
+    ended by now are due at once."""
+    keys = sorted(jobs_by_key)
+    flying = set((await tx.connection.execute(_AWAIT[tx.on_postgresql], {"ids": keys})).scalars())
+    if landed := sorted(job_id for key in keys if key not in flying for job_id in jobs_by_key[key]):
+        await tx.connection.execute(_NEED_NOT_WAIT[tx.on_postgresql], {"ids": landed})
+
+
+def _awaiting(on_postgresql: bool) -> Executable:
+    wanted = select(evidence.c.key).where(among(evidence.c.key, on_postgresql=on_postgresql)).order_by(evidence.c.key)
+    return (
+        update(evidence)
+        .where(
+            in_locked(evidence.c.key, wanted.with_for_update()),
+            evidence.c.content.is_(None),
+            evidence.c.job_id.is_not(None),
+        )
+        .values(awaited=true())
+        .returning(evidence.c.key)
+    )
+
+
+_AWAIT = for_both(_awaiting)
+_NEED_NOT_WAIT = for_both(
+    lambda on_postgresql: (
+        update(jobs)
+        .where(
+            among(jobs.c.id, on_postgresql=on_postgresql),
+            by_no_index(jobs.c.state) == State.QUEUED,
+            jobs.c.waits_for.is_not(None),
+        )
+        .values(run_at=clock.now(), waits_for=null())
+    )
 )
 
 

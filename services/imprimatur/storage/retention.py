@@ -251,7 +251,7 @@ async def _remove_images(
         due = due.with_for_update(of=assets, skip_locked=True)
     going = list((await tx.connection.execute(due)).scalars()) if ids else []
     gone = await _remove(tx, assets, assets.c.id.in_(going), dry_run=dry_run) if going else 0
-    return Step(rows={assets.name: gone}, following=following)
+    return Step(rows={assets.name: gone} if gone else {}, following=following)
 
 
 # --- evidence --------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ async def _remove_evidence(
         due = due.with_for_update(skip_locked=True)
     going = list((await tx.connection.execute(due)).scalars()) if ids else []
     gone = await _remove(tx, evidence, evidence.c.id.in_(going), dry_run=dry_run) if going else 0
-    return Step(rows={evidence.name: gone}, following=following)
+    return Step(rows={evidence.name: gone} if gone else {}, following=following)
 
 
 # --- request ids -----------------------------------------------------------------------------------------
