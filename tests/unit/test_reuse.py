@@ -47,6 +47,7 @@ def key(creative: Creative = CREATIVE, **changes: Any) -> bytes:
 #: What an engine is not shown.
 NOT_SHOWN = {"creative_id"}
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+images = st.builds(Image, name=st.just("i") | texts, data=st.just(b"bytes") | st.binary(min_size=1, max_size=3))
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Creative)])
@@ -54,7 +55,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 def test_every_part_of_a_creative_that_an_engine_is_shown_changes_the_key(name: str, data: st.DataObject) -> None:
     strategies: dict[str, st.SearchStrategy[Any]] = {
         "declared_categories": st.lists(st.sampled_from(Category), unique=True).map(tuple),
-        "images": st.lists(st.builds(Image, name=texts, data=st.binary(min_size=1, max_size=3)), max_size=2).map(tuple),
+        "images": st.lists(images, max_size=2).map(tuple),
         "video_urls": st.lists(texts, max_size=2).map(tuple),
         "audio_urls": st.lists(texts, max_size=2).map(tuple),
     }
@@ -88,6 +89,12 @@ def test_another_schema_of_evidence_changes_the_key(monkeypatch: pytest.MonkeyPa
     before = key()
     monkeypatch.setattr(reuse, "SCHEMA", reuse.SCHEMA + 1)
     assert key() != before
+
+
+def test_an_image_with_other_bytes_another_name_or_another_place_changes_the_key() -> None:
+    one, other = Image(name="i", data=b"bytes"), Image(name="i", data=b"bytez")
+    shown = [(one,), (other,), (replace(one, name="j"),), (one, other), (other, one), (one, one), ()]
+    assert len({key(replace(CREATIVE, images=each)) for each in shown}) == len(shown)
 
 
 def test_text_that_moves_to_the_next_field_changes_the_key() -> None:

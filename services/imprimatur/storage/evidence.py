@@ -1,7 +1,7 @@
 """Evidence for equal creatives to come, and single flight: of equal jobs at the same time one leads, the others wait.
 
 A row is either evidence, or a flight: the claim (job and `claim_no`) that is about to make it. A flight needs no lease
-of its own: it stands for as long as its claim does, and whoever asks looks that up. Who follows is queued with the key in
+of its own: it stands for as long as its claim does, and whoever asks looks that up. Who follows is queued, the key in
 `waits_for`, and says so at the row, in one transaction; who ends a flight makes those due, in its own. Both lock the
 row: so either the end comes first, and who follows finds that it need not wait, or the end sees who waits.
 
