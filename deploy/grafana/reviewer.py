@@ -112,6 +112,13 @@ PROVIDERS = Row(
             stacked=True,
         ),
         Panel(
+            title="Equal creatives",
+            description="Asked for earlier evidence: hit, miss (an engine looks), wait (another job looks already).",
+            unit="ops",
+            queries=_by("outcome", "imprimatur_evidence_lookups_total"),
+            stacked=True,
+        ),
+        Panel(
             title="Tokens",
             description="As the providers reported them, a second.",
             unit="ops",

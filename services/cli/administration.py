@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,15 @@ DatabaseURL = Annotated[
     typer.Option("--database-url", envvar="IMPRIMATUR_DATABASE_URL", help="postgresql://… Default: the data folder's."),
 ]
 Data = Annotated[Path, typer.Option("--data", envvar="IMPRIMATUR_DATA", help="Data folder of `imprimatur serve`.")]
+
+
+class Reuse(StrEnum):
+    """Whether what was found in an equal creative is used again."""
+
+    ON = "on"
+    OFF = "off"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Row = Mapping[str, str | datetime]
 TenantName = Annotated[str, typer.Argument(help="The tenant's name.")]
@@ -142,6 +152,21 @@ def set_model(
     operation = _at(database_url, data)
     version = operation.set_model(name, None if model == "default" else model)
     shown = {"tenant": name, "model": model, "policy_version": str(version)}
+    show_fields(shown, json=json, remark=f"Changed in the database {operation.place}")
+
+
+@tenants_app.command("reuse")
+def set_reuse(
+    name: TenantName,
+    reuse: Annotated[Reuse, typer.Argument(help="Whether equal creatives are examined once.")],
+    database_url: DatabaseURL = "",
+    data: Data = DEFAULT_DATA,
+    json: Json = False,
+) -> None:
+    """Have a tenant's equal creatives examined once ('on', where the reviewers are set to it), or each for itself."""
+    operation = _at(database_url, data)
+    version = operation.set_reuse(name, reuse is Reuse.ON)
+    shown = {"tenant": name, "reuse_evidence": reuse, "policy_version": str(version)}
     show_fields(shown, json=json, remark=f"Changed in the database {operation.place}")
 
 

@@ -11,6 +11,7 @@ from cli.filters import (
     AllOption,
     DecisionOption,
     DryRunOption,
+    FreshOption,
     StateOption,
     SubjectOption,
     TriggerOption,
@@ -99,17 +100,18 @@ async def retry(
     since: SinceOption = None,
     until: UntilOption = None,
     dry_run: DryRunOption = False,
+    fresh: FreshOption = False,
 ) -> None:
     """Submit the task of a failed or cancelled job again, as a new job; with --all, of every one that matches and was
     not retried yet."""
     wanted = job_filter(state=state, label=label, user=user, subject=subject, since=since, until=until)
     require_one_way(job_id is not None, all_of_them, wanted, "--state failed")
     if job_id is None:
-        answer = await session.client.retry_many(wanted, dry_run=dry_run)
+        answer = await session.client.retry_many(wanted, dry_run=dry_run, fresh=fresh)
         session.output.show(answer, lambda: tables.retried(answer))
         note(f"{answer.left} to retry" if dry_run else f"{len(answer.retried)} retried")
         return
     if dry_run:
         raise typer.BadParameter("--dry-run goes with --all")
-    job = await session.client.retry(job_id)
+    job = await session.client.retry(job_id, fresh=fresh)
     session.output.show(job, lambda: tables.jobs([job]))

@@ -11,7 +11,20 @@ from typing import Annotated
 
 import typer
 
-from cli import administration, assets, evaluation, jobs, limits, reviews, servers, submit, system, watch, webhooks
+from cli import (
+    administration,
+    assets,
+    evaluation,
+    evidence,
+    jobs,
+    limits,
+    reviews,
+    servers,
+    submit,
+    system,
+    watch,
+    webhooks,
+)
 from cli.output import complain, one_line
 from imprimatur.errors import ImprimaturError
 
@@ -26,6 +39,7 @@ app.add_typer(system.app)
 app.add_typer(limits.app)
 app.add_typer(assets.app, name="assets")
 app.add_typer(reviews.app, name="review")
+app.add_typer(evidence.app, name="evidence")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(servers.app)
 app.add_typer(evaluation.app)

@@ -89,6 +89,16 @@ class Operation:
 
         return self._do(run)
 
+    def set_reuse(self, tenant: str, reuse: bool) -> int:
+        """The version of the new live policy."""
+
+        async def run(tx: Transaction) -> int:
+            tenant_id = await _tenant(tx, tenant)
+            policy = (await tenants.live_policy(tx, tenant_id)).policy
+            return await tenants.put_policy(tx, tenant_id, replace(policy, reuse_evidence=reuse))
+
+        return self._do(run)
+
     def budget(self, tenant: str) -> tuple[Budget, Used]:
         """A tenant's own budget, and what it has spent today."""
 

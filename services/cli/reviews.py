@@ -12,6 +12,7 @@ from cli.commands import CommandFailed, Session, client_command
 from cli.filters import (
     AllOption,
     DryRunOption,
+    FreshOption,
     SubjectOption,
     TriggerOption,
     UserOption,
@@ -111,12 +112,13 @@ async def again(
     since: SinceOption = None,
     until: UntilOption = None,
     dry_run: DryRunOption = False,
+    fresh: FreshOption = False,
 ) -> None:
     """Send back to the engine what waits for a person only because the engine failed (engine_error) or its budget was
     exhausted. What a person holds is left alone."""
     wanted = job_filter(trigger=trigger, label=label, user=user, subject=subject, since=since, until=until)
     require_one_way(bool(job_ids), all_of_them, wanted, "--trigger engine_error")
-    answer = await session.client.review_again(wanted, job_ids=job_ids or (), dry_run=dry_run)
+    answer = await session.client.review_again(wanted, job_ids=job_ids or (), dry_run=dry_run, fresh=fresh)
     session.output.show(answer, lambda: tables.queued_again(answer))
     note(f"{answer.left} to send back" if dry_run else f"{len(answer.job_ids)} sent back to the engine")
     if answer.held:

@@ -62,6 +62,7 @@ def serve(
                 metrics_port=metrics_port,
                 slots=slots,
                 terms=settings.terms(),
+                reuse_seconds=settings.evidence_reuse_seconds,
                 retention=retention,
             ) as access,
         ):

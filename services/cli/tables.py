@@ -232,6 +232,7 @@ def _review(job: Job) -> RenderableType:
         ("advice", word(Recommendation, ai.evidence.recommendation)),
         ("policy", f"version {ai.policy_version}" if ai.policy_version else ""),
         ("engine", " ".join(filter(None, (engine.name, engine.version, engine.model)))),
+        ("found for", f"the equal creative of job {ai.reused.job_id}" if ai.HasField("reused") else ""),
         ("categories", ", ".join(f"{word(Category, item.category)} {item.score:.2f}" for item in scores[:5])),
         ("not examined", ", ".join(word(Part, part) for part in ai.evidence.unexamined)),
         (

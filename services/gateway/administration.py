@@ -1,4 +1,4 @@
-"""AdminService: clean-up for a tenant's administrators, and what an operator sets for tenants."""
+"""AdminService: clean-up and kept evidence for a tenant's administrators, and what an operator sets for tenants."""
 
 import math
 import uuid
@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.wrappers_pb2 import DoubleValue, UInt32Value, UInt64Value
 
+from gateway import evidence
 from gateway.access import caller
 from gateway.cleaning import clean_for
 from gateway.paging import foreign_token, position_of, token_of
@@ -56,6 +57,16 @@ class Administration(AdminServiceServicer):
             next_page_token=_token(done.following, asked) if done.following is not None else "",
             job_days=retention.job_days,
         )
+
+    # --- evidence ----------------------------------------------------------------------------------------
+
+    async def GetEvidenceStats(self, request: pb.GetEvidenceStatsRequest, context: Any) -> pb.GetEvidenceStatsResponse:
+        """What the tenant's evidence was good for."""
+        return await evidence.use_of(self._database, caller().tenant_id)
+
+    async def ForgetEvidence(self, request: pb.ForgetEvidenceRequest, context: Any) -> pb.ForgetEvidenceResponse:
+        """Have equal creatives examined anew."""
+        return await evidence.forget(self._database, caller().tenant_id, request)
 
     # --- limits ------------------------------------------------------------------------------------------
 

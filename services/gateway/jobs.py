@@ -281,7 +281,7 @@ class Jobs(JobServiceServicer):
                 reason="JOB_NOT_RETRYABLE",
                 state=old.state,
             )
-        [new] = await with_their_images(self._database, [repeats.retry_of(old, request_id)])
+        [new] = await with_their_images(self._database, [repeats.retry_of(old, request_id, fresh=request.fresh)])
         if isinstance(new, RequestError):
             raise new
         (submitted,) = await self._submit(who, [new], self._store_with_others)

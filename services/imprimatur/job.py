@@ -56,6 +56,7 @@ class AttemptOutcome(StrEnum):
     LOST = "lost"  #: the worker fell silent
     HANDED_BACK = "handed_back"  #: not begun or cut short: the worker stopped, its database or the provider was away
     CANCELLED = "cancelled"  #: the job was cancelled meanwhile
+    WAITING_FOR_TWIN = "waiting_for_twin"  #: not begun: an equal job is being examined, and its evidence will do
 
 
 class WhenBusy(StrEnum):
@@ -74,6 +75,7 @@ class Happening(StrEnum):
     GAVE_UP = "failed"
     RETRY_SCHEDULED = "retry_scheduled"
     HANDED_BACK = "handed_back"
+    WAITING_FOR_TWIN = "waiting_for_twin"  #: an equal job is being examined: what is found there will do for this one
     LEASE_LOST = "lease_lost"
     CANCELLED = "cancelled"
     HELD_BY_PERSON = "claimed_by_person"
@@ -111,6 +113,7 @@ TRANSITIONS: Mapping[Happening, Transition] = {
     Happening.GAVE_UP: Transition(sources=_UNFINISHED_BY_MACHINE, target=State.FAILED, notifies="job.failed"),
     Happening.RETRY_SCHEDULED: Transition(sources=_RUNNING, target=State.QUEUED),
     Happening.HANDED_BACK: Transition(sources=_RUNNING, target=State.QUEUED),
+    Happening.WAITING_FOR_TWIN: Transition(sources=_RUNNING, target=State.QUEUED),
     Happening.LEASE_LOST: Transition(sources=_RUNNING, target=State.QUEUED),
     Happening.CANCELLED: Transition(
         sources=frozenset({State.QUEUED, State.RUNNING, State.AWAITING_REVIEW}),
@@ -212,6 +215,7 @@ class Attempt:
     input_tokens: int = 0
     output_tokens: int = 0
     cost_micros: int = 0
+    reused_from: uuid.UUID | None = None  #: the job whose evidence it took, in place of an engine's look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +249,7 @@ class NewJob:
     when_busy: WhenBusy = WhenBusy.REFUSE
     revision: int | None = None
     asset_ids: tuple[str, ...] = ()  #: of the images that its task names
+    fresh: bool = False  #: only evidence made after its acceptance will do
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -318,6 +323,8 @@ class Claim:
     first_due_at: datetime | None = None  #: when its present review could begin, its retries not counted
     losses: int = 0  #: workers that fell silent on it before
     traceparent: str | None = None  #: the span that accepted it
+    appeal_of: uuid.UUID | None = None
+    evidence_since: datetime | None = None  #: evidence that was begun before will not do
 
     @property
     def suspect(self) -> bool:

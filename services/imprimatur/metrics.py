@@ -217,6 +217,11 @@ images_decoded = Counter(
     "Images looked at, by outcome: decoded, refused (no image, or too large), died (its process), timed_out.",
     ["outcome"],
 )
+evidence_lookups = Counter(
+    "imprimatur_evidence_lookups_total",
+    "Questions for evidence of an equal creative, by answer: hit, miss (an engine looks), wait (another job looks).",
+    ["outcome"],
+)
 fenced_writes = Counter(
     "imprimatur_fenced_writes_total", "Results discarded because the job was cancelled or taken over."
 )
@@ -302,7 +307,7 @@ ATTEMPT_ERRORS = (
 #: What clean-up removes: tables, and request ids.
 ROWS_REMOVED = (
     *("jobs", "job_events", "attempts", "webhook_messages", "webhook_deliveries", "webhook_attempts", "request_ids"),
-    *("job_assets", "assets"),
+    *("job_assets", "assets", "evidence"),
 )
 for _type in _TYPES:
     for _code in ATTEMPT_ERRORS:
@@ -340,6 +345,8 @@ for _result in ("confirmed", "failed"):
     outbox_published.labels(_result)
 for _queue in (Queue.REVIEW_HIGH, Queue.REVIEW_NORMAL, Queue.REVIEW_LOW, Queue.NOTIFIER_EVENTS, "job.events"):
     messages_set_aside.labels(_queue)
+for _outcome in ("hit", "miss", "wait"):
+    evidence_lookups.labels(_outcome)
 for _kind in ROWS_REMOVED:
     rows_removed.labels(_kind)
 for _reason in ("queue_full", "not_sent"):

@@ -85,7 +85,8 @@ class Policy:
 
     Thresholds and detection limits are probabilities in [0, 1], with
     auto_reject_threshold < auto_approve_threshold and detect_min < block_min. `model` is the language model that
-    examines, as the reviewers name it, from the next attempt on; None: the one that they are set to.
+    examines, as the reviewers name it, from the next attempt on; None: the one that they are set to. With
+    `reuse_evidence`, equal creatives are examined once, where the reviewers are set to it.
     """
 
     mode: Mode = Mode.AI_POWERED
@@ -96,6 +97,7 @@ class Policy:
     always_human: frozenset[Category] = SENSITIVE
     blocked: frozenset[Category] = FORBIDDEN
     model: str | None = None
+    reuse_evidence: bool = True
 
     def __post_init__(self) -> None:
         for name in ("auto_approve_threshold", "auto_reject_threshold", "detect_min", "block_min"):
@@ -108,6 +110,8 @@ class Policy:
             raise InvalidRequest("detect_min", "must be below block_min")
         if self.model is not None and not (isinstance(self.model, str) and 0 < len(self.model) <= LONGEST_MODEL_NAME):
             raise InvalidRequest("model", f"must be a name of at most {LONGEST_MODEL_NAME} characters")
+        if not isinstance(self.reuse_evidence, bool):
+            raise InvalidRequest("reuse_evidence", "must be true or false")
         if both := self.always_human & self.blocked:
             raise InvalidRequest("blocked", f"also in always_human: {', '.join(sorted(both))}")
 

@@ -24,7 +24,8 @@ from imprimatur.tracing import Attribute, Kind, SpanContext
 from reviewer.endings import Endings, uncancel
 from reviewer.engines import Receipt, receiving, timed_by
 from reviewer.leases import Leases
-from reviewer.tasks import NotEnough, Task
+from reviewer.tasks import HandedBack, NotEnough, Task
+from reviewer.twins import Twins
 
 log = structlog.get_logger(__name__)
 
@@ -32,10 +33,11 @@ log = structlog.get_logger(__name__)
 class Attempts:
     """Runs attempts of every job type."""
 
-    def __init__(self, database: Database, leases: Leases, tasks: Mapping[JobType, Task]) -> None:
+    def __init__(self, database: Database, leases: Leases, tasks: Mapping[JobType, Task], twins: Twins) -> None:
         self._database = database
         self._leases = leases
-        self._endings = Endings(database)
+        self._twins = twins
+        self._endings = Endings(database, twins.led_by)
         self._tasks = tasks
         self._stopping = False
 
@@ -48,6 +50,7 @@ class Attempts:
             ),
             tracing.continued("review", SpanContext.read(claim.traceparent), kind=Kind.CONSUMER) as span,
             self._leases.held(claim),
+            self._twins.known(claim),
             receiving() as receipt,
         ):
             if span.recording:
@@ -83,6 +86,9 @@ class Attempts:
         began = time.monotonic()
         try:
             return await self._work(claim, task, in_full=False)
+        except HandedBack as done:
+            self._leases.concluding(claim)
+            return done.conclusion
         except TimedOut as error:
             late = error.after_spending(**vars(receipt))
             return await self._failed(claim, task, late, time.monotonic() - began)

@@ -9,8 +9,11 @@ from pydantic_settings import BaseSettings
 
 from imprimatur.budgets import MICROS, Budget
 from imprimatur.job import JobType
+from imprimatur.reuse import HOURS
 from imprimatur.settings import AddressSettings, LeaseSettings, SharedSettings
 from reviewer.terms import Terms
+
+_MOST_HOURS = 8_760.0
 
 
 class EngineName(StrEnum):
@@ -91,6 +94,21 @@ class EngineSettings(BaseSettings):
         "next, for tenants without a budget of their own (`imprimatur tenants budget`)",
     )
     llm_daily_cost_dollars: float = Field(default=0.0, ge=0, description="US dollars that it may spend; 0: no limit")
+
+    evidence_reuse_hours: float | None = Field(
+        default=None,
+        ge=0,
+        le=_MOST_HOURS,
+        description="For so long, equal creatives of a tenant are given what the engine found in the first of them, in "
+        f"place of a look of their own; 0: never. By default {HOURS:g} with the llm engine, and 0 with the builtin "
+        "one, whose look costs little",
+    )
+
+    @property
+    def evidence_reuse_seconds(self) -> float:
+        """For how long evidence is reused; 0: not at all."""
+        default = HOURS if self.engine is EngineName.LLM else 0.0
+        return 3600.0 * (default if self.evidence_reuse_hours is None else self.evidence_reuse_hours)
 
     def terms(self) -> Terms:
         """On what terms providers are asked."""

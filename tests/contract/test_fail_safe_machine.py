@@ -62,6 +62,7 @@ from reviewer.leases import Leases
 from reviewer.tasks import creative_review
 from reviewer.tasks.creative_review import CreativeReview
 from reviewer.terms import NO_TERMS
+from reviewer.twins import Twins
 
 T = TypeVar("T")
 
@@ -188,11 +189,17 @@ class Reviews(RuleBasedStateMachine):
                     await tx.connection.execute(delete(table))
             self.owner = Owner(tenant_id=await makers.make_tenant(self.database))
             self.images = Images(self.database, Fetcher(STRICT), Darkroom(processes=1))
+            twins = Twins(self.database, keep_seconds=0.0)
             self.review = CreativeReview(
-                self.database, self.images, self.engine, lambda: nullcontext(self.engine), NO_TERMS
+                self.database,
+                self.images,
+                self.engine,
+                lambda: nullcontext(self.engine),
+                terms=NO_TERMS,
+                twins=twins,
             )
             self.leases = Leases(self.database, makers.worker(), lease_seconds=600.0)  # renewed when a rule says so
-            self.attempts = Attempts(self.database, self.leases, {JobType.CREATIVE_REVIEW: self.review})
+            self.attempts = Attempts(self.database, self.leases, {JobType.CREATIVE_REVIEW: self.review}, twins)
 
         self.run(work())
         for _ in range(2):

@@ -4,17 +4,21 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import event, select
 from tests import makers
 
+from imprimatur.evidence import EngineIdentity
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, JobType, State, WhenBusy
 from imprimatur.retention import Kind, Retention
-from imprimatur.storage import claims, dispatch, jobs, outbox, repeats, retention, statistics
+from imprimatur.storage import claims, dispatch, evidence, jobs, outbox, repeats, retention, statistics
 from imprimatur.storage.database import Database, Transaction
+from imprimatur.storage.evidence import Asked, Landing, Made
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.repeats import Scope
 from imprimatur.storage.retention import Place
@@ -40,6 +44,9 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
         shown={},
         limit=10,
     ),
+    "evidence.ask": lambda tx: ask(tx),  # noqa: PLW0108  # defined below
+    "evidence.land": lambda tx: evidence.land(tx, landings()),
+    "evidence.let_go": lambda tx: evidence.let_go(tx, [SimpleNamespace(id=new_id(), claim_no=1)]),  # type: ignore[list-item]  # as much of a row as it looks at
     "lost_leases": lambda tx: claims.lost_leases(tx, as_of=datetime.now(UTC), limit=10),
     "renew": lambda tx: claims.renew(tx, [(new_id(), 1), (new_id(), 2)], lease_seconds=3.0),
     "outbox.lease": lambda tx: outbox.lease(tx, older_than_seconds=2.0, lease_seconds=5.0, limit=10),
@@ -58,6 +65,32 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     "review_again": lambda tx: repeats.review_again(tx, SCOPE, limit=10, asked_by=""),
     "count_waiting": lambda tx: repeats.count_waiting(tx, SCOPE),
 }
+
+
+async def ask(tx: Transaction) -> None:
+    """One question that finds nobody, and one that finds a flight that does not fly."""
+    tenant = (await tx.connection.execute(select(tenants.c.id))).scalar_one()
+    for key in (b"a", b"b", b"a"):
+        await evidence.ask(tx, [asked(tenant, key)])
+
+
+def asked(tenant: UUID, key: bytes) -> Asked:
+    return Asked(
+        key=key,
+        tenant_id=tenant,
+        job_type=JobType.CREATIVE_REVIEW,
+        engine=EngineIdentity(name="llm", version="1"),
+        policy_version=1,
+        job_id=new_id(),
+        claim_no=1,
+        keep_seconds=60.0,
+        since=datetime.now(UTC),
+    )
+
+
+def landings() -> list[Landing]:
+    made = Made(content=b"found", keep_seconds=60.0, input_tokens=1, output_tokens=1, cost_micros=1)
+    return [Landing(key=b"k", job_id=new_id(), claim_no=1, made=one, comes_back=False) for one in (made, None)]
 
 
 @pytest.mark.parametrize("work", HOT.values(), ids=HOT.keys())

@@ -168,6 +168,7 @@ def per_second(done: Round) -> dict[str, Shown]:
         "reviewer: Images looked at": {"decoded": done.images - done.left["failed"], "refused": done.left["failed"]},
         "reviewer: Bytes of images": {"inline": done.image_bytes, "fetched": (1, 1000)},
         "reviewer: Fetches from URLs": {"fetched": 1},
+        "reviewer: Equal creatives": {},
         "reviewer: Decisions of the machine": decisions,
         "reviewer: Rows of the decision table": triggers,
         "reviewer: Messages": {"claimed": done.worked_on},

@@ -17,7 +17,13 @@ from imprimatur.storage.tenants import KEY_PREFIX
 from imprimatur.tenancy import Role
 from imprimatur.v1 import admin_service_pb2, asset_service_pb2, review_service_pb2, webhook_service_pb2
 from imprimatur.v1 import job_service_pb2 as pb
-from imprimatur.v1.admin_service_pb2 import CleanUpRequest, GetTenantLimitsRequest, SetTenantLimitsRequest
+from imprimatur.v1.admin_service_pb2 import (
+    CleanUpRequest,
+    ForgetEvidenceRequest,
+    GetEvidenceStatsRequest,
+    GetTenantLimitsRequest,
+    SetTenantLimitsRequest,
+)
 from imprimatur.v1.asset_service_pb2 import (
     DeleteAssetRequest,
     DownloadAssetRequest,
@@ -57,6 +63,8 @@ RPCS: dict[str, tuple[str, Any, set[Role]]] = {
     "ClaimReview": ("reviews", ClaimReviewRequest(job_id=NOBODYS), REVIEWERS),
     "DecideReview": ("reviews", decision(NOBODYS), REVIEWERS),
     "CleanUp": ("admin", CleanUpRequest(job_days=-1), ADMINS),
+    "GetEvidenceStats": ("admin", GetEvidenceStatsRequest(), ADMINS),
+    "ForgetEvidence": ("admin", ForgetEvidenceRequest(), ADMINS),
     "CreateWebhookEndpoint": ("webhooks", CreateWebhookEndpointRequest(), ADMINS),
     "ListWebhookEndpoints": ("webhooks", ListWebhookEndpointsRequest(), ADMINS),
     "DeleteWebhookEndpoint": ("webhooks", DeleteWebhookEndpointRequest(endpoint_id=NOBODYS), ADMINS),
@@ -205,7 +213,8 @@ async def test_another_tenants_endpoint_cannot_be_deleted(system: System, me: Ca
 @on_sqlite
 async def test_an_admin_key_that_is_bound_to_a_user_may_not_touch_webhooks_nor_clean_up(system: System) -> None:
     ada = await system.caller(Role.ADMIN, user_id="ada")
-    for rpc in ("CreateWebhookEndpoint", "ListWebhookEndpoints", "DeleteWebhookEndpoint", "CleanUp"):
+    webhooks = ("CreateWebhookEndpoint", "ListWebhookEndpoints", "DeleteWebhookEndpoint")
+    for rpc in (*webhooks, "CleanUp", "GetEvidenceStats", "ForgetEvidence"):
         seen = await refused(ada, rpc)
         assert seen is not None
         assert (seen.code, seen.reason) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_NOT_ALLOWED"), rpc

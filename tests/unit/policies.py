@@ -25,4 +25,5 @@ def policies(draw: st.DrawFn, *, modes: Sequence[Mode] = tuple(Mode)) -> Policy:
         always_human=always_human,
         blocked=draw(some_categories) - always_human,
         model=draw(st.none() | st.text(min_size=1, max_size=20)),
+        reuse_evidence=draw(st.booleans()),
     )

@@ -36,6 +36,7 @@ TABLE = {
     (State.RUNNING, Happening.GAVE_UP): (State.FAILED, "job.failed"),
     (State.RUNNING, Happening.RETRY_SCHEDULED): (State.QUEUED, ""),
     (State.RUNNING, Happening.HANDED_BACK): (State.QUEUED, ""),
+    (State.RUNNING, Happening.WAITING_FOR_TWIN): (State.QUEUED, ""),
     (State.RUNNING, Happening.LEASE_LOST): (State.QUEUED, ""),
     (State.RUNNING, Happening.CANCELLED): (State.CANCELLED, "job.cancelled"),
     (State.AWAITING_REVIEW, Happening.HELD_BY_PERSON): (State.AWAITING_REVIEW, ""),

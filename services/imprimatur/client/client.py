@@ -10,7 +10,7 @@ from typing import Self, Unpack
 
 from imprimatur.client.calls import Calls
 from imprimatur.client.channel import KEEPALIVE_SECONDS, open_channel
-from imprimatur.client.cleaning import clean_everything
+from imprimatur.client.cleaning import clean_everything, forget_everything
 from imprimatur.client.errors import ClientError
 from imprimatur.client.repeats import retry_all, review_all_again
 from imprimatur.client.submissions import SubmitFields, batches, repeatable, submission, throttled, worth_waiting_for
@@ -22,7 +22,13 @@ from imprimatur.v1 import admin_service_pb2 as admin_v1
 from imprimatur.v1 import job_service_pb2 as jobs_v1
 from imprimatur.v1 import review_service_pb2 as reviews_v1
 from imprimatur.v1 import webhook_service_pb2 as webhooks_v1
-from imprimatur.v1.admin_service_pb2 import CleanUpRequest, CleanUpResponse
+from imprimatur.v1.admin_service_pb2 import (
+    CleanUpRequest,
+    CleanUpResponse,
+    ForgetEvidenceRequest,
+    GetEvidenceStatsRequest,
+    GetEvidenceStatsResponse,
+)
 from imprimatur.v1.admin_service_pb2_grpc import AdminServiceStub
 from imprimatur.v1.asset_service_pb2 import Asset, DeleteAssetRequest, GetAssetRequest
 from imprimatur.v1.asset_service_pb2_grpc import AssetServiceStub
@@ -248,29 +254,37 @@ class Client:
         request = jobs_v1.CancelJobRequest(job_id=job_id, reason=reason)
         return (await self._calls.unary(self._jobs.CancelJob, request, repeatable=True)).job
 
-    async def retry(self, job_id: str, request_id: str = "") -> Job:
-        """Submit a failed or cancelled job's task again; returns the new job."""
-        request = jobs_v1.RetryJobRequest(job_id=job_id, request_id=request_id or str(new_id()))
+    async def retry(self, job_id: str, request_id: str = "", *, fresh: bool = False) -> Job:
+        """Submit a failed or cancelled job's task again; returns the new job. With `fresh` the engine looks anew,
+        whatever it found in equal creatives."""
+        request = jobs_v1.RetryJobRequest(job_id=job_id, request_id=request_id or str(new_id()), fresh=fresh)
         return (await self._calls.unary(self._jobs.RetryJob, request, repeatable=True)).job
 
-    async def retry_many(self, job_filter: jobs_v1.JobFilter, *, dry_run: bool = False) -> jobs_v1.RetryJobsResponse:
+    async def retry_many(
+        self, job_filter: jobs_v1.JobFilter, *, dry_run: bool = False, fresh: bool = False
+    ) -> jobs_v1.RetryJobsResponse:
         """Retry every failed or cancelled job of the filter that was not retried yet, in as many calls as it takes.
 
         Returns the new jobs, beside those that they retry; with `dry_run` only how many would be `left` to do. Where
         the answer to a call was lost it is repeated, and what it did is done, but not among those returned.
         """
-        request = jobs_v1.RetryJobsRequest(filter=job_filter)
+        request = jobs_v1.RetryJobsRequest(filter=job_filter, fresh=fresh)
         return await retry_all(self._calls, self._jobs, request, dry_run=dry_run)
 
     async def review_again(
-        self, job_filter: jobs_v1.JobFilter = _NO_FILTER, *, job_ids: Iterable[str] = (), dry_run: bool = False
+        self,
+        job_filter: jobs_v1.JobFilter = _NO_FILTER,
+        *,
+        job_ids: Iterable[str] = (),
+        dry_run: bool = False,
+        fresh: bool = False,
     ) -> jobs_v1.ReviewJobsAgainResponse:
         """Send back to the engine what waits for a person because the engine failed, in as many calls as it takes.
 
         Returns the ids that are queued again, and how many a person holds; with `dry_run` only how many would be
         `left` to do. Ids that do not wait so are passed over. Lost answers are repeated as by `retry_many`.
         """
-        request = jobs_v1.ReviewJobsAgainRequest(filter=job_filter, job_ids=job_ids)
+        request = jobs_v1.ReviewJobsAgainRequest(filter=job_filter, job_ids=job_ids, fresh=fresh)
         return await review_all_again(self._calls, self._jobs, request, dry_run=dry_run)
 
     # --- people decide -----------------------------------------------------------------------------------
@@ -342,6 +356,17 @@ class Client:
         limits are as the settings say from now on."""
         request = admin_v1.SetTenantLimitsRequest(tenant=tenant, limits=limits, budget=budget)
         return await self._calls.unary(self._admin.SetTenantLimits, request, repeatable=True)
+
+    async def evidence_stats(self) -> GetEvidenceStatsResponse:
+        """What the tenant's evidence that is kept for equal creatives was good for."""
+        return await self._calls.unary(self._admin.GetEvidenceStats, GetEvidenceStatsRequest(), repeatable=True)
+
+    async def forget_evidence(self, request: ForgetEvidenceRequest) -> int:
+        """Have equal creatives examined anew, in as many calls as it takes; returns how much evidence was forgotten.
+
+        What a call did whose answer was lost is missing in the sum.
+        """
+        return await forget_everything(self._calls, self._admin, request)
 
     async def _submit_one_batch(self, batch: Requests) -> Outcomes:
         """One call, and others for what was throttled of it, until nothing is or no more fits for so long."""

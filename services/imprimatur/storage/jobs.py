@@ -35,7 +35,7 @@ from imprimatur.job import (
     Priority,
     State,
 )
-from imprimatur.storage import assets, attempts, clock, keys, outbox
+from imprimatur.storage import assets, attempts, clock, evidence, keys, outbox
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.keys import Ruling, Verdict
 from imprimatur.storage.locks import among, for_both
@@ -314,7 +314,16 @@ _SAID = (
 )
 _GIVEN = {
     name: jobs.c[name].type
-    for name in (*_SAID, "priority", "run_at", "deadline_at", "released_at", "created_at", "supersedes")
+    for name in (
+        *_SAID,
+        "priority",
+        "run_at",
+        "deadline_at",
+        "released_at",
+        "created_at",
+        "supersedes",
+        "evidence_since",
+    )
 }
 
 
@@ -351,6 +360,7 @@ def _row_of(new: NewJob, now: datetime, *, fast: bool, supersedes: uuid.UUID | N
         "released_at": now if fast else None,
         "created_at": now,
         "supersedes": supersedes,
+        "evidence_since": now if new.fresh else None,
     }
 
 
@@ -533,4 +543,5 @@ async def cancel(tx: Transaction, owner: Owner, job_id: uuid.UUID, *, reason: st
     details = {"reason": reason} if reason else {}
     rows = await move(tx, Happening.CANCELLED, is_job(job_id), owner.condition(), details=details)
     await attempts.end_open(tx, rows, AttemptOutcome.CANCELLED)
+    await evidence.let_go(tx, rows)
     return job_of(rows[0]) if rows else None

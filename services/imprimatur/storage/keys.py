@@ -30,7 +30,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.errors import Contended
 from imprimatur.job import AttemptOutcome, Happening, NewJob, State, WhenBusy
-from imprimatur.storage import attempts
+from imprimatur.storage import attempts, evidence
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import jobs, request_aliases
@@ -207,7 +207,9 @@ async def supersede(tx: Transaction, successors: Mapping[uuid.UUID, uuid.UUID]) 
     """
     rows = await _SUPERSEDE.execute(tx, [{"id": old, "by": new} for old, new in successors.items()])
     await record(tx, rows, kind=Happening.CANCELLED, outcome=True, details=_by_whom)
-    await attempts.end_open(tx, [row for row in rows if row.claim_no], AttemptOutcome.CANCELLED)
+    claimed = [row for row in rows if row.claim_no]
+    await attempts.end_open(tx, claimed, AttemptOutcome.CANCELLED)
+    await evidence.let_go(tx, claimed)
     return rows
 
 

@@ -130,6 +130,8 @@ jobs = Table(
     Column("supersedes", Uuid),
     Column("concurrency_key", Text),  # of `imprimatur.keys`
     Column("revision", BigInteger),
+    Column("evidence_since", Instant),  # evidence that was begun before will not do
+    Column("waits_for", LargeBinary),  # while it is queued: the key of evidence that an equal job is to bring
     Column("estimated_seconds", Float),
     Column("traceparent", Text),  # the span that accepted it, as W3C Trace Context writes it
     # A person's hold on it while it waits for one.
@@ -187,6 +189,7 @@ _partial(  # of one key at most one job is unfinished
     where="concurrency_key IS NOT NULL AND state IN ('queued', 'running', 'awaiting_review')",
     unique=True,
 )
+_partial("ix_jobs_waits_for", jobs.c.waits_for, jobs.c.id, where="state = 'queued' AND waits_for IS NOT NULL")
 _partial("ix_jobs_revision", jobs.c.tenant_id, jobs.c.concurrency_key, jobs.c.revision, where="revision IS NOT NULL")
 
 #: Further request ids that were answered with a job: it was unfinished, and its key and its content were the same.
@@ -215,6 +218,7 @@ attempts = Table(
     Column("input_tokens", BigInteger, nullable=False),
     Column("output_tokens", BigInteger, nullable=False),
     Column("cost_micros", BigInteger, nullable=False),
+    Column("reused_from", Uuid),  # the job whose evidence it took
 )
 _partial("ix_attempts_paid", attempts.c.finished_at, where="input_tokens > 0")
 _partial("ix_attempts_failed", attempts.c.finished_at, where="error_code IS NOT NULL")
@@ -387,6 +391,36 @@ webhook_attempts = Table(
     Column("error", Text, nullable=False),
     Column("duration_ms", Integer, nullable=False),
 )
+
+#: What an engine found, for equal creatives to come; or, without content, who is about to find it (`job_id` and
+#: `claim_no`, for as long as that claim stands; no job: nobody).
+evidence = Table(
+    "evidence",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("key", LargeBinary, nullable=False),  # of `imprimatur.reuse`
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("job_type", Text, nullable=False),
+    Column("engine", Text, nullable=False),
+    Column("engine_version", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("policy_version", Integer, nullable=False),  # in force when it was begun
+    Column("job_id", Uuid),
+    Column("claim_no", Integer, nullable=False),
+    Column("awaited", Boolean, nullable=False),  # jobs may wait for it
+    Column("alone", Boolean, nullable=False),  # it was made and could not be kept: each job looks for itself
+    Column("begun_at", Instant, nullable=False),
+    Column("content", LargeBinary),  # the evidence as results have it
+    Column("made_at", Instant),
+    Column("expires_at", Instant, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),  # what it cost to make
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cost_micros", BigInteger, nullable=False),
+    Column("hits", BigInteger, nullable=False),
+    Index("uq_evidence_key", "key", unique=True),
+    Index("ix_evidence_tenant_id_id", "tenant_id", "id"),
+)
+_partial("ix_evidence_job_id", evidence.c.job_id, where="job_id IS NOT NULL")
 
 #: What a tenant spent at AI providers on the last day on which it did; tokens in and out together.
 spending = Table(

@@ -45,7 +45,7 @@ _NO_PROGRESS: dict[str, Any] = {"progress_percent": 0, "progress_stage": "", "pr
 _UNCLAIMED: dict[str, Any] = {"claim_id": null(), "worker_id": null(), "lease_until": null(), **_NO_PROGRESS}
 #: What entering a state sets besides the state, whatever led there.
 _ON_ENTERING: Mapping[State, dict[str, Any]] = {
-    State.QUEUED: {**_UNCLAIMED, "released_at": null(), "awaiting_since": null()},
+    State.QUEUED: {**_UNCLAIMED, "released_at": null(), "awaiting_since": null(), "waits_for": null()},
     State.RUNNING: _NO_PROGRESS,
     State.AWAITING_REVIEW: {
         **_UNCLAIMED,

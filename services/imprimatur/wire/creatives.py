@@ -9,12 +9,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from imprimatur.errors import UnreviewableInput
 from imprimatur.evidence import (
     Category,
+    CategoryScore,
     Creative,
+    EngineIdentity,
     Evidence,
+    Finding,
     Image,
+    Part,
     Recommendation,
 )
 from imprimatur.policy import Confidence, Decision, Verdict
+from imprimatur.reuse import Source
 from imprimatur.v1 import creative_pb2 as pb
 from imprimatur.wire.enums import from_wire, to_wire
 
@@ -80,8 +85,16 @@ def summary_of(task_input: bytes, *, with_images: bool) -> pb.Creative:
     return creative
 
 
-def ai_result(verdict: Verdict, evidence: Evidence | None, *, policy_version: int, reviewed_at: datetime) -> bytes:
-    """The stored result of what the engine and the policy made of a creative."""
+def ai_result(
+    verdict: Verdict,
+    evidence: Evidence | None,
+    *,
+    policy_version: int,
+    reviewed_at: datetime,
+    reused: Source | None = None,
+) -> bytes:
+    """The stored result of what the engine and the policy made of a creative; `reused` is where the evidence is from
+    when another job brought it."""
     review = pb.AiReview(
         decision=to_wire(pb.Decision, "DECISION", verdict.decision),
         reason=verdict.reason,
@@ -93,6 +106,8 @@ def ai_result(verdict: Verdict, evidence: Evidence | None, *, policy_version: in
     )
     if evidence is not None:
         review.evidence.CopyFrom(evidence_to_wire(evidence))
+    if reused is not None:
+        review.reused.CopyFrom(pb.ReusedEvidence(job_id=str(reused.job_id), made_at=timestamp(reused.made_at)))
     return pb.CreativeReviewResult(decision=review.decision, ai_review=review).SerializeToString()
 
 
@@ -148,6 +163,46 @@ def evidence_to_wire(evidence: Evidence) -> pb.Evidence:
     )
 
 
+def kept_evidence(evidence: Evidence) -> bytes:
+    """Evidence as it is kept for equal creatives, without what it cost."""
+    return evidence_to_wire(evidence).SerializeToString()
+
+
+def evidence_of(kept: bytes) -> Evidence:
+    """Evidence as it was kept. It costs nothing any more."""
+    seen = pb.Evidence.FromString(kept)
+    recommendation = from_wire(pb.Recommendation, "RECOMMENDATION", seen.recommendation, Recommendation)
+    assert recommendation is not None, "every engine recommends something"
+    return Evidence(
+        engine=EngineIdentity(name=seen.engine.name, version=seen.engine.version, model=seen.engine.model),
+        approval_score=seen.approval_score,
+        recommendation=recommendation,
+        reason=seen.reason,
+        categories=tuple(
+            CategoryScore(category=category, score=item.score)
+            for item in seen.categories
+            if (category := _category_of(item.category)) is not None
+        ),
+        findings=tuple(
+            Finding(
+                category=_category_of(item.category),
+                score=item.score,
+                field=item.field,
+                quote=item.quote,
+                explanation=item.explanation,
+            )
+            for item in seen.findings
+        ),
+        examined_categories=frozenset(
+            category for item in seen.examined_categories if (category := _category_of(item)) is not None
+        ),
+        unexamined=frozenset(
+            part for item in seen.unexamined if (part := from_wire(pb.Part, "PART", item, Part)) is not None
+        ),
+        truncated=seen.truncated,
+    )
+
+
 def timestamp(instant: datetime) -> Timestamp:
     """An aware datetime as a protobuf Timestamp."""
     since = instant - _EPOCH
@@ -156,6 +211,10 @@ def timestamp(instant: datetime) -> Timestamp:
 
 def _category(category: Category | None) -> Any:
     return to_wire(pb.Category, "CATEGORY", category)
+
+
+def _category_of(value: int) -> Category | None:
+    return from_wire(pb.Category, "CATEGORY", value, Category)
 
 
 def _confidence(confidence: Confidence | None) -> Any:

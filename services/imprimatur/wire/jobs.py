@@ -114,6 +114,7 @@ def _attempt(attempt: Attempt) -> job_pb2.Attempt:
         input_tokens=attempt.input_tokens,
         output_tokens=attempt.output_tokens,
         cost_micros=attempt.cost_micros,
+        reused_from=str(attempt.reused_from or ""),
     )
 
 

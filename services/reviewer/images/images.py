@@ -35,12 +35,12 @@ class Images:
         self._room = Room(most_bytes_held)
 
     @asynccontextmanager
-    async def ready(self, creative: Creative, tenant_id: uuid.UUID, waiting: Waiting) -> AsyncIterator[Creative]:
-        """Inside the block: the creative with the bytes and the look of all its images.
+    async def brought(self, creative: Creative, tenant_id: uuid.UUID, waiting: Waiting) -> AsyncIterator[Creative]:
+        """Inside the block: the creative with the bytes of all its images.
 
         Raises:
-            UnreviewableInput: an image is not there, is none, or is too large.
-            TransientError: an image could not be had, or not be decoded, this time.
+            UnreviewableInput: an image is not there, or is too large.
+            TransientError: an image could not be had this time.
             Unavailable: the database is out of reach.
         """
         if not creative.images:
@@ -53,9 +53,18 @@ class Images:
         try:
             whole = await self._brought(creative, tenant_id)
             place.shrink(sum(len(one.data) for one in whole.images) if elsewhere else 0)
-            yield await self._darkroom.develop(whole)
+            yield whole
         finally:
             place.shrink(0)
+
+    async def developed(self, whole: Creative) -> Creative:
+        """The creative with the look of all its images, whose bytes it has.
+
+        Raises:
+            UnreviewableInput: an image is none, or is too large.
+            TransientError: an image could not be decoded this time.
+        """
+        return await self._darkroom.develop(whole) if whole.images else whole
 
     async def close(self) -> None:
         """Give back processes and connections."""

@@ -27,6 +27,7 @@ def _data(creative: Creative) -> str:
     # In JSON a text cannot end its own line, so it cannot even begin a line that looks like the mark.
     mark = secrets.token_hex(16)
     fields = asdict(creative) | {"images": [image.name for image in creative.images]}
+    del fields["creative_id"]  # only its seller knows it by that; and equal creatives are asked about once
     document = json.dumps({name: value for name, value in fields.items() if value}, ensure_ascii=False, indent=1)
     return f"BEGIN creative {mark}\n{document}\nEND creative {mark}"
 
