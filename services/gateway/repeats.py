@@ -56,6 +56,8 @@ def retry_of(old: Any, request_id: str) -> NewJob:
         concurrency_key=old.concurrency_key,
         revision=old.revision,
         asset_ids=asset_ids_in(old.input),
+        appeal_of=old.appeal_of,
+        appeal=old.appeal,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
+from typing import Any
 
 from imprimatur.errors import AttemptError, NotBegun, PermanentError, TimedOut, UnreviewableInput
 from imprimatur.retry import Backoff
@@ -77,6 +78,8 @@ class Happening(StrEnum):
     LEASE_LOST = "lease_lost"
     CANCELLED = "cancelled"
     HELD_BY_PERSON = "claimed_by_person"
+    RELEASED_BY_PERSON = "released_by_person"
+    HOLD_EXPIRED = "claim_expired"
     DECIDED = "decided"
     REVIEW_AGAIN = "review_again"  #: what failed for the engine's sake is sent back to it
 
@@ -118,6 +121,8 @@ TRANSITIONS: Mapping[Happening, Transition] = {
         notifies="job.cancelled",
     ),
     Happening.HELD_BY_PERSON: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
+    Happening.RELEASED_BY_PERSON: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
+    Happening.HOLD_EXPIRED: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
     Happening.DECIDED: Transition(sources=_AWAITING, target=State.SUCCEEDED, notifies="job.succeeded"),
     Happening.REVIEW_AGAIN: Transition(sources=_AWAITING, target=State.QUEUED),
 }
@@ -245,6 +250,8 @@ class NewJob:
     when_busy: WhenBusy = WhenBusy.REFUSE
     revision: int | None = None
     asset_ids: tuple[str, ...] = ()  #: of the images that its task names
+    appeal_of: uuid.UUID | None = None
+    appeal: Mapping[str, Any] | None = None  #: of an appeal, `human.Appeal` as it is stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,6 +294,7 @@ class Job:
     finished_at: datetime | None
     run_at: datetime
     deadline_at: datetime
+    appeal: Mapping[str, Any] | None = None  #: of an appeal, `human.Appeal` as it is stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +326,7 @@ class Claim:
     first_due_at: datetime | None = None  #: when its present review could begin, its retries not counted
     losses: int = 0  #: workers that fell silent on it before
     traceparent: str | None = None  #: the span that accepted it
+    appeals: bool = False  #: against an earlier decision: a person decides, whatever the engine says
 
     @property
     def suspect(self) -> bool:

@@ -72,6 +72,7 @@ class Shown:
     policy_triggered: str
     result: bytes
     result_count: int
+    categories: Sequence[str] = ()  #: declared or found, by which people look for what they are good at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +152,7 @@ _CLAIMED = (
     *TOLD,
     *(jobs.c.claim_id, jobs.c.claim_no, jobs.c.input, jobs.c.attempts, jobs.c.max_attempts, jobs.c.timeout_seconds),
     *(jobs.c.deadline_at, jobs.c.deadline_seconds, jobs.c.updated_at, jobs.c.run_at, jobs.c.priority, jobs.c.losses),
-    jobs.c.traceparent,
+    *(jobs.c.traceparent, jobs.c.appeal_of),
 )
 
 
@@ -196,6 +197,7 @@ def _claim_of(row: Row[Any]) -> Claim:
         first_due_at=row.deadline_at - timedelta(seconds=row.deadline_seconds),
         losses=row.losses,
         traceparent=row.traceparent,
+        appeals=row.appeal_of is not None,
     )
 
 
@@ -316,7 +318,10 @@ _QUEUES = frozenset({Happening.RETRY_SCHEDULED, Happening.HANDED_BACK})
 
 _ENDED: Types = {"job_id": Uuid(), "claim_no": Integer(), "spent_attempts": Integer(), "error": Document}
 _DELAYED: Types = {"delay_seconds": Float()}
-_SHOWN: Types = {"decision": Text(), "policy_triggered": Text(), "result": LargeBinary(), "result_count": Integer()}
+_SHOWN: Types = {
+    **{"decision": Text(), "policy_triggered": Text(), "result": LargeBinary(), "result_count": Integer()},
+    "categories": Document,
+}
 
 
 def _concluding(happening: Happening, *, shows: bool) -> Moves:
@@ -346,7 +351,7 @@ def _row_of(ending: Ending) -> dict[str, Any]:
         "error": asdict(conclusion.error) if conclusion.error else None,
         "delay_seconds": conclusion.delay_seconds,
         "details": dict(conclusion.details or {}),
-        **(vars(conclusion.shown) if conclusion.shown else {}),
+        **({**vars(conclusion.shown), "categories": list(conclusion.shown.categories)} if conclusion.shown else {}),
     }
 
 

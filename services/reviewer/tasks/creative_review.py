@@ -6,7 +6,7 @@ Review fails safe: an engine that fails, however often, leaves the creative with
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 
@@ -14,7 +14,8 @@ import structlog
 
 from imprimatur import metrics, tracing
 from imprimatur.errors import AttemptError, BudgetExhausted, PermanentError, TransientError
-from imprimatur.evidence import Evidence
+from imprimatur.evidence import Category, Evidence
+from imprimatur.human import categories_of
 from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up, outcome_of
 from imprimatur.policy import (
     Decision,
@@ -23,6 +24,7 @@ from imprimatur.policy import (
     Mode,
     Policy,
     Verdict,
+    appealed,
     decide,
     decide_failure,
     flaw_of,
@@ -120,12 +122,15 @@ class CreativeReview:
         evidence: Evidence | None = work.product
         if evidence is None and live.policy.mode is not Mode.AUTO_APPROVE:
             raise NotEnough
-        verdict = decide(live.policy, creative_of(claim.input).declared_categories, evidence)
+        declared = creative_of(claim.input).declared_categories
+        verdict = decide(live.policy, declared, evidence)
+        if claim.appeals:
+            verdict = appealed(verdict)
         happening = Happening.REFERRED if verdict.decision is Decision.PENDING else Happening.COMPLETED
         return Conclusion(
             happening=happening,
             outcome=AttemptOutcome.SUCCEEDED,
-            shown=_shown(verdict, evidence, live),
+            shown=_shown(verdict, declared, evidence, live),
             details=_details(verdict),
         )
 
@@ -137,7 +142,7 @@ class CreativeReview:
         if happening is Happening.REFERRED:
             declared = creative_of(claim.input).declared_categories
             verdict = decide_failure(live.policy, declared, _failure(error))
-            shown = _shown(verdict, None, live)
+            shown = _shown(verdict, declared, None, live)
             details |= _details(verdict)
         return Conclusion(
             happening=happening,
@@ -185,12 +190,13 @@ def _spent(evidence: Evidence) -> Spent:
     )
 
 
-def _shown(verdict: Verdict, evidence: Evidence | None, live: LivePolicy) -> Shown:
+def _shown(verdict: Verdict, declared: Iterable[Category], evidence: Evidence | None, live: LivePolicy) -> Shown:
     return Shown(
         decision=verdict.decision,
         policy_triggered=verdict.trigger,
         result=ai_result(verdict, evidence, policy_version=live.version, reviewed_at=live.at),
         result_count=0 if verdict.decision is Decision.PENDING else 1,
+        categories=categories_of(declared, evidence, detect_min=live.policy.detect_min),
     )
 
 
