@@ -22,7 +22,7 @@ from cli.desk_screen import Screen, tell, write
 from cli.keyboard import Keyboard, keyboard
 from cli.output import one_line
 from cli.review_filters import taking, typed_filter
-from cli.reviews import LeaseOption, ReviewerOption
+from cli.reviews import LeaseOption, ReviewerOption, save_all_images
 from imprimatur.client import ClientError
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED, DECISION_REJECTED, Decision
 from imprimatur.v1.review_service_pb2 import PendingReview, ReviewFilter
