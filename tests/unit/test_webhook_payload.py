@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.makers import evidence
 
-from imprimatur.human import Agreement
+from imprimatur.human import Agreement, Appeal
 from imprimatur.job import Happening, Job, JobEvent, JobType, Priority, State
 from imprimatur.policy import Confidence, Decision, Trigger, Verdict
 from imprimatur.v1 import creative_pb2 as pb

@@ -184,6 +184,7 @@ _partial("ix_jobs_finished", jobs.c.tenant_id, jobs.c.finished_at, where="finish
 _partial("ix_jobs_open", jobs.c.tenant_id, where="state IN ('queued', 'running')")
 _partial("ix_jobs_retryable", jobs.c.tenant_id, jobs.c.id, where="state IN ('failed', 'cancelled')")
 _partial("ix_jobs_retry_of", jobs.c.retry_of, where="retry_of IS NOT NULL")
+_partial("ix_jobs_appeal_of", jobs.c.appeal_of, where="appeal_of IS NOT NULL")
 _partial(  # against one decision at most one appeal is open
     "uq_jobs_open_appeal",
     jobs.c.appeal_of,

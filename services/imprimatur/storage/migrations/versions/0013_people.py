@@ -27,6 +27,7 @@ def upgrade() -> None:
     online.back_fill("jobs", "awaiting_since", "updated_at", where=_WAITS)
     online.create_index("ix_jobs_waiting", "jobs", ["tenant_id", "priority", "awaiting_since", "id"], where=_WAITS)
     online.create_index("ix_jobs_held", "jobs", ["held_until"], where=f"{_WAITS} AND held_until IS NOT NULL")
+    online.create_index("ix_jobs_appeal_of", "jobs", ["appeal_of"], where="appeal_of IS NOT NULL")
     online.create_index(
         "uq_jobs_open_appeal",
         "jobs",
@@ -85,8 +86,10 @@ def _refuse_changes() -> None:
         "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS"
         " $$ BEGIN RAISE EXCEPTION 'audit entries are never changed nor removed'; END $$"
     )
-    op.execute("DROP TRIGGER IF EXISTS audit_entries_append_only ON audit_entries")
-    op.execute(
-        "CREATE TRIGGER audit_entries_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_entries"
-        " FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
-    )
+    for name, changes in (("rows", "UPDATE OR DELETE"), ("table", "TRUNCATE")):
+        each = "ROW" if name == "rows" else "STATEMENT"
+        op.execute(f"DROP TRIGGER IF EXISTS audit_entries_keep_{name} ON audit_entries")
+        op.execute(
+            f"CREATE TRIGGER audit_entries_keep_{name} BEFORE {changes} ON audit_entries"
+            f" FOR EACH {each} EXECUTE FUNCTION refuse_change()"
+        )
