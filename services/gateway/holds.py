@@ -27,17 +27,17 @@ class Holds(Loop):
             async with database.begin() as tx:
                 ended = await people.end_holds(tx, limit=_AT_ONCE)
                 await tell_ended(tx, ended)
-            metrics.review_claims.labels("expired").inc(len(ended))
             return 0.0 if len(ended) == _AT_ONCE else None
 
         super().__init__("review-claims", end_some, interval_seconds=every_seconds)
 
 
 async def tell_ended(tx: Transaction, ended: Sequence[EndedHold]) -> None:
-    """Put on record whose claims ran out."""
+    """Put on record, and count, whose claims ran out."""
     for hold in ended:
         details = {"claimed_until": hold.held_until.isoformat()}
         await audit.record(tx, AuditAction.EXPIRED, hold.job, Actor(person=hold.held_by), details=details)
+        metrics.review_claims.labels("expired").inc()
 
 
 async def show_queue(reader: Reader, due: DueHours) -> None:

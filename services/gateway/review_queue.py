@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
 from itertools import islice
 
 from gateway.access import Caller
-from gateway.reading import READ_AT_ONCE
 from gateway.watching import MOST_WATCHED_TOGETHER, Sent, Watchtower
 from imprimatur.human import DueHours
 from imprimatur.job import State
@@ -18,6 +17,9 @@ from imprimatur.storage.review_queue import Wanted
 from imprimatur.v1 import review_service_pb2 as pb
 from imprimatur.wire.messages import JobChange
 from imprimatur.wire.reviews import left_to_wire, pending_to_wire
+
+#: Reviews in one statement: with their tasks, each of which may be megabytes.
+_READ_AT_ONCE = 25
 
 
 class QueueWatch:
@@ -90,5 +92,5 @@ class QueueWatch:
 def _pages(ids: Iterable[uuid.UUID]) -> Iterator[list[uuid.UUID]]:
     """In their order, so many at a time as one statement reads."""
     rest = iter(ids)
-    while page := list(islice(rest, READ_AT_ONCE)):
+    while page := list(islice(rest, _READ_AT_ONCE)):
         yield page

@@ -14,7 +14,7 @@ from imprimatur.identity import new_id
 from imprimatur.job import Happening, Job, State
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
-from imprimatur.storage.jobs import UNFINISHED, Owner, job_of
+from imprimatur.storage.jobs import UNFINISHED, VISIBLE, Owner, job_of
 from imprimatur.storage.review_queue import IS_HELD, WAITS, Waiting, free_for, not_barred, not_held, waiting_of
 from imprimatur.storage.schema import human_decisions, jobs
 from imprimatur.storage.transitions import UNHELD, is_job, move
@@ -105,16 +105,17 @@ async def release(
 ) -> EndedHold | None:
     """End a hold before its time. None: there is none, or not this person's with this token."""
     whose = IS_HELD if of_anybody else _held_with(reviewer, token)
-    chosen = select(*jobs.c).where(is_job(job_id), WAITS, owner.condition(), whose).with_for_update()
+    chosen = select(*_HOLD).where(is_job(job_id), WAITS, owner.condition(), whose).with_for_update()
     held = (await tx.connection.execute(chosen)).one_or_none()
     if held is None:
         return None
-    [row] = await move(
-        tx, Happening.RELEASED_BY_PERSON, is_job(job_id), values=UNHELD, details={"reviewer": held.held_by}
-    )
+    told = {"reviewer": held.held_by}
+    [row] = await move(tx, Happening.RELEASED_BY_PERSON, is_job(job_id), values=UNHELD, details=told, returning=VISIBLE)
     return EndedHold(job=job_of(row), held_by=held.held_by, held_until=held.held_until)
 
 
+#: What a hold is, without the task, which may be megabytes.
+_HOLD = (jobs.c.id, jobs.c.held_by, jobs.c.held_until)
 _IS_OVER = and_(WAITS, jobs.c.held_until.is_not(None), jobs.c.held_until <= clock.now())
 
 
@@ -125,7 +126,7 @@ async def holds_are_over(reader: Reader) -> bool:
 
 async def end_holds(tx: Transaction, *, job_id: uuid.UUID | None = None, limit: int = 100) -> Sequence[EndedHold]:
     """End holds whose time is over: of one job, or of some that are first. What others work on is left to them."""
-    over = select(*jobs.c).where(_IS_OVER)
+    over = select(*_HOLD).where(_IS_OVER)
     if job_id is not None:
         chosen = over.where(is_job(job_id)).with_for_update()
     else:
@@ -139,6 +140,7 @@ async def end_holds(tx: Transaction, *, job_id: uuid.UUID | None = None, limit: 
         jobs.c.id.in_(sorted(held)),
         values=UNHELD,
         details=lambda row: {"reviewer": held[row.id].held_by},
+        returning=VISIBLE,
     )
     return [
         EndedHold(job=job_of(row), held_by=held[row.id].held_by, held_until=held[row.id].held_until) for row in rows
