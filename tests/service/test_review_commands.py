@@ -18,7 +18,7 @@ PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\1\x2c\0\0\0\xfa"
 @on_sqlite
 async def test_a_script_takes_decides_and_looks_back(system: System, me: Caller) -> None:
     first, second = await waiting(me, system, engines.HUMAN, engines.HUMAN)
-    access = {"IMPRIMATUR_TARGET": f"127.0.0.1:{system.port}", "IMPRIMATUR_API_KEY": str(me.key)}
+    access: dict[str, Any] = {"IMPRIMATUR_TARGET": f"127.0.0.1:{system.port}", "IMPRIMATUR_API_KEY": str(me.key)}
 
     async def done(*arguments: str) -> Ran:
         return await run(*arguments, **access)
