@@ -1,4 +1,4 @@
-"""Commands about jobs that exist: get, list, events, cancel, retry."""
+"""Commands about jobs that exist: get, list, events, cancel, appeal, retry."""
 
 from typing import Annotated
 
@@ -84,6 +84,19 @@ async def cancel(
 ) -> None:
     """Cancel a job that is not finished."""
     job = await session.client.cancel(job_id, reason)
+    session.output.show(job, lambda: tables.jobs([job]))
+
+
+@client_command(app, "appeal")
+async def appeal(
+    session: Session,
+    *,
+    job_id: JobIdArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why the decision is wrong, for who decides now.")],
+    request_id: Annotated[str, typer.Option("--request-id", help="The same id is the same appeal.")] = "",
+) -> None:
+    """Appeal against the decision on a creative: a new job, which another person decides."""
+    job = await session.client.appeal(job_id, reason, request_id)
     session.output.show(job, lambda: tables.jobs([job]))
 
 

@@ -14,10 +14,12 @@ import typer
 from cli import (
     administration,
     assets,
+    desk,
     evaluation,
     evidence,
     jobs,
     limits,
+    review_record,
     reviews,
     servers,
     submit,
@@ -38,6 +40,8 @@ app.add_typer(jobs.app)
 app.add_typer(system.app)
 app.add_typer(limits.app)
 app.add_typer(assets.app, name="assets")
+reviews.app.add_typer(review_record.app)
+desk.add_to(reviews.app)
 app.add_typer(reviews.app, name="review")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(webhooks.app, name="webhooks")

@@ -57,6 +57,8 @@ def retry_of(old: Any, request_id: str, *, fresh: bool = False) -> NewJob:
         revision=old.revision,
         asset_ids=asset_ids_in(old.input),
         fresh=fresh,
+        appeal_of=old.appeal_of,
+        appeal=old.appeal,
     )
 
 

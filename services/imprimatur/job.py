@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
+from typing import Any
 
 from imprimatur.errors import AttemptError, NotBegun, PermanentError, TimedOut, UnreviewableInput
 from imprimatur.retry import Backoff
@@ -79,6 +80,8 @@ class Happening(StrEnum):
     LEASE_LOST = "lease_lost"
     CANCELLED = "cancelled"
     HELD_BY_PERSON = "claimed_by_person"
+    RELEASED_BY_PERSON = "released_by_person"
+    HOLD_EXPIRED = "claim_expired"
     DECIDED = "decided"
     REVIEW_AGAIN = "review_again"  #: what failed for the engine's sake is sent back to it
 
@@ -121,6 +124,8 @@ TRANSITIONS: Mapping[Happening, Transition] = {
         notifies="job.cancelled",
     ),
     Happening.HELD_BY_PERSON: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
+    Happening.RELEASED_BY_PERSON: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
+    Happening.HOLD_EXPIRED: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
     Happening.DECIDED: Transition(sources=_AWAITING, target=State.SUCCEEDED, notifies="job.succeeded"),
     Happening.REVIEW_AGAIN: Transition(sources=_AWAITING, target=State.QUEUED),
 }
@@ -250,6 +255,8 @@ class NewJob:
     revision: int | None = None
     asset_ids: tuple[str, ...] = ()  #: of the images that its task names
     fresh: bool = False  #: only evidence made after its acceptance will do
+    appeal_of: uuid.UUID | None = None
+    appeal: Mapping[str, Any] | None = None  #: of an appeal, `human.Appeal` as it is stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -292,6 +299,7 @@ class Job:
     finished_at: datetime | None
     run_at: datetime
     deadline_at: datetime
+    appeal: Mapping[str, Any] | None = None  #: of an appeal, `human.Appeal` as it is stored
 
 
 @dataclass(frozen=True, kw_only=True)

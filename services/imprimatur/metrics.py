@@ -25,7 +25,9 @@ from imprimatur.errors import (
     TimedOut,
     TransientError,
 )
+from imprimatur.human import Agreement
 from imprimatur.job import AttemptOutcome, JobType, Priority, State
+from imprimatur.policy import Trigger
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
@@ -123,6 +125,27 @@ cleanup_succeeded = Gauge(
     "imprimatur_cleanup_last_success_timestamp_seconds",
     "When clean-up last looked through everything, in whatever gateway; 0: never.",
 )
+reviews_overdue = DatabaseGauge(
+    "imprimatur_reviews_overdue", "Jobs that wait for a person past their due time, by priority.", ("priority",)
+)
+reviews_claimed = DatabaseGauge(
+    "imprimatur_reviews_claimed", "Jobs that wait for a person and that somebody holds now, by priority.", ("priority",)
+)
+review_claims = Counter(
+    "imprimatur_review_claims_total", "What became of people's claims: claimed, released, expired.", ["what"]
+)
+human_agreement = Counter(
+    "imprimatur_human_agreement_total",
+    "Decisions by people, by how they stand to the AI's advice, and by the row of the table that asked for a person.",
+    ["agreement", "policy_triggered"],
+)
+time_to_decision_seconds = Histogram(
+    "imprimatur_time_to_decision_seconds",
+    "From when a person was asked to the decision, by priority.",
+    ["priority"],
+    buckets=(10, 30, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 72 * 3600, 7 * 24 * 3600),
+)
+appeals = Counter("imprimatur_appeals_total", "Appeals: made, upheld, overturned.", ["what"])
 human_decisions = Counter(
     "imprimatur_human_decisions_total",
     "Decisions by people, and whether they override the AI.",
@@ -316,6 +339,14 @@ for _type in _TYPES:
         attempt_seconds.labels(_type, _ended)
 for _decision_and_overrides in product(("approved", "rejected"), ("true", "false")):
     human_decisions.labels(*_decision_and_overrides)
+for _claim in ("claimed", "released", "expired"):
+    review_claims.labels(_claim)
+for _appeal in ("made", "upheld", "overturned"):
+    appeals.labels(_appeal)
+for _agreement_and_trigger in product(Agreement, Trigger):
+    human_agreement.labels(*_agreement_and_trigger)
+for _priority in _PRIORITIES:
+    time_to_decision_seconds.labels(_priority)
 for _trigger in ("engine_error", "budget_exhausted"):
     decisions.labels("pending", _trigger)
 for _loop in ("outbox", "lease-renewal", "giving-up", "webhook-messages", "webhook-delivery"):

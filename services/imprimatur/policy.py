@@ -213,6 +213,14 @@ def decide_failure(policy: Policy, declared: Iterable[Category], failure: Engine
     return decide(policy, declared, failure)
 
 
+def appealed(verdict: Verdict) -> Verdict:
+    """What the table's verdict comes to for an appeal: a person decides. The row that applied is told as it is."""
+    if verdict.decision is Decision.PENDING:
+        return verdict
+    reason = f"An appeal: a person decides. By itself the policy would have {verdict.decision} it: {verdict.reason}"
+    return replace(verdict, decision=Decision.PENDING, reason=reason)
+
+
 def confidence_of(score: float) -> Confidence:
     """high from 0.9, medium from 0.7, else low."""
     if score >= 0.9:

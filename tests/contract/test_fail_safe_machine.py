@@ -44,6 +44,7 @@ from imprimatur.errors import (
 )
 from imprimatur.evidence import Category, Creative, EngineIdentity, Evidence
 from imprimatur.guard import STRICT
+from imprimatur.human import Agreement
 from imprimatur.job import Claim, JobType, State
 from imprimatur.policy import Decision, Mode, Policy
 from imprimatur.storage import claims, clock, dispatch, jobs, people, repeats, schema, tenants
@@ -478,7 +479,7 @@ class Reviews(RuleBasedStateMachine):
                     reason="seen",
                     reviewer="ada",
                     decided_at=now,
-                    overrides_ai=False,
+                    agreement=Agreement.NO_ADVICE,
                 )
                 await people.decide(tx, waiting, made, result=result)
 

@@ -13,20 +13,36 @@ from sqlalchemy import event, select
 from tests import makers
 
 from imprimatur.evidence import EngineIdentity
+from imprimatur.human import DueHours
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, JobType, State, WhenBusy
 from imprimatur.retention import Kind, Retention
-from imprimatur.storage import claims, dispatch, evidence, jobs, outbox, repeats, retention, statistics
+from imprimatur.storage import (
+    claims,
+    dispatch,
+    evidence,
+    jobs,
+    outbox,
+    people,
+    repeats,
+    retention,
+    review_queue,
+    review_statistics,
+    statistics,
+)
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.evidence import Asked, Landing, Made
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.repeats import Scope
 from imprimatur.storage.retention import Place
+from imprimatur.storage.review_queue import Choice, Wanted
 from imprimatur.storage.schema import tenants
 
 SCOPE = Scope(owner=Owner(tenant_id=new_id()), wanted=Filter(), as_of=datetime.now(UTC))
 #: Names that statements give to the table of jobs.
 ALIASES = "older|revised|newer|again"
+#: Indexes over live rows alone.
+LIVE = "due|released|deadline|leased|awaiting_since|waiting|held|unfinished"
 FAILED = Filter(states=frozenset({State.FAILED}))
 
 HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
@@ -58,6 +74,13 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     "clean_some": lambda tx: every_step(tx),  # noqa: PLW0108  # defined below
     "submit": lambda tx: submit(tx),  # noqa: PLW0108  # defined below
     "count_open": lambda tx: jobs.count_open(tx, [new_id(), new_id()]),
+    "end_holds": people.end_holds,
+    "queue": lambda tx: review_queue.page(tx, SCOPE.owner, due=DueHours(), as_of=datetime.now(UTC), limit=10),
+    "next_free": lambda tx: review_queue.next_free(
+        tx, SCOPE.owner, Choice(wanted=Wanted(), reviewer="ada"), DueHours()
+    ),
+    "waiting_everywhere": lambda tx: review_statistics.waiting_everywhere(tx, DueHours()),
+    "open_appeal": lambda tx: people.open_appeal(tx, new_id()),
     # Not hot, but called in a row until nothing is left.
     "retry": lambda tx: repeats.retry(tx, SCOPE, limit=10),
     "retry of what failed": lambda tx: repeats.retry(tx, replace(SCOPE, wanted=FAILED), limit=10),
@@ -110,9 +133,7 @@ async def test_a_hot_statement_reads_live_rows_only(
     assert plans
     for step in plans:
         if scanned := re.match(rf"SCAN ({ALIASES}|jobs|attempts|job_events|request_aliases|webhook_\w+)\b", step):
-            assert re.search(
-                r"USING (COVERING )?INDEX ix_jobs_(due|released|deadline|leased|awaiting(_since)?|unfinished)\b", step
-            ), f"reads all {scanned[1]}: {plans}"
+            assert re.search(rf"USING (COVERING )?INDEX ix_jobs_({LIVE})\b", step), f"reads all {scanned[1]}: {plans}"
 
 
 async def submit(tx: Transaction) -> None:

@@ -80,6 +80,8 @@ def standing(
         "people: Waiting": {"": waiting},
         # Of the first round; looked at after the last.
         "people: Oldest": {"": (done[-1].ended - done[0].ended, at - done[0].began)},
+        "people: Overdue": {"": 0},
+        "people: Held now": {"": 0},
         "people: Waiting, by priority": {"creative_review normal": waiting},
         "infrastructure: Outbox": {"messages": 0},
         "infrastructure: Since the last clean-up": {"": (0.0, 300.0)},
@@ -177,6 +179,10 @@ def per_second(done: Round) -> dict[str, Shown]:
         "notifier: Outcomes received from the broker": {"redelivered: false": outcomes},
         "people: Coming and going": {"coming": done.left["awaiting_review"], "decided": done.by_people.total()},
         "people: Why they come": pending,
+        "people: Agreement with the machine": {
+            "overrode": sum(number for (_, overrides), number in done.by_people.items() if overrides),
+            **dict.fromkeys(("agreed", "no_advice"), (0, done.by_people.total())),
+        },
         "people: What they decide": {
             f"{decision}, overrides: {str(overrides).lower()}": number
             for (decision, overrides), number in done.by_people.items()

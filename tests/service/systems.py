@@ -119,10 +119,10 @@ class System:
 
     @asynccontextmanager
     async def gateway(
-        self, *, drain_seconds: float = 2.0, allowance: Allowance = DEFAULT_ALLOWANCE
+        self, *, drain_seconds: float = 2.0, allowance: Allowance = DEFAULT_ALLOWANCE, port: int = 0
     ) -> AsyncIterator[int]:
         """One more gateway inside the block; gives its port."""
-        listener = Listener(host="127.0.0.1", port=0, reflection=True)
+        listener = Listener(host="127.0.0.1", port=port, reflection=True)
         async with gateway(
             self.database,
             self.broker,

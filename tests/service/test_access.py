@@ -33,7 +33,17 @@ from imprimatur.v1.asset_service_pb2 import (
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import Job
-from imprimatur.v1.review_service_pb2 import ClaimReviewRequest, ListPendingReviewsRequest
+from imprimatur.v1.review_service_pb2 import (
+    ClaimNextReviewRequest,
+    ClaimReviewRequest,
+    GetReviewStatsRequest,
+    ListAuditEntriesRequest,
+    ListPendingReviewsRequest,
+    ReleaseReviewRequest,
+    RenewReviewRequest,
+    ReviewFilter,
+    WatchReviewQueueRequest,
+)
 from imprimatur.v1.webhook_service_pb2 import (
     CreateWebhookEndpointRequest,
     DeleteWebhookEndpointRequest,
@@ -57,11 +67,18 @@ RPCS: dict[str, tuple[str, Any, set[Role]]] = {
     "WatchJob": ("jobs", pb.WatchJobRequest(job_id=NOBODYS), EVERYBODY),
     "WatchJobs": ("jobs", pb.WatchJobsRequest(filter=pb.JobFilter(user_id="\0")), EVERYBODY),
     "ListJobEvents": ("jobs", pb.ListJobEventsRequest(job_id=NOBODYS), EVERYBODY),
+    "AppealJob": ("jobs", pb.AppealJobRequest(job_id=NOBODYS, reason="x"), SUBMITTERS),
     "GetSystemStatus": ("jobs", pb.GetSystemStatusRequest(), EVERYBODY),
     "GetStats": ("jobs", pb.GetStatsRequest(), EVERYBODY),
     "ListPendingReviews": ("reviews", review_service_pb2.ListPendingReviewsRequest(), REVIEWERS),
     "ClaimReview": ("reviews", ClaimReviewRequest(job_id=NOBODYS), REVIEWERS),
     "DecideReview": ("reviews", decision(NOBODYS), REVIEWERS),
+    "ClaimNextReview": ("reviews", ClaimNextReviewRequest(token="none"), REVIEWERS),
+    "RenewReview": ("reviews", RenewReviewRequest(job_id=NOBODYS, token=NOBODYS), REVIEWERS),
+    "ReleaseReview": ("reviews", ReleaseReviewRequest(job_id=NOBODYS), REVIEWERS),
+    "WatchReviewQueue": ("reviews", WatchReviewQueueRequest(filter=ReviewFilter(user_id="\0")), REVIEWERS),
+    "ListAuditEntries": ("reviews", ListAuditEntriesRequest(page_size=-1), REVIEWERS),
+    "GetReviewStats": ("reviews", GetReviewStatsRequest(), REVIEWERS),
     "CleanUp": ("admin", CleanUpRequest(job_days=-1), ADMINS),
     "GetEvidenceStats": ("admin", GetEvidenceStatsRequest(), ADMINS),
     "ForgetEvidence": ("admin", ForgetEvidenceRequest(), ADMINS),
@@ -84,6 +101,9 @@ ABOUT_A_JOB: dict[str, Callable[[str], Any]] = {
     "RetryJob": lambda job_id: pb.RetryJobRequest(job_id=job_id),
     "ClaimReview": lambda job_id: ClaimReviewRequest(job_id=job_id),
     "DecideReview": decision,
+    "RenewReview": lambda job_id: RenewReviewRequest(job_id=job_id, token=NOBODYS),
+    "ReleaseReview": lambda job_id: ReleaseReviewRequest(job_id=job_id),
+    "AppealJob": lambda job_id: pb.AppealJobRequest(job_id=job_id, reason="x"),
 }
 
 

@@ -73,6 +73,7 @@ class Shown:
     policy_triggered: str
     result: bytes
     result_count: int
+    categories: Sequence[str] = ()  #: declared or found, by which people look for what they are good at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,7 +339,10 @@ _QUEUES = frozenset({Happening.RETRY_SCHEDULED, Happening.HANDED_BACK, Happening
 _ENDED: Types = {"job_id": Uuid(), "claim_no": Integer(), "spent_attempts": Integer(), "error": Document}
 _DELAYED: Types = {"delay_seconds": Float()}
 _WAITING: Types = {"waits_for": LargeBinary()}
-_SHOWN: Types = {"decision": Text(), "policy_triggered": Text(), "result": LargeBinary(), "result_count": Integer()}
+_SHOWN: Types = {
+    **{"decision": Text(), "policy_triggered": Text(), "result": LargeBinary(), "result_count": Integer()},
+    "categories": Document,
+}
 
 
 def _concluding(happening: Happening, *, shows: bool) -> Moves:
@@ -370,7 +374,7 @@ def _row_of(ending: Ending) -> dict[str, Any]:
         "delay_seconds": conclusion.delay_seconds,
         "waits_for": conclusion.waits_for,
         "details": dict(conclusion.details or {}),
-        **(vars(conclusion.shown) if conclusion.shown else {}),
+        **({**vars(conclusion.shown), "categories": list(conclusion.shown.categories)} if conclusion.shown else {}),
     }
 
 

@@ -270,8 +270,9 @@ def _again(new: NewJob, known: Mapping[Any, tuple[Job, bytes]]) -> Submitted:
 
 def again(new: NewJob, job: Job, content_hash: bytes) -> Submitted:
     """What a submission comes to whose request id stands for `job` already."""
-    # What a retry is, is which job it retries: its content is also that job's.
-    same = job.retry_of == new.retry_of if new.retry_of else content_hash == new.content_hash
+    # What a retry or an appeal is, is which job it is about: its content is also that job's.
+    about = (job.retry_of, job.appeal_of) == (new.retry_of, new.appeal_of)
+    same = about if new.retry_of or new.appeal_of else content_hash == new.content_hash
     return Submitted(job=job, created=False, same_content=same)
 
 
@@ -310,7 +311,7 @@ FRESH: Mapping[str, Any] = {
 _SAID = (
     *("id", "tenant_id", "type", "user_id", "request_id", "content_hash", "subject_id", "labels", "parameters"),
     *("input", "callback_url", "max_attempts", "timeout_seconds", "deadline_seconds", "retry_of"),
-    *("estimated_seconds", "traceparent", "concurrency_key", "revision"),
+    *("estimated_seconds", "traceparent", "concurrency_key", "revision", "appeal_of", "appeal"),
 )
 _GIVEN = {
     name: jobs.c[name].type
@@ -373,7 +374,6 @@ def _accepted(new: NewJob, now: datetime, *, supersedes: uuid.UUID | None) -> Jo
         priority=new.priority,
         error=None,
         result=None,
-        appeal_of=None,
         superseded_by=None,
         supersedes=supersedes,
         created_at=now,

@@ -92,8 +92,9 @@ async def rule(tx: Transaction, wanting: Sequence[NewJob]) -> dict[uuid.UUID, Ru
 
 
 def _ruling(new: NewJob, holder: Row[Any] | None, newest: Row[Any] | None) -> Ruling:
-    # A retry is asked for because of what happened to its job, so it is never the same as another.
-    if holder is not None and holder.content_hash == new.content_hash and new.retry_of is None:
+    # A retry is asked for because of what happened to its job, so it is never the same as another; nor is an appeal.
+    fresh = new.retry_of is None and new.appeal_of is None
+    if fresh and holder is not None and holder.content_hash == new.content_hash:
         return Ruling(verdict=Verdict.SAME, job_id=holder.id)
     if newest is not None and new.revision is not None and _comes_too_late(new, newest):
         verdict = Verdict.REUSED if newest.revision == new.revision else Verdict.OUTDATED

@@ -38,7 +38,7 @@ from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FRESH, Filter, Owner, matching
 from imprimatur.storage.locks import in_locked
 from imprimatur.storage.schema import job_assets, jobs
-from imprimatur.storage.transitions import TOLD, move, record
+from imprimatur.storage.transitions import TOLD, UNHELD, move, record
 
 #: Tasks copied in one transaction, together; a single one may be larger.
 _MOST_BYTES_AT_ONCE = 32 * 1024 * 1024
@@ -153,7 +153,7 @@ _TOLD = ("id", "tenant_id", "version", "state", "type", "priority", "retry_of")
 _KEPT = (
     *("tenant_id", "type", "user_id", "priority", "content_hash", "subject_id", "labels", "parameters", "input"),
     *("callback_url", "max_attempts", "timeout_seconds", "deadline_seconds", "estimated_seconds"),
-    *("concurrency_key", "revision"),
+    *("concurrency_key", "revision", "appeal_of", "appeal"),
 )
 
 
@@ -238,8 +238,8 @@ _AS_NEW: Mapping[str, Any] = {
     "result": null(),
     "result_count": 0,
     "error": null(),
-    "held_by": "",
-    "held_until": null(),
+    "categories": null(),
+    **UNHELD,
 }
 
 

@@ -122,10 +122,12 @@ jobs = Table(
     Column("error", Document),
     Column("decision", Text, nullable=False),
     Column("policy_triggered", Text, nullable=False),
+    Column("categories", Document),  # declared or found, when the machine was done with it
     Column("result", LargeBinary),
     Column("result_count", Integer, nullable=False),
     Column("retry_of", Uuid),
     Column("appeal_of", Uuid),
+    Column("appeal", Document),  # of an appeal: its reason, what was decided before, who must not decide it
     Column("superseded_by", Uuid),
     Column("supersedes", Uuid),
     Column("concurrency_key", Text),  # of `imprimatur.keys`
@@ -137,6 +139,7 @@ jobs = Table(
     # A person's hold on it while it waits for one.
     Column("held_by", Text, nullable=False),
     Column("held_until", Instant),
+    Column("hold_token", Uuid),  # of the present hold
     Column("awaiting_since", Instant),  # it was referred to people; stays when they have decided
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
@@ -163,13 +166,14 @@ _partial("ix_jobs_released", jobs.c.released_at, where="state = 'queued' AND rel
 _partial("ix_jobs_deadline", jobs.c.deadline_at, where="state = 'queued'")
 _partial("ix_jobs_leased", jobs.c.lease_until, where="state = 'running'")
 _partial(
-    "ix_jobs_awaiting",
+    "ix_jobs_waiting",
     jobs.c.tenant_id,
     jobs.c.priority,
-    jobs.c.created_at,
+    jobs.c.awaiting_since,
     jobs.c.id,
     where="state = 'awaiting_review'",
 )
+_partial("ix_jobs_held", jobs.c.held_until, where="state = 'awaiting_review' AND held_until IS NOT NULL")
 _partial(  # the gauges count by it, too, and need no row of the table for that
     "ix_jobs_awaiting_since",
     jobs.c.awaiting_since,
@@ -182,6 +186,13 @@ _partial("ix_jobs_finished", jobs.c.tenant_id, jobs.c.finished_at, where="finish
 _partial("ix_jobs_open", jobs.c.tenant_id, where="state IN ('queued', 'running')")
 _partial("ix_jobs_retryable", jobs.c.tenant_id, jobs.c.id, where="state IN ('failed', 'cancelled')")
 _partial("ix_jobs_retry_of", jobs.c.retry_of, where="retry_of IS NOT NULL")
+_partial("ix_jobs_appeal_of", jobs.c.appeal_of, where="appeal_of IS NOT NULL")
+_partial(  # against one decision at most one appeal is open
+    "uq_jobs_open_appeal",
+    jobs.c.appeal_of,
+    where="appeal_of IS NOT NULL AND state IN ('queued', 'running', 'awaiting_review')",
+    unique=True,
+)
 _partial(  # of one key at most one job is unfinished
     "uq_jobs_live_key",
     jobs.c.tenant_id,
@@ -309,7 +320,34 @@ human_decisions = Table(
     Column("input_hash", LargeBinary),  # SHA-256 of the task as it was decided on
     Column("submitted_by", Text),  # the job's user
     Column("policy_triggered", Text),  # why it was given to a person
+    Column("agreement", Text),
+    Column("categories", Document),  # declared or found
+    Column("awaiting_since", Instant),  # people were asked
+    Column("appeal_of", Uuid),
+    Column("person_known", Boolean),  # the key or the request told who decided; else `reviewer` is the key's name
     Index("ix_human_decisions_job_id", "job_id"),
+    Index("ix_human_decisions_tenant_id_decided_at", "tenant_id", "decided_at"),
+)
+
+#: Who did what in the human queue. Outlives its jobs; the database itself refuses to change or remove a row.
+audit_entries = Table(
+    "audit_entries",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("job_id", Uuid, nullable=False),
+    Column("subject_id", Text, nullable=False),
+    Column("submitted_by", Text, nullable=False),  # the job's user
+    Column("person", Text, nullable=False),
+    Column("key_id", Uuid),  # none: nobody did it
+    Column("key_name", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("details", Document, nullable=False),
+    Index("ix_audit_entries_tenant_id_id", "tenant_id", "id"),
+    Index("ix_audit_entries_job_id_id", "job_id", "id"),
+    Index("ix_audit_entries_tenant_id_person_id", "tenant_id", "person", "id"),
 )
 
 webhook_endpoints = Table(

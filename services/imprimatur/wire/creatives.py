@@ -18,6 +18,7 @@ from imprimatur.evidence import (
     Part,
     Recommendation,
 )
+from imprimatur.human import Agreement
 from imprimatur.policy import Confidence, Decision, Verdict
 from imprimatur.reuse import Source
 from imprimatur.v1 import creative_pb2 as pb
@@ -112,7 +113,13 @@ def ai_result(
 
 
 def human_result(
-    result: bytes | None, *, decision: Decision, reason: str, reviewer: str, decided_at: datetime, overrides_ai: bool
+    result: bytes | None,
+    *,
+    decision: Decision,
+    reason: str,
+    reviewer: str,
+    decided_at: datetime,
+    agreement: Agreement,
 ) -> bytes:
     """The stored result with a person's decision added; the AI's side stays as it was."""
     stored = pb.CreativeReviewResult.FromString(result or b"")
@@ -123,10 +130,16 @@ def human_result(
             reason=reason,
             reviewer=reviewer,
             decided_at=timestamp(decided_at),
-            overrides_ai=overrides_ai,
+            overrides_ai=agreement is Agreement.OVERRODE,
+            agreement=to_wire(pb.Agreement, "AGREEMENT", agreement),
         )
     )
     return stored.SerializeToString()
+
+
+def ai_reason(result: bytes | None) -> str:
+    """The reason that the AI's side gives."""
+    return pb.CreativeReviewResult.FromString(result or b"").ai_review.reason
 
 
 def recommendation_of(result: bytes | None) -> Recommendation | None:

@@ -6,7 +6,7 @@ Review fails safe: an engine that fails, however often, leaves the creative with
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,7 +15,8 @@ import structlog
 
 from imprimatur import metrics, tracing
 from imprimatur.errors import AttemptError, BudgetExhausted, PermanentError, TransientError
-from imprimatur.evidence import Creative, Evidence
+from imprimatur.evidence import Category, Creative, Evidence
+from imprimatur.human import categories_of
 from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up, outcome_of
 from imprimatur.policy import (
     Decision,
@@ -24,6 +25,7 @@ from imprimatur.policy import (
     Mode,
     Policy,
     Verdict,
+    appealed,
     decide,
     decide_failure,
     flaw_of,
@@ -159,12 +161,15 @@ class CreativeReview:
         evidence = product.evidence
         if evidence is None and live.policy.mode is not Mode.AUTO_APPROVE:
             raise NotEnough
-        verdict = decide(live.policy, creative_of(claim.input).declared_categories, evidence)
+        declared = creative_of(claim.input).declared_categories
+        verdict = decide(live.policy, declared, evidence)
+        if claim.appeal_of is not None:
+            verdict = appealed(verdict)
         happening = Happening.REFERRED if verdict.decision is Decision.PENDING else Happening.COMPLETED
         return Conclusion(
             happening=happening,
             outcome=AttemptOutcome.SUCCEEDED,
-            shown=_shown(verdict, product, live),
+            shown=_shown(verdict, declared, product, live),
             details=_details(verdict) | _origin(product),
             made=product.made,
             reused_from=product.reused.job_id if product.reused else None,
@@ -178,7 +183,7 @@ class CreativeReview:
         if happening is Happening.REFERRED:
             declared = creative_of(claim.input).declared_categories
             verdict = decide_failure(live.policy, declared, _failure(error))
-            shown = _shown(verdict, _Product(), live)
+            shown = _shown(verdict, declared, _Product(), live)
             details |= _details(verdict)
         return Conclusion(
             happening=happening,
@@ -258,7 +263,7 @@ def _spent(evidence: Evidence) -> Spent:
     )
 
 
-def _shown(verdict: Verdict, product: _Product, live: LivePolicy) -> Shown:
+def _shown(verdict: Verdict, declared: Iterable[Category], product: _Product, live: LivePolicy) -> Shown:
     return Shown(
         decision=verdict.decision,
         policy_triggered=verdict.trigger,
@@ -270,6 +275,7 @@ def _shown(verdict: Verdict, product: _Product, live: LivePolicy) -> Shown:
             reused=product.reused,
         ),
         result_count=0 if verdict.decision is Decision.PENDING else 1,
+        categories=categories_of(declared, product.evidence, detect_min=live.policy.detect_min),
     )
 
 

@@ -5,8 +5,8 @@ import sqlalchemy as sa
 from imprimatur.storage.clock import Instant
 from imprimatur.storage.migrations import online
 
-revision = "0014"
-down_revision = "0011"
+revision = "0013"
+down_revision = "0012"
 
 
 def upgrade() -> None:
