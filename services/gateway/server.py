@@ -38,7 +38,6 @@ _DESCRIBED = (
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
     review_service_pb2.DESCRIPTOR.services_by_name["ReviewService"],
     webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
-    admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
 )
 SERVICES = tuple(service.full_name for service in _DESCRIBED)
 #: Codes that are counted from zero on: the first failure would otherwise be no increase, but the birth of a series.
