@@ -1,4 +1,4 @@
-"""What one tenant, or one priority, does to the others. The engine sleeps 0.1 s: slots are scarce, not processors."""
+"""What one tenant, or one priority, does to the others. The engine sleeps 0.4 s: slots are scarce, not processors."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from imprimatur.client import Client, ClientError
 from imprimatur.job import Priority as Stored
 from imprimatur.v1.job_pb2 import PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NORMAL, Priority
 
-NOOP_SECONDS = 0.1
+NOOP_SECONDS = 0.4
 BACKLOG_JOBS = 20_000
 PROBES = 50
 _PROBE_EVERY_SECONDS = 0.25
