@@ -19,6 +19,8 @@ from imprimatur.tenancy import ApiKey, Limits, Role, Tenant
 from imprimatur.vault import Vault
 
 _Answer = TypeVar("_Answer")
+#: Who made a version of a policy, or made it live, at the database itself.
+_OPERATOR = "operator"
 
 
 def database_url_in(data: Path) -> str:
@@ -75,7 +77,7 @@ class Operation:
         async def run(tx: Transaction) -> int:
             tenant_id = await _tenant(tx, tenant)
             policy = (await tenants.live_policy(tx, tenant_id)).policy
-            return await tenants.put_policy(tx, tenant_id, replace(policy, mode=mode))
+            return await tenants.put_policy(tx, tenant_id, replace(policy, mode=mode), by=_OPERATOR)
 
         return self._do(run)
 
@@ -85,7 +87,7 @@ class Operation:
         async def run(tx: Transaction) -> int:
             tenant_id = await _tenant(tx, tenant)
             policy = (await tenants.live_policy(tx, tenant_id)).policy
-            return await tenants.put_policy(tx, tenant_id, replace(policy, model=model))
+            return await tenants.put_policy(tx, tenant_id, replace(policy, model=model), by=_OPERATOR)
 
         return self._do(run)
 

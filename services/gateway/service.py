@@ -12,6 +12,7 @@ from gateway.dispatcher import Dispatcher
 from gateway.health import Health
 from gateway.interception import Edge
 from gateway.jobs import Jobs
+from gateway.policies import Policies
 from gateway.quotas import Allowance, Quotas
 from gateway.reviews import Reviews
 from gateway.server import SERVICES, Listener, Servicers, grpc_port
@@ -66,6 +67,7 @@ async def gateway(
         reviews=Reviews(database, retention),
         webhooks=Webhooks(database, vault, guard),
         administration=Administration(database, retention, allowance),
+        policies=Policies(database),
     )
     await watchtower.start()
     await dispatcher.start()

@@ -78,6 +78,7 @@ class Happening(StrEnum):
     CANCELLED = "cancelled"
     HELD_BY_PERSON = "claimed_by_person"
     DECIDED = "decided"
+    REDECIDED = "redecided"  #: a changed policy decides it by what the engine found before
     REVIEW_AGAIN = "review_again"  #: what failed for the engine's sake is sent back to it
 
 
@@ -119,6 +120,7 @@ TRANSITIONS: Mapping[Happening, Transition] = {
     ),
     Happening.HELD_BY_PERSON: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
     Happening.DECIDED: Transition(sources=_AWAITING, target=State.SUCCEEDED, notifies="job.succeeded"),
+    Happening.REDECIDED: Transition(sources=_AWAITING, target=State.SUCCEEDED, notifies="job.succeeded"),
     Happening.REVIEW_AGAIN: Transition(sources=_AWAITING, target=State.QUEUED),
 }
 

@@ -40,6 +40,7 @@ TABLE = {
     (State.RUNNING, Happening.CANCELLED): (State.CANCELLED, "job.cancelled"),
     (State.AWAITING_REVIEW, Happening.HELD_BY_PERSON): (State.AWAITING_REVIEW, ""),
     (State.AWAITING_REVIEW, Happening.DECIDED): (State.SUCCEEDED, "job.succeeded"),
+    (State.AWAITING_REVIEW, Happening.REDECIDED): (State.SUCCEEDED, "job.succeeded"),
     (State.AWAITING_REVIEW, Happening.CANCELLED): (State.CANCELLED, "job.cancelled"),
     (State.AWAITING_REVIEW, Happening.REVIEW_AGAIN): (State.QUEUED, ""),
 }

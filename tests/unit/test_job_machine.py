@@ -35,6 +35,7 @@ from imprimatur.errors import (
     UnreviewableInput,
 )
 from imprimatur.evidence import Category, Evidence, Part, Recommendation
+from imprimatur.hindsight import Reviewed, decided_again
 from imprimatur.job import (
     DEFAULTS,
     LOSSES_OF_A_SUSPECT,
@@ -97,6 +98,7 @@ class Model:
     last_write: int = 0  #: the claim_no of the newest claim that changed anything
     approved_by: str = ""
     trigger: Trigger | None = None  #: of what the machine made of it last
+    found: Evidence | None = None  #: what that was made of
     told: int = 0  #: webhooks of an end
     seen_version: int = 0
     ended: State | None = None
@@ -210,7 +212,7 @@ class Jobs(RuleBasedStateMachine):
         happening = Happening.REFERRED if verdict.decision is Decision.PENDING else Happening.COMPLETED
         if not self.write(held, happening, spends_attempt=True):
             return
-        held.job.trigger = verdict.trigger
+        held.job.trigger, held.job.found = verdict.trigger, found
         if verdict.decision is Decision.APPROVED:
             held.job.approved_by = "mode" if self.policy.mode is Mode.AUTO_APPROVE else "evidence"
             assert held.job.approved_by == "mode" or found is GOOD
@@ -322,6 +324,23 @@ class Jobs(RuleBasedStateMachine):
         job.attempts, job.losses = 0, losses_kept(job.losses)
         self.reached["reviewed again"] += 1
 
+    @precondition(some(State.AWAITING_REVIEW))
+    @rule(number=numbers)
+    def decide_again(self, number: int) -> None:
+        job = self.one(number, State.AWAITING_REVIEW)
+        trigger = job.trigger or Trigger.HUMAN_REQUIRED
+        then = Reviewed(declared=(), evidence=job.found, decision=Decision.PENDING, trigger=trigger)
+        verdict = decided_again(self.policy, then)
+        assert (verdict is None) == (job.found is None)
+        if verdict is None or verdict.decision is Decision.PENDING:
+            return
+        assert job.move(Happening.REDECIDED)
+        job.trigger = verdict.trigger
+        if verdict.decision is Decision.APPROVED:
+            job.approved_by = "mode" if self.policy.mode is Mode.AUTO_APPROVE else "evidence"
+            assert job.approved_by == "mode" or job.found is GOOD
+        self.reached["decided again"] += 1
+
     @precondition(some(*TERMINAL))
     @rule(number=numbers, happening=st.sampled_from(Happening))
     def disturb_after_the_end(self, number: int, happening: Happening) -> None:
@@ -377,7 +396,7 @@ def run(profile: settings) -> Mapping[str, int]:
 
 def test_whatever_happens_in_whatever_order_the_promises_hold() -> None:
     reached = run(BRIEF)
-    for what in ("ended", "fenced off", "suspect", "reviewed again", "disturbed after the end"):
+    for what in ("ended", "fenced off", "suspect", "reviewed again", "decided again", "disturbed after the end"):
         assert reached[what] > 20, f"{what}: {reached}"
 
 

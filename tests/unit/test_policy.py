@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from tests import makers
 
+from imprimatur.criteria import Criterion, Effect
 from imprimatur.evidence import Category, Evidence, Part, Recommendation
 from imprimatur.policy import Confidence, Decision, EngineFailure, Mode, Policy, Trigger, confidence_of, decide
 
@@ -36,11 +37,21 @@ def touches(category: Category, score: float, *, approval: float = 0.95) -> Evid
 ALCOHOL, HATE, ADULT = Category.ALCOHOL, Category.HATE, Category.ADULT
 BROKEN = EngineFailure(message="the engine timed out")
 BROKE = EngineFailure(message="the day's budget is used up", budget_exhausted=True)
+PRICES = Criterion(name="prices", text="Prices name their currency.", effect=Effect.BLOCKS)
+RIVALS = Criterion(name="rivals", text="No rival is named.", effect=Effect.TO_PERSON)
+REWORDED = Criterion(name="rivals", text="No rival is named or shown.", effect=Effect.TO_PERSON)
+RULES = Policy(criteria=(PRICES, RIVALS))
 LENIENT = Policy(always_human=frozenset(), blocked=frozenset())
 BY_PERSON = Policy(mode=Mode.REQUIRE_HUMAN)
 BY_NOBODY = Policy(mode=Mode.AUTO_APPROVE)
 ODD = Policy(auto_approve_threshold=0.3, auto_reject_threshold=0.2)
 HARSH = Policy(auto_approve_threshold=0.9, auto_reject_threshold=0.7)
+
+
+def breaks(*, prices: float = 0.0, rivals: float = 0.0) -> Evidence:
+    """A good creative in which both criteria were examined."""
+    return clean(0.95, broken={PRICES: prices, RIVALS: rivals})
+
 
 TABLE = {
     # 1: the mode approves everything, whatever was found
@@ -65,6 +76,8 @@ TABLE = {
     "3 below 0": Row(found=clean(0 - BELOW), is_=(PENDING, Trigger.ENGINE_ERROR)),
     "3 category nan": Row(found=touches(ALCOHOL, math.nan), is_=(PENDING, Trigger.ENGINE_ERROR)),
     "3 category above 1": Row(found=touches(HATE, 1.01), is_=(PENDING, Trigger.ENGINE_ERROR)),
+    "3 criterion nan": Row(policy=RULES, found=breaks(prices=math.nan), is_=(PENDING, Trigger.ENGINE_ERROR)),
+    "3 criterion above 1": Row(found=breaks(prices=1 + ABOVE), is_=(PENDING, Trigger.ENGINE_ERROR)),
     "3 before declared": Row(found=BROKEN, declared=(ALCOHOL,), is_=(PENDING, Trigger.ENGINE_ERROR)),
     "3 budget, before declared": Row(found=BROKE, declared=(ALCOHOL,), is_=(PENDING, Trigger.BUDGET_EXHAUSTED)),
     # 4: sensitive, declared or detected
@@ -80,6 +93,21 @@ TABLE = {
         found=clean(0.95, detected={ALCOHOL: 0.5, HATE: 0.99}), is_=(PENDING, Trigger.SENSITIVE_CATEGORY)
     ),
     "4 before auto-reject": Row(found=touches(ADULT, 0.9, approval=0.01), is_=(PENDING, Trigger.SENSITIVE_CATEGORY)),
+    "4 a criterion for people at the limit": Row(
+        policy=RULES, found=breaks(rivals=0.30), is_=(PENDING, Trigger.SENSITIVE_CRITERION)
+    ),
+    "4 a criterion for people below": Row(
+        policy=RULES, found=breaks(rivals=0.30 - BELOW), is_=(APPROVED, Trigger.AUTO_APPROVE)
+    ),
+    "4 a criterion for people for sure": Row(
+        policy=RULES, found=breaks(rivals=1.0), is_=(PENDING, Trigger.SENSITIVE_CRITERION)
+    ),
+    "4 a criterion before blocked": Row(
+        policy=RULES, found=breaks(rivals=0.5, prices=0.95), is_=(PENDING, Trigger.SENSITIVE_CRITERION)
+    ),
+    "4 a criterion that the policy does not have": Row(
+        found=breaks(rivals=1.0, prices=1.0), is_=(APPROVED, Trigger.AUTO_APPROVE)
+    ),
     # 5: blocked for sure
     "5 at the limit": Row(found=touches(HATE, 0.90), is_=(REJECTED, Trigger.BLOCKED_CATEGORY)),
     "5 certain": Row(found=touches(HATE, 1.0), is_=(REJECTED, Trigger.BLOCKED_CATEGORY)),
@@ -90,7 +118,15 @@ TABLE = {
         found=makers.evidence(0.2, recommendation=HUMAN, detected={HATE: 0.95}),
         is_=(REJECTED, Trigger.BLOCKED_CATEGORY),
     ),
+    "5 a criterion at the limit": Row(
+        policy=RULES, found=breaks(prices=0.90), is_=(REJECTED, Trigger.BLOCKED_CRITERION)
+    ),
     # 6: perhaps blocked
+    "6 a criterion below the limit of 5": Row(
+        policy=RULES, found=breaks(prices=0.90 - BELOW), is_=(PENDING, Trigger.POSSIBLE_BLOCKED)
+    ),
+    "6 a criterion at the limit": Row(policy=RULES, found=breaks(prices=0.30), is_=(PENDING, Trigger.POSSIBLE_BLOCKED)),
+    "6 a criterion below": Row(policy=RULES, found=breaks(prices=0.30 - BELOW), is_=(APPROVED, Trigger.AUTO_APPROVE)),
     "6 below the limit of 5": Row(found=touches(HATE, 0.90 - BELOW), is_=(PENDING, Trigger.POSSIBLE_BLOCKED)),
     "6 at the limit": Row(found=touches(HATE, 0.30), is_=(PENDING, Trigger.POSSIBLE_BLOCKED)),
     "6 below": Row(found=touches(HATE, 0.30 - BELOW), is_=(APPROVED, Trigger.AUTO_APPROVE)),
@@ -134,7 +170,17 @@ TABLE = {
     "9 a category of no interest not examined": Row(
         found=clean(1.0, examined=frozenset()), policy=LENIENT, is_=(APPROVED, Trigger.AUTO_APPROVE)
     ),
+    "9 no criterion examined": Row(policy=RULES, found=clean(1.0), is_=(PENDING, Trigger.NOT_FULLY_EXAMINED)),
+    "9 one criterion not examined": Row(
+        policy=RULES, found=clean(1.0, broken={PRICES: 0.0}), is_=(PENDING, Trigger.NOT_FULLY_EXAMINED)
+    ),
+    "9 a criterion examined as it was worded before": Row(
+        policy=Policy(criteria=(REWORDED,)),
+        found=clean(1.0, broken={RIVALS: 1.0}),
+        is_=(PENDING, Trigger.NOT_FULLY_EXAMINED),
+    ),
     # 10: good enough
+    "10 every criterion kept": Row(policy=RULES, found=breaks(), is_=(APPROVED, Trigger.AUTO_APPROVE)),
     "10 at the threshold": Row(found=clean(0.90), is_=(APPROVED, Trigger.AUTO_APPROVE)),
     "10 one": Row(found=clean(1.0), is_=(APPROVED, Trigger.AUTO_APPROVE)),
     # 11: neither
@@ -196,4 +242,6 @@ def test_reasons_name_what_a_person_should_look_at() -> None:
     assert "video" in reason(clean(1.0, unexamined=frozenset({Part.VIDEO})))
     assert "overlong" in reason(clean(1.0, truncated=True))
     assert "timed out" in reason(BROKEN)
+    assert "prices (0.95): It says so." in decide(RULES, (), breaks(prices=0.95)).reason
+    assert "the criterion prices, the criterion rivals" in decide(RULES, (), clean(1.0)).reason
     assert "0.60" in reason(clean(0.6))

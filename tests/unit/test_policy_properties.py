@@ -5,9 +5,10 @@ from typing import TypeVar
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.policies import policies
+from tests.unit.policies import CRITERIA, policies
 
-from imprimatur.evidence import Category, CategoryScore, EngineIdentity, Evidence, Part, Recommendation
+from imprimatur.criteria import Criterion, Effect
+from imprimatur.evidence import Category, CategoryScore, CriterionScore, EngineIdentity, Evidence, Part, Recommendation
 from imprimatur.policy import Decision, EngineFailure, Mode, Policy, Trigger, Verdict, decide, decide_failure
 
 T = TypeVar("T")
@@ -16,6 +17,10 @@ T = TypeVar("T")
 def mostly(usual: st.SearchStrategy[T], rare: st.SearchStrategy[T]) -> st.SearchStrategy[T]:
     """Nine times of ten `usual`: were every part of a case arbitrary, hardly one would be approved."""
     return st.integers(0, 9).flatmap(lambda number: rare if number == 0 else usual)
+
+
+def score_of(criterion: Criterion, score: float) -> CriterionScore:
+    return CriterionScore(name=criterion.name, fingerprint=criterion.fingerprint, score=score, explanation="")
 
 
 categories = st.sampled_from(Category)
@@ -32,6 +37,10 @@ evidences = st.builds(
     examined_categories=mostly(st.just(frozenset(Category)), st.frozensets(categories)),
     unexamined=mostly(st.just(frozenset[Part]()), st.frozensets(st.sampled_from(Part), max_size=2)),
     truncated=mostly(st.just(False), st.booleans()),
+    criteria=mostly(
+        st.just(tuple(score_of(one, 0.0) for one in CRITERIA)),
+        st.lists(st.builds(score_of, st.sampled_from(CRITERIA), scores), max_size=4).map(tuple),
+    ),
 )
 failures = st.builds(EngineFailure, message=st.text(max_size=5), budget_exhausted=st.booleans())
 anything = mostly(evidences, failures | st.none())
@@ -51,7 +60,8 @@ def test_a_failure_approves_nothing_whatever_the_policy_says_by_now(
 def usable(found: Evidence | EngineFailure | None) -> bool:
     if not isinstance(found, Evidence):
         return False
-    return all(0 <= score <= 1 for score in (found.approval_score, *(hit.score for hit in found.categories)))
+    scored = [hit.score for hit in found.categories] + [hit.score for hit in found.criteria]
+    return all(0 <= score <= 1 for score in (found.approval_score, *scored))
 
 
 @given(policy=ai_powered, declared=some_categories, found=anything)
@@ -69,6 +79,10 @@ def test_nothing_is_approved_but_what_was_wholly_examined_and_found_good(
     assert listed <= found.examined_categories
     assert not declared & listed
     assert all(hit.score < policy.detect_min for hit in found.categories if hit.category in listed)
+    asked = {one.fingerprint for one in policy.criteria}
+    about = [hit for hit in found.criteria if hit.fingerprint in asked]
+    assert {hit.fingerprint for hit in about} == asked
+    assert all(hit.score < policy.detect_min for hit in about)
     assert found.recommendation is Recommendation.APPROVE
     assert found.approval_score >= policy.auto_approve_threshold
 
@@ -83,7 +97,9 @@ def test_nothing_is_rejected_without_usable_evidence_against_it(
     assert usable(found)
     blocked = [hit for hit in found.categories if hit.category in policy.blocked and hit.score >= policy.block_min]
     bad = found.approval_score <= policy.auto_reject_threshold and found.recommendation is Recommendation.REJECT
-    assert blocked or bad
+    blocking = {one.fingerprint for one in policy.criteria if one.effect is Effect.BLOCKS}
+    broken = [hit for hit in found.criteria if hit.fingerprint in blocking and hit.score >= policy.block_min]
+    assert blocked or bad or broken
 
 
 @given(policy=policies(), declared=some_categories, found=anything)

@@ -80,18 +80,25 @@ def summary_of(task_input: bytes, *, with_images: bool) -> pb.Creative:
 
 def ai_result(verdict: Verdict, evidence: Evidence | None, *, policy_version: int, reviewed_at: datetime) -> bytes:
     """The stored result of what the engine and the policy made of a creative."""
-    review = pb.AiReview(
-        decision=to_wire(pb.Decision, "DECISION", verdict.decision),
-        reason=verdict.reason,
-        confidence=_confidence(verdict.confidence),
-        confidence_score=verdict.confidence_score,
-        policy_triggered=to_wire(pb.PolicyTrigger, "POLICY_TRIGGER", verdict.trigger),
-        policy_version=policy_version,
-        reviewed_at=timestamp(reviewed_at),
-    )
+    result = pb.CreativeReviewResult()
+    put_verdict(result, verdict, policy_version=policy_version, reviewed_at=reviewed_at)
     if evidence is not None:
-        review.evidence.CopyFrom(evidence_to_wire(evidence))
-    return pb.CreativeReviewResult(decision=review.decision, ai_review=review).SerializeToString()
+        result.ai_review.evidence.CopyFrom(evidence_to_wire(evidence))
+    return result.SerializeToString()
+
+
+def put_verdict(
+    result: pb.CreativeReviewResult, verdict: Verdict, *, policy_version: int, reviewed_at: datetime
+) -> None:
+    """Write what the policy made of it; the evidence stays."""
+    review = result.ai_review
+    review.decision = result.decision = to_wire(pb.Decision, "DECISION", verdict.decision)
+    review.reason = verdict.reason
+    review.confidence = _confidence(verdict.confidence)
+    review.confidence_score = verdict.confidence_score
+    review.policy_triggered = to_wire(pb.PolicyTrigger, "POLICY_TRIGGER", verdict.trigger)
+    review.policy_version = policy_version
+    review.reviewed_at.CopyFrom(timestamp(reviewed_at))
 
 
 def human_result(
@@ -143,6 +150,12 @@ def evidence_to_wire(evidence: Evidence) -> pb.Evidence:
         examined_categories=[_category(item) for item in sorted(evidence.examined_categories)],
         unexamined=[to_wire(pb.Part, "PART", part) for part in sorted(evidence.unexamined)],
         truncated=evidence.truncated,
+        criteria=[
+            pb.CriterionScore(
+                name=item.name, fingerprint=item.fingerprint, score=item.score, explanation=item.explanation
+            )
+            for item in evidence.criteria
+        ],
     )
 
 
