@@ -8,11 +8,12 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import structlog
 
 from imprimatur import metrics, tracing
+from imprimatur.criteria import Criteria
 from imprimatur.errors import AttemptError, BudgetExhausted, PermanentError, TransientError
 from imprimatur.evidence import Evidence
 from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up, outcome_of
@@ -22,10 +23,12 @@ from imprimatur.policy import (
     LivePolicy,
     Mode,
     Policy,
+    Trigger,
     Verdict,
     decide,
     decide_failure,
     flaw_of,
+    unexamined_criteria,
 )
 from imprimatur.storage import tenants
 from imprimatur.storage.attempts import Spent
@@ -34,7 +37,7 @@ from imprimatur.storage.database import Database
 from imprimatur.tracing import Attribute
 from imprimatur.wire.creatives import ai_result, creative_of
 from reviewer.admission import Admission
-from reviewer.engines import Asking, Choosing, Engine, OpenEngine
+from reviewer.engines import Asking, Choosing, Engine, Judging, OpenEngine
 from reviewer.images.images import Images
 from reviewer.tasks import NotEnough, Report, Waiting, Work
 from reviewer.terms import Terms
@@ -46,6 +49,14 @@ _SLOW_AFTER_SECONDS = 2.0
 #: How long a tenant's policy is remembered, and of how many tenants.
 _REMEMBERED_SECONDS = 1.0
 _MOST_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """What the engine found. `asked` are the criteria that it was asked about; None: it cannot examine any."""
+
+    evidence: Evidence
+    asked: Criteria | None
 
 
 class CreativeReview:
@@ -63,7 +74,7 @@ class CreativeReview:
 
     async def run(self, claim: Claim, report: Report, waiting: Waiting, *, in_full: bool) -> Work:
         """Have the engine examine the creative, unless the tenant approves everything without a review."""
-        policy = await self._policy(claim)
+        policy = await self._policy(claim, fresh=in_full)
         if not in_full and policy.mode is Mode.AUTO_APPROVE:
             return Work(product=None)
         chosen = _chosen(self._engine, policy)
@@ -87,7 +98,8 @@ class CreativeReview:
                 f"the engine's answer is invalid: {flaw}", code="invalid_answer", stage="examining"
             )
             raise invalid.after_spending(**asdict(_spent(evidence)))
-        return Work(product=evidence, spent=_spent(evidence))
+        asked = policy.criteria if isinstance(self._engine, Judging) else None
+        return Work(product=Examined(evidence=evidence, asked=asked), spent=_spent(evidence))
 
     @asynccontextmanager
     async def _engine_for(
@@ -103,10 +115,10 @@ class CreativeReview:
                 engine = await stack.enter_async_context(self._open_apart())
             yield _chosen(engine, policy)
 
-    async def _policy(self, claim: Claim) -> Policy:
+    async def _policy(self, claim: Claim, *, fresh: bool) -> Policy:
         """The policy, or that of a moment ago: what is worked out by an old one is looked at again in the end."""
         now = time.monotonic()
-        if (known := self._policies.get(claim.tenant_id)) is not None and now < known[0]:
+        if not fresh and (known := self._policies.get(claim.tenant_id)) is not None and now < known[0]:
             return known[1]
         async with self._database.read() as reader:
             live = await tenants.live_policy(reader, claim.tenant_id)
@@ -117,10 +129,13 @@ class CreativeReview:
 
     def conclude(self, claim: Claim, work: Work, live: LivePolicy) -> Conclusion:
         """Decide by the policy that is live now, so that the roll-back switch holds for running jobs too."""
-        evidence: Evidence | None = work.product
-        if evidence is None and live.policy.mode is not Mode.AUTO_APPROVE:
+        examined: Examined | None = work.product
+        if examined is None and live.policy.mode is not Mode.AUTO_APPROVE:
             raise NotEnough
+        evidence = examined.evidence if examined is not None else None
         verdict = decide(live.policy, creative_of(claim.input).declared_categories, evidence)
+        if examined is not None and verdict.trigger is Trigger.NOT_FULLY_EXAMINED and _asks_for_more(live, examined):
+            raise NotEnough
         happening = Happening.REFERRED if verdict.decision is Decision.PENDING else Happening.COMPLETED
         return Conclusion(
             happening=happening,
@@ -148,8 +163,24 @@ class CreativeReview:
         )
 
 
+def _asks_for_more(live: LivePolicy, examined: Examined) -> bool:
+    """Whether the policy has got criteria since about which the engine was not asked, and could have been."""
+    if examined.asked is None:
+        return False
+    asked = {one.fingerprint for one in examined.asked}
+    return any(one.fingerprint not in asked for one in unexamined_criteria(live.policy, examined.evidence))
+
+
 def _chosen(engine: Engine, policy: Policy) -> Engine:
-    """The engine with the policy's model. None stands in for a model that is not to be had."""
+    """The engine with the policy's model and criteria. None stands in for a model that is not to be had; an engine that
+    examines no criteria does without, and the policy sees to what follows."""
+    chosen = _with_model(engine, policy)
+    if policy.criteria and isinstance(chosen, Judging):
+        return chosen.with_criteria(policy.criteria)
+    return chosen
+
+
+def _with_model(engine: Engine, policy: Policy) -> Engine:
     if policy.model is None:
         return engine
     if isinstance(engine, Choosing):
