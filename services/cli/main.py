@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli import administration, assets, evaluation, jobs, reviews, servers, submit, system, watch, webhooks
+from cli import administration, assets, evaluation, jobs, policies, reviews, servers, submit, system, watch, webhooks
 from cli.output import complain, one_line
 from imprimatur.errors import ImprimaturError
 
@@ -25,6 +25,7 @@ app.add_typer(jobs.app)
 app.add_typer(system.app)
 app.add_typer(assets.app, name="assets")
 app.add_typer(reviews.app, name="review")
+app.add_typer(policies.app, name="policies")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(servers.app)
 app.add_typer(evaluation.app)

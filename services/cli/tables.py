@@ -232,6 +232,7 @@ def _review(job: Job) -> RenderableType:
         ("policy", f"version {ai.policy_version}" if ai.policy_version else ""),
         ("engine", " ".join(filter(None, (engine.name, engine.version, engine.model)))),
         ("categories", ", ".join(f"{word(Category, item.category)} {item.score:.2f}" for item in scores[:5])),
+        ("criteria", ", ".join(f"{item.name} {item.score:.2f}" for item in ai.evidence.criteria)),
         ("not examined", ", ".join(word(Part, part) for part in ai.evidence.unexamined)),
         (
             "by a person",
