@@ -48,12 +48,13 @@ from imprimatur.job import (
 )
 from imprimatur.policy import Trigger
 from imprimatur.retry import Again, after_error
-from imprimatur.storage import claims, clock, dispatch, jobs, people, repeats, schema
+from imprimatur.storage import claims, clock, dispatch, jobs, people, redecisions, repeats, schema
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion, Ended, Ending, Wanted
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.people import HumanDecision
+from imprimatur.storage.redecisions import Redecided
 from imprimatur.storage.repeats import Scope
 
 T = TypeVar("T")
@@ -530,6 +531,34 @@ class StoredJobs(RuleBasedStateMachine):
             job.trigger, job.overdue, job.due = "", False, True
             self.reached["reviewed again"] += 1
 
+    @precondition(some(State.AWAITING_REVIEW))
+    @rule(number=numbers)
+    def decide_again(self, number: int) -> None:
+        """By a changed policy."""
+        job = self.one(number, State.AWAITING_REVIEW)
+
+        async def work() -> tuple[dict[uuid.UUID, bool], set[uuid.UUID]]:
+            async with self.database.begin() as tx:
+                batch = await redecisions.lock_waiting(tx, self.owner.tenant_id, after=None, limit=100)
+                held = {waiting.id: waiting.held for waiting in batch.waiting}
+                decided = Redecided(
+                    job_id=job.id,
+                    decision="approved",
+                    policy_triggered=Trigger.AUTO_APPROVE,
+                    reason="fine",
+                    policy_version=2,
+                    result=b"",
+                )
+                return held, await redecisions.redecide(tx, [] if held[job.id] else [decided], asked_by="test")
+
+        held, done = self.run(work())
+        assert held == {one.id: bool(one.held_by) for one in self.among(State.AWAITING_REVIEW)}
+        assert done == (set() if job.held_by else {job.id})
+        if done:
+            assert job.move(Happening.REDECIDED)
+            job.trigger = Trigger.AUTO_APPROVE
+            self.reached["decided again"] += 1
+
     # --- what always holds
 
     @invariant()
@@ -593,7 +622,7 @@ def run(database_url: str, profile: settings) -> Mapping[str, int]:
 def test_whatever_is_done_in_whatever_order_the_jobs_are_as_expected(database_url: str) -> None:
     reached = run(database_url, BRIEF[database_url.partition(":")[0]])
     for what in (
-        *("ended", "fenced off", "lost", "taken back", "reviewed again"),
+        *("ended", "fenced off", "lost", "taken back", "reviewed again", "decided again"),
         *("claimed together", "ended together", "fenced off among others"),
         *("superseded while queued", "superseded while running"),
     ):

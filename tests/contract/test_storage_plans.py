@@ -13,7 +13,7 @@ from tests import makers
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, JobType, State, WhenBusy
 from imprimatur.retention import Kind, Retention
-from imprimatur.storage import claims, dispatch, jobs, outbox, repeats, retention, statistics
+from imprimatur.storage import claims, dispatch, jobs, outbox, redecisions, repeats, retention, statistics
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.repeats import Scope
@@ -56,6 +56,7 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     "retry of what failed": lambda tx: repeats.retry(tx, replace(SCOPE, wanted=FAILED), limit=10),
     "count_retryable": lambda tx: repeats.count_retryable(tx, SCOPE),
     "review_again": lambda tx: repeats.review_again(tx, SCOPE, limit=10, asked_by=""),
+    "lock_waiting": lambda tx: redecisions.lock_waiting(tx, new_id(), after=new_id(), limit=10),
     "count_waiting": lambda tx: repeats.count_waiting(tx, SCOPE),
 }
 
