@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 from dataclasses import replace
+from functools import cache
 from typing import Any, TypedDict, TypeVar
 
 import structlog
@@ -260,6 +261,7 @@ def _instructions(*names: str) -> str:
     return "\n\n".join(map(prompts.read, names))
 
 
+@cache
 def _version(*names: str, form: type[Answer] = Answer) -> str:
     """The names of prompts and schema, and a fingerprint of all, for whoever changes one and not its name."""
     schema = json.dumps(form.model_json_schema(), sort_keys=True)
