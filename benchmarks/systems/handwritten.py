@@ -19,7 +19,7 @@ from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 from benchmarks.load import Loader, Submit, payload
 from benchmarks.servers import Servers
 
-_SLOTS = 16
+_SLOTS = 64
 _CONNECTIONS = 10
 _TABLE = """
 CREATE TABLE jobs (

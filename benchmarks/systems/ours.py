@@ -121,7 +121,7 @@ class Ours:
     def settings(self) -> Mapping[str, str]:
         """What it runs with."""
         return {
-            "processes": "gateway, reviewer (16 slots), notifier",
+            "processes": "gateway, reviewer (64 slots), notifier",
             "durability": "PostgreSQL commit before each answer; quorum queues, confirms; /metrics read every 5 s",
             "settings": "defaults, but for limits of a tenant: none",
         }

@@ -14,7 +14,7 @@ from procrastinate import App, PsycopgConnector
 from benchmarks.load import Loader, Submit, payload
 from benchmarks.servers import Servers
 
-_SLOTS = 16
+_SLOTS = 64
 _SCHEMA_SECONDS = 30.0
 
 app = App(connector=PsycopgConnector(max_size=10))

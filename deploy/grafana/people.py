@@ -24,6 +24,20 @@ NOW = Row(
             runbook="ImprimaturHumanQueueAgeing",
         ),
         Number(
+            title="Overdue",
+            description="Jobs that wait for a person past their due time; they come first in the queue.",
+            unit="short",
+            queries=(Query(expr=f"sum(max by (namespace, priority) (imprimatur_reviews_overdue{{{OURS}}}))"),),
+            steps=((1, "orange"),),
+            runbook="ImprimaturHumanQueueAgeing",
+        ),
+        Number(
+            title="Held now",
+            description="Jobs that wait for a person and that somebody has claimed.",
+            unit="short",
+            queries=(Query(expr=f"sum(max by (namespace, priority) (imprimatur_reviews_claimed{{{OURS}}}))"),),
+        ),
+        Number(
             title="Decided",
             description="By people, in the time shown.",
             unit="short",
@@ -91,6 +105,18 @@ WHY = Row(
             ),
             stacked=True,
             runbook="ImprimaturReviewsFailing",
+        ),
+        Panel(
+            title="Agreement with the machine",
+            description="Decisions by how they stand to the AI's advice.",
+            unit="ops",
+            queries=(
+                Query(
+                    expr=f"sum by (agreement) (rate(imprimatur_human_agreement_total{{{OURS}}}[$__rate_interval]))",
+                    legend="{{agreement}}",
+                ),
+            ),
+            stacked=True,
         ),
         Panel(
             title="What they decide",

@@ -112,6 +112,13 @@ PROVIDERS = Row(
             stacked=True,
         ),
         Panel(
+            title="Equal creatives",
+            description="Asked for earlier evidence: hit, miss (an engine looks), wait (another job looks already).",
+            unit="ops",
+            queries=_by("outcome", "imprimatur_evidence_lookups_total"),
+            stacked=True,
+        ),
+        Panel(
             title="Tokens",
             description="As the providers reported them, a second.",
             unit="ops",
@@ -130,6 +137,40 @@ PROVIDERS = Row(
                 ),
             ),
             stacked=True,
+        ),
+    ),
+)
+
+IMAGES = Row(
+    title="Images",
+    panels=(
+        Panel(
+            title="Images looked at",
+            description="refused is the caller's image; died and timed_out are ours to look into.",
+            unit="ops",
+            queries=_by("outcome", "imprimatur_images_decoded_total"),
+            stacked=True,
+            runbook="ImprimaturAttemptsFailing",
+        ),
+        Panel(
+            title="Bytes of images",
+            description="Where they came from: inside the request, uploaded before, or fetched from a URL.",
+            unit="Bps",
+            queries=_by("source", "imprimatur_image_bytes_total"),
+            stacked=True,
+        ),
+        Panel(
+            title="Fetches from URLs",
+            description="unavailable is tried again; refused ends the job.",
+            unit="ops",
+            queries=_by("outcome", "imprimatur_image_fetch_duration_seconds_count"),
+            stacked=True,
+        ),
+        Panel(
+            title="Time of a fetch",
+            description="How long an image at a URL takes; the longest allowed is 20 s.",
+            unit="s",
+            queries=quantiles("imprimatur_image_fetch_duration_seconds"),
         ),
     ),
 )
@@ -219,5 +260,5 @@ DASHBOARD = Dashboard(
     name="reviewer",
     title="Imprimatur: reviewers",
     description="Engine times, outcomes, decisions, and what was done twice or lost.",
-    rows=(ENGINE, ATTEMPTS, PROVIDERS, OUTCOMES, TWICE),
+    rows=(ENGINE, ATTEMPTS, PROVIDERS, IMAGES, OUTCOMES, TWICE),
 )

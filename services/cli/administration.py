@@ -5,18 +5,18 @@ data folder. What reaches the database is `cli.operation`, imported when a comma
 """
 
 import logging
-import math
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from cli.arguments import limit, limit_shown
+from cli.arguments import in_dollars, in_micros, limit, limit_shown
 from cli.connection import DEFAULT_DATA
 from cli.output import Output, moment, note, plain
 from imprimatur.budgets import MICROS, MOST_DOLLARS, MOST_TOKENS
@@ -40,6 +40,15 @@ DatabaseURL = Annotated[
     typer.Option("--database-url", envvar="IMPRIMATUR_DATABASE_URL", help="postgresql://… Default: the data folder's."),
 ]
 Data = Annotated[Path, typer.Option("--data", envvar="IMPRIMATUR_DATA", help="Data folder of `imprimatur serve`.")]
+
+
+class Reuse(StrEnum):
+    """Whether what was found in an equal creative is used again."""
+
+    ON = "on"
+    OFF = "off"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Row = Mapping[str, str | datetime]
 TenantName = Annotated[str, typer.Argument(help="The tenant's name.")]
@@ -146,6 +155,21 @@ def set_model(
     show_fields(shown, json=json, remark=f"Changed in the database {operation.place}")
 
 
+@tenants_app.command("reuse")
+def set_reuse(
+    name: TenantName,
+    reuse: Annotated[Reuse, typer.Argument(help="Whether equal creatives are examined once.")],
+    database_url: DatabaseURL = "",
+    data: Data = DEFAULT_DATA,
+    json: Json = False,
+) -> None:
+    """Have a tenant's equal creatives examined once ('on', where the reviewers are set to it), or each for itself."""
+    operation = _at(database_url, data)
+    version = operation.set_reuse(name, reuse is Reuse.ON)
+    shown = {"tenant": name, "reuse_evidence": reuse, "policy_version": str(version)}
+    show_fields(shown, json=json, remark=f"Changed in the database {operation.place}")
+
+
 @tenants_app.command("budget")
 def budget(
     name: TenantName,
@@ -170,15 +194,13 @@ def budget(
     if tokens is not None:
         changes["daily_tokens"] = None if tokens.number is None else int(tokens.number)
     if dollars is not None:
-        # At least the smallest sum there is: 0 would be no limit.
-        changes["daily_cost_micros"] = None if dollars.number is None else math.ceil(round(dollars.number * MICROS, 3))
+        changes["daily_cost_micros"] = in_micros(dollars.number)
     operation = _at(database_url, data)
     own, used = operation.set_budget(name, changes) if changes else operation.budget(name)
-    cost = own.daily_cost_micros
     fields = {
         "tenant": name,
         "daily_tokens": limit_shown(own.daily_tokens),
-        "daily_cost_dollars": limit_shown(cost if cost is None else cost / MICROS),
+        "daily_cost_dollars": limit_shown(in_dollars(own.daily_cost_micros)),
         "used_tokens": str(used.tokens),
         "used_cost_dollars": f"{used.cost_micros / MICROS:.6f}",
     }

@@ -1,5 +1,6 @@
 """What people write on a command line, as values: labels, times, lengths, and the words for enums."""
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from imprimatur.budgets import MICROS
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED, DECISION_REJECTED, Decision
 from imprimatur.v1.job_pb2 import PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NORMAL, Priority
 from imprimatur.v1.job_service_pb2 import WHEN_BUSY_REFUSE, WHEN_BUSY_SUPERSEDE, WhenBusy
@@ -112,6 +114,16 @@ def limit(text: str, option: str, most: int, *, whole: bool) -> LimitWord | None
         what = "a whole number" if whole else "a number"
         raise typer.BadParameter(f"'{text}' is not {what} from 1 to {most:,}, 'none' or 'default'", param_hint=option)
     return LimitWord(number=number)
+
+
+def in_micros(dollars: float | None) -> int | None:
+    """Millionths of a dollar, and at least the smallest sum there is, for 0 would be no limit; None stays."""
+    return None if dollars is None else math.ceil(round(dollars * MICROS, 3))
+
+
+def in_dollars(micros: int | None) -> float | None:
+    """The other way."""
+    return None if micros is None else micros / MICROS
 
 
 def limit_shown(number: float | None) -> str:

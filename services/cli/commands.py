@@ -63,6 +63,32 @@ def client_command(app: typer.Typer, name: str) -> Callable[[ClientCommand[Own]]
     return add
 
 
+def client_default(app: typer.Typer) -> Callable[[ClientCommand[Own]], ClientCommand[Own]]:
+    """Have the decorated function done when `app` is called without a command; its docstring is the help."""
+
+    def add(function: ClientCommand[Own]) -> ClientCommand[Own]:
+        _, *own = inspect.signature(function).parameters.values()
+
+        def command(context: typer.Context, **values: Any) -> None:
+            if context.invoked_subcommand is not None:
+                given = [
+                    name for name in values if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+                ]
+                if given:
+                    raise typer.BadParameter(f"put options behind '{context.invoked_subcommand}'")
+                return
+            output = Output(as_json=False)
+            reached = connection.resolve(**{option.name: values.pop(option.name) for option in _CONNECTION})
+            asyncio.run(_do(function, reached, output, values))
+
+        first = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        command.__signature__ = inspect.Signature([first, *own, *_CONNECTION])  # type: ignore[attr-defined]  # read by Typer
+        app.callback(invoke_without_command=True, help=inspect.getdoc(function))(command)
+        return function
+
+    return add
+
+
 async def _do(function: Callable[..., Awaitable[None]], reached: Connection, output: Output, own: Any) -> None:
     async with reached.open() as client:
         try:

@@ -62,10 +62,12 @@ async def serving(
     metrics_port: int = 9100,
     slots: int = 8,
     terms: Terms = NO_TERMS,
+    reuse_seconds: float = 0.0,
     retention: Retention = Retention(),
     drain_seconds: float = 10.0,
 ) -> AsyncIterator[Access]:
-    """Run everything inside the block, on the data folder `data`; engines and terms as for `reviewer.service.reviewer`.
+    """Run everything inside the block, on the data folder `data`; engines, terms and reuse as for
+    `reviewer.service.reviewer`.
 
     Raises:
         ConfigurationError: the folder is in use, its vault key is missing or readable by others, or a port is
@@ -87,6 +89,7 @@ async def serving(
                 open_apart,
                 guard=guard,
                 terms=terms,
+                reuse_seconds=reuse_seconds,
                 slots=slots,
                 drain_seconds=drain_seconds,
             ) as reviewing,

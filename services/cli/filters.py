@@ -23,6 +23,10 @@ SubjectOption = Annotated[str, typer.Option("--subject", help="About this, such 
 AllOption = Annotated[bool, typer.Option("--all", help="All that match the filter, in place of a JOB_ID.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say how many there are.")]
 
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="The engine looks anew, whatever it found in equal creatives.")
+]
+
 
 def job_filter(
     *,

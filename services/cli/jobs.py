@@ -1,4 +1,4 @@
-"""Commands about jobs that exist: get, list, events, cancel, retry."""
+"""Commands about jobs that exist: get, list, events, cancel, appeal, retry."""
 
 from typing import Annotated
 
@@ -11,6 +11,7 @@ from cli.filters import (
     AllOption,
     DecisionOption,
     DryRunOption,
+    FreshOption,
     StateOption,
     SubjectOption,
     TriggerOption,
@@ -86,6 +87,19 @@ async def cancel(
     session.output.show(job, lambda: tables.jobs([job]))
 
 
+@client_command(app, "appeal")
+async def appeal(
+    session: Session,
+    *,
+    job_id: JobIdArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why the decision is wrong, for who decides now.")],
+    request_id: Annotated[str, typer.Option("--request-id", help="The same id is the same appeal.")] = "",
+) -> None:
+    """Appeal against the decision on a creative: a new job, which another person decides."""
+    job = await session.client.appeal(job_id, reason, request_id)
+    session.output.show(job, lambda: tables.jobs([job]))
+
+
 @client_command(app, "retry")
 async def retry(
     session: Session,
@@ -99,17 +113,18 @@ async def retry(
     since: SinceOption = None,
     until: UntilOption = None,
     dry_run: DryRunOption = False,
+    fresh: FreshOption = False,
 ) -> None:
     """Submit the task of a failed or cancelled job again, as a new job; with --all, of every one that matches and was
     not retried yet."""
     wanted = job_filter(state=state, label=label, user=user, subject=subject, since=since, until=until)
     require_one_way(job_id is not None, all_of_them, wanted, "--state failed")
     if job_id is None:
-        answer = await session.client.retry_many(wanted, dry_run=dry_run)
+        answer = await session.client.retry_many(wanted, dry_run=dry_run, fresh=fresh)
         session.output.show(answer, lambda: tables.retried(answer))
         note(f"{answer.left} to retry" if dry_run else f"{len(answer.retried)} retried")
         return
     if dry_run:
         raise typer.BadParameter("--dry-run goes with --all")
-    job = await session.client.retry(job_id)
+    job = await session.client.retry(job_id, fresh=fresh)
     session.output.show(job, lambda: tables.jobs([job]))

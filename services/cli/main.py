@@ -11,7 +11,23 @@ from typing import Annotated
 
 import typer
 
-from cli import administration, assets, evaluation, jobs, policies, reviews, servers, submit, system, watch, webhooks
+from cli import (
+    administration,
+    assets,
+    desk,
+    evaluation,
+    evidence,
+    jobs,
+    limits,
+    policies,
+    review_record,
+    reviews,
+    servers,
+    submit,
+    system,
+    watch,
+    webhooks,
+)
 from cli.output import complain, one_line
 from imprimatur.errors import ImprimaturError
 
@@ -23,9 +39,13 @@ app.add_typer(submit.app)
 app.add_typer(watch.app)
 app.add_typer(jobs.app)
 app.add_typer(system.app)
+app.add_typer(limits.app)
 app.add_typer(assets.app, name="assets")
+reviews.app.add_typer(review_record.app)
+desk.add_to(reviews.app)
 app.add_typer(reviews.app, name="review")
 app.add_typer(policies.app, name="policies")
+app.add_typer(evidence.app, name="evidence")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(servers.app)
 app.add_typer(evaluation.app)

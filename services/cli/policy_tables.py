@@ -73,6 +73,7 @@ def version_in_full(one: PolicyVersion) -> RenderableType:
             ("to people", _categories(policy.always_human)),
             ("blocked", _categories(policy.blocked)),
             ("model", policy.model),
+            ("equal creatives", "examined once" if policy.reuse_evidence else "examined each"),
         ]
     )
     if not policy.criteria:

@@ -12,6 +12,7 @@ from cli.commands import CommandFailed, Session, client_command
 from cli.filters import (
     AllOption,
     DryRunOption,
+    FreshOption,
     SubjectOption,
     TriggerOption,
     UserOption,
@@ -19,15 +20,20 @@ from cli.filters import (
     require_one_way,
 )
 from cli.output import note
+from cli.review_filters import filtered, taking
+from imprimatur.client import Client
 from imprimatur.v1.creative_pb2 import Creative
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW, JobState
-from imprimatur.v1.review_service_pb2 import ListPendingReviewsResponse, PendingReview
+from imprimatur.v1.review_service_pb2 import ListPendingReviewsResponse, PendingReview, ReviewFilter
 
 app = typer.Typer(help="What the AI may not decide.")
 
 _LARGEST_PAGE = 500
 
 ReviewerOption = Annotated[str, typer.Option("--reviewer", help="Who; default: the key's user or name.")]
+TokenOption = Annotated[
+    str, typer.Option("--token", help="Of your claim, as `claim` shows it: what was taken over since is left alone.")
+]
 LeaseOption = Annotated[
     timedelta | None,
     typer.Option("--lease", parser=length, metavar="LENGTH", help="For how long: 10s to 8h. Default: 15m."),
@@ -38,16 +44,17 @@ ImagesOption = Annotated[
 
 
 @client_command(app, "list")
+@filtered
 async def list_reviews(
     session: Session,
     *,
-    unclaimed: Annotated[bool, typer.Option("--unclaimed", help="Leave out what other people hold.")] = False,
+    wanted: ReviewFilter,
     limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many; 0: all.")] = 50,
 ) -> None:
-    """List what waits for a person: high priority first, then the longest waiting."""
+    """List what waits for a person: what is overdue, then high priority, then what waits longest."""
     page_size = min(limit or _LARGEST_PAGE, _LARGEST_PAGE)
     found: list[PendingReview] = []
-    async for review in session.client.pending_reviews(unclaimed_only=unclaimed, page_size=page_size):
+    async for review in session.client.pending_reviews(wanted, page_size=page_size):
         found.append(review)
         if len(found) == limit:
             break
@@ -75,13 +82,51 @@ async def claim(
     job_id: JobIdArgument,
     lease: LeaseOption = None,
     reviewer: ReviewerOption = "",
+    token: TokenOption = "",
     save_images: ImagesOption = None,
 ) -> None:
-    """Take a review for a while, so that nobody else does the same; again, to prolong it."""
-    review = await session.client.claim_review(job_id, lease=lease, reviewer=reviewer)
+    """Take a review for a while, so that nobody else does the same; again with its token, to prolong it."""
+    review = await session.client.claim_review(job_id, lease=lease, reviewer=reviewer, token=token)
+    await _show_claimed(session, review, save_images)
+
+
+@client_command(app, "next")
+@taking
+async def take_next(
+    session: Session,
+    *,
+    wanted: ReviewFilter,
+    lease: LeaseOption = None,
+    reviewer: ReviewerOption = "",
+    save_images: ImagesOption = None,
+) -> None:
+    """Take the most urgent review that nobody holds."""
+    answer = await session.client.claim_next_review(wanted, lease=lease, reviewer=reviewer)
+    if not answer.HasField("review"):
+        raise CommandFailed("nothing that matches is free")
+    await _show_claimed(session, answer.review, save_images)
+    note(f"{answer.left} more wait")
+
+
+async def _show_claimed(session: Session, review: PendingReview, save_images: Path | None) -> None:
     if save_images is not None:
-        await _save_images(session, review.creative, save_images)
+        await save_all_images(session.client, review.creative, save_images)
     session.output.show(review, lambda: tables.review_in_full(review))
+
+
+@client_command(app, "release")
+async def release(
+    session: Session,
+    *,
+    job_id: JobIdArgument,
+    token: TokenOption = "",
+    reviewer: ReviewerOption = "",
+    of_anybody: Annotated[bool, typer.Option("--of-anybody", help="Whoever holds it; with an admin's key.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Why. Kept on record.")] = "",
+) -> None:
+    """Give a review back, so that others may take it at once."""
+    job = await session.client.release_review(job_id, token, reviewer=reviewer, of_anybody=of_anybody, reason=reason)
+    session.output.show(job, lambda: tables.jobs([job]))
 
 
 @client_command(app, "decide")
@@ -92,9 +137,10 @@ async def decide(
     verdict: Annotated[Verdict, typer.Argument(metavar="approve|reject")],
     reason: Annotated[str, typer.Option("--reason", help="Why. Kept with the decision.")],
     reviewer: ReviewerOption = "",
+    token: TokenOption = "",
 ) -> None:
     """Decide a review: approve or reject, with a reason."""
-    job = await session.client.decide(job_id, verdict.decision, reason, reviewer=reviewer)
+    job = await session.client.decide(job_id, verdict.decision, reason, reviewer=reviewer, token=token)
     session.output.show(job, lambda: tables.jobs([job]))
 
 
@@ -111,12 +157,13 @@ async def again(
     since: SinceOption = None,
     until: UntilOption = None,
     dry_run: DryRunOption = False,
+    fresh: FreshOption = False,
 ) -> None:
     """Send back to the engine what waits for a person only because the engine failed (engine_error) or its budget was
     exhausted. What a person holds is left alone."""
     wanted = job_filter(trigger=trigger, label=label, user=user, subject=subject, since=since, until=until)
     require_one_way(bool(job_ids), all_of_them, wanted, "--trigger engine_error")
-    answer = await session.client.review_again(wanted, job_ids=job_ids or (), dry_run=dry_run)
+    answer = await session.client.review_again(wanted, job_ids=job_ids or (), dry_run=dry_run, fresh=fresh)
     session.output.show(answer, lambda: tables.queued_again(answer))
     note(f"{answer.left} to send back" if dry_run else f"{len(answer.job_ids)} sent back to the engine")
     if answer.held:
@@ -129,13 +176,13 @@ async def again(
         )
 
 
-async def _save_images(session: Session, creative: Creative, folder: Path) -> None:
-    """URLs are for people to open."""
+async def save_all_images(client: Client, creative: Creative, folder: Path) -> None:
+    """Write a creative's images into a folder. URLs are for people to open."""
     for number, image in enumerate(creative.images):
         if image.url:
             note(f"image {number} is at {image.url}, and was not saved")
         else:
-            data = await session.client.download_asset(image.asset_id) if image.asset_id else image.data
+            data = await client.download_asset(image.asset_id) if image.asset_id else image.data
             _save(data, number, folder)
 
 

@@ -13,6 +13,7 @@ from cli.connection import DEFAULT_DATA
 
 if TYPE_CHECKING:
     from cli.embedded import Access
+    from imprimatur.evidence import EngineIdentity
 
 app = typer.Typer()
 _PANEL = "Servers"
@@ -61,10 +62,11 @@ def serve(
                 metrics_port=metrics_port,
                 slots=slots,
                 terms=settings.terms(),
+                reuse_seconds=settings.evidence_reuse_seconds,
                 retention=retention,
             ) as access,
         ):
-            _announce(access, data, json=json)
+            _announce(access, data, engine.identity, json=json)
             await stop.wait()
 
     run_until_signalled(run)
@@ -100,13 +102,14 @@ def notifier() -> None:
     run_service(NotifierSettings, run)
 
 
-def _announce(access: "Access", data: Path, *, json: bool) -> None:
+def _announce(access: "Access", data: Path, engine: "EngineIdentity", *, json: bool) -> None:
     shown = {
         "target": access.target,
         "api_key": access.api_key,
         "webhook_secret": access.webhook_secret,
         "metrics": access.metrics,
         "data": str(data),
+        "engine": " ".join(filter(None, (engine.name, engine.model))),
     }
     where = "" if data == DEFAULT_DATA else f" --data {data}"
     show_fields(

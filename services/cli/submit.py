@@ -12,6 +12,7 @@ from cli import tables, watch
 from cli.arguments import LabelOption, PriorityWord, WhenBusyWord, labels_of
 from cli.commands import CommandFailed, Session, client_command
 from cli.creatives import CreativeFile, read_all
+from cli.filters import FreshOption
 from cli.output import as_dict, complain, plain
 from imprimatur.client import ClientError, submission
 from imprimatur.v1.job_pb2 import Job
@@ -75,6 +76,7 @@ async def submit(
     key: KeyOption = "",
     when_busy: WhenBusyOption = None,
     revision: RevisionOption = None,
+    fresh: FreshOption = False,
     watch_jobs: WatchOption = False,
 ) -> None:
     """Submit creatives for review.
@@ -98,6 +100,7 @@ async def submit(
             concurrency_key=key,
             when_busy=when_busy.value_in_contract if when_busy else WHEN_BUSY_UNSPECIFIED,
             revision=revision,
+            fresh=fresh,
         )
         for file in read
     ]

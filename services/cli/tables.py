@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.output import moment, plain
+from cli.pictures import dimensions_of
+from imprimatur.budgets import MICROS
 from imprimatur.client import is_terminal
 from imprimatur.v1.creative_pb2 import (
     Category,
@@ -27,6 +29,7 @@ from imprimatur.v1.creative_pb2 import (
 from imprimatur.v1.job_pb2 import (
     JOB_STATE_CANCELLED,
     JOB_STATE_RUNNING,
+    AppealOutcome,
     AttemptOutcome,
     Job,
     JobEvent,
@@ -113,7 +116,7 @@ def jobs(found: Iterable[Job]) -> Table:
             plain(job.subject_id),
             coloured(decision_of(job)),
             plain(when(job.create_time)),
-            plain(progress_of(job) or _why(job)),
+            plain(progress_of(job) or why(job)),
         )
     return made
 
@@ -155,7 +158,8 @@ def progress_of(job: Job) -> str:
     return f"{job.progress.percent}% {job.progress.stage}".strip() if job.state == JOB_STATE_RUNNING else ""
 
 
-def _why(job: Job) -> str:
+def why(job: Job) -> str:
+    """Why it stands as it does: an error, what took its place, or the reason of who decided."""
     if job.HasField("error"):
         return f"{job.error.code}: {job.error.message}"
     if job.superseded_by:
@@ -170,7 +174,7 @@ def job_in_full(job: Job) -> RenderableType:
     """All there is to know of one job."""
     parts: list[RenderableType] = [facts(_job_facts(job))]
     if job.HasField("creative_review"):
-        parts.append(_review(job))
+        parts.append(review_of(job))
     if job.attempt_history:
         parts.append(_attempts(job))
     return sections(*parts)
@@ -213,13 +217,15 @@ def _job_facts(job: Job) -> Iterable[tuple[str, object]]:
     yield "callback", job.callback_url
     yield "retry of", job.retry_of
     yield "appeal of", job.appeal_of
+    yield from appeal_facts(job)
     yield "superseded by", job.superseded_by
     yield "supersedes", job.supersedes
     yield "key", job.concurrency_key
     yield "revision", job.revision if job.HasField("revision") else ""
 
 
-def _review(job: Job) -> RenderableType:
+def review_of(job: Job) -> RenderableType:
+    """What the AI made of a creative, and what a person did."""
     ai, human = job.creative_review.ai_review, job.creative_review.human_review
     by_the_ai = "the AI had said" if job.state == JOB_STATE_CANCELLED else "by the AI"
     engine = ai.evidence.engine
@@ -231,6 +237,7 @@ def _review(job: Job) -> RenderableType:
         ("advice", word(Recommendation, ai.evidence.recommendation)),
         ("policy", f"version {ai.policy_version}" if ai.policy_version else ""),
         ("engine", " ".join(filter(None, (engine.name, engine.version, engine.model)))),
+        ("found for", f"the equal creative of job {ai.reused.job_id}" if ai.HasField("reused") else ""),
         ("categories", ", ".join(f"{word(Category, item.category)} {item.score:.2f}" for item in scores[:5])),
         ("criteria", ", ".join(f"{item.name} {item.score:.2f}" for item in ai.evidence.criteria)),
         ("not examined", ", ".join(word(Part, part) for part in ai.evidence.unexamined)),
@@ -251,14 +258,17 @@ def _review(job: Job) -> RenderableType:
 
 
 def _attempts(job: Job) -> Table:
-    made = table("ATTEMPT", "WORKER", "STARTED", "OUTCOME", "ENGINE", "ERROR")
+    made = table("ATTEMPT", "WORKER", "STARTED", "OUTCOME", "ENGINE", "TOKENS", "COST", "ERROR")
     for attempt in job.attempt_history:
+        tokens = attempt.input_tokens + attempt.output_tokens
         made.add_row(
             str(attempt.claim_no),
             plain(attempt.worker),
             when(attempt.start_time),
             plain(word(AttemptOutcome, attempt.outcome) or "running"),
             plain(attempt.engine),
+            str(tokens or ""),
+            f"${attempt.cost_micros / MICROS:.6f}" if attempt.cost_micros else "",
             plain(f"{attempt.error.code}: {attempt.error.message}" if attempt.HasField("error") else ""),
         )
     return made
@@ -275,24 +285,57 @@ def events(found: Iterable[JobEvent]) -> Table:
 
 def reviews(found: Iterable[PendingReview]) -> Table:
     """What waits for a person."""
-    made = table("JOB", "SUBJECT", "PRIORITY", "WAITING SINCE", "CLAIMED BY", "WHY")
+    made = table("JOB", "SUBJECT", "PRIORITY", "WAITING SINCE", "DUE", "CLAIMED BY", "WHY")
     for review in found:
         made.add_row(
             plain(review.job.id),
             plain(review.job.subject_id),
             plain(word(Priority, review.job.priority)),
             when(review.waiting_since),
+            due_text(review),
             plain(review.claimed_by),
-            plain(_why(review.job)),
+            plain(_appeal_of(review.job) or why(review.job)),
         )
     return made
+
+
+def due_text(review: PendingReview) -> Text:
+    """By when it is to be decided, in red once that has passed."""
+    return plain(when(review.due_at), "red" if review.overdue else "")
+
+
+def _appeal_of(job: Job) -> str:
+    return f"an appeal: {job.appeal.reason}" if job.HasField("appeal") else ""
+
+
+def appeal_facts(job: Job) -> Iterable[tuple[str, object]]:
+    """What is appealed against, and why."""
+    if job.HasField("appeal"):
+        appeal = job.appeal
+        former = appeal.former_reviewer or "the AI"
+        yield "appeal", f"{appeal.reason} ({appeal.appellant})"
+        yield "against", f"{word(Decision, appeal.former_decision)} by {former}: {appeal.former_reason}"
+        yield "outcome", word(AppealOutcome, appeal.outcome)
 
 
 def review_in_full(review: PendingReview) -> RenderableType:
     """What is to be decided, and what the AI made of it."""
     claim = f"{review.claimed_by} until {when(review.claimed_until)}" if review.claimed_by else ""
-    waiting = facts([("waiting since", when(review.waiting_since)), ("claimed by", claim)])
-    return sections(facts(_creative_facts(review.creative)), waiting, job_in_full(review.job))
+    waiting = facts(
+        [
+            ("waiting since", when(review.waiting_since)),
+            ("due", due_text(review)),
+            ("claimed by", claim),
+            ("claim token", review.claim_token),
+            *appeal_facts(review.job),
+        ]
+    )
+    return sections(creative_in_full(review.creative), waiting, job_in_full(review.job))
+
+
+def creative_in_full(creative: Creative) -> Table:
+    """What is to be decided."""
+    return facts(_creative_facts(creative))
 
 
 def _creative_facts(creative: Creative) -> Iterable[tuple[str, object]]:
@@ -306,5 +349,7 @@ def _creative_facts(creative: Creative) -> Iterable[tuple[str, object]]:
 
 
 def _image(image: CreativeImage) -> str:
-    source = image.url or (f"asset {image.asset_id}" if image.asset_id else "")
-    return f"{image.name or 'unnamed'} ({source})" if source else image.name or "unnamed"
+    size = dimensions_of(image.data) if image.data else None
+    told = [image.url, f"asset {image.asset_id}" if image.asset_id else "", f"{size[0]}×{size[1]}" if size else ""]
+    about = ", ".join(filter(None, told))
+    return f"{image.name or 'unnamed'} ({about})" if about else image.name or "unnamed"

@@ -32,6 +32,7 @@ async def run(settings: GatewaySettings, stop: StopSignal) -> None:
             allowance=settings.allowance(),
             lease_seconds=settings.lease_seconds,
             retention=settings.retention(),
+            due=settings.due_hours(),
             most_asset_bytes=settings.image_bytes,
             drain_seconds=settings.drain_seconds,
         ),

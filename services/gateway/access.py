@@ -53,6 +53,7 @@ class Caller:
     role: Role
     user_id: str  #: empty: the key is not bound to a user
     key_name: str
+    key_id: uuid.UUID | None = None
     limits: Limits = NO_LIMITS_OF_ITS_OWN  #: the tenant's own
 
     @property
@@ -123,6 +124,7 @@ class Doorkeeper:
             role=key.role,
             user_id=key.user_id,
             key_name=key.name,
+            key_id=key.id,
             limits=key.limits,
         )
 

@@ -1,4 +1,4 @@
-"""AdminService: clean-up for a tenant's administrators, and what an operator sets for tenants."""
+"""AdminService: clean-up and kept evidence for a tenant's administrators, and what an operator sets for tenants."""
 
 import math
 import uuid
@@ -8,14 +8,16 @@ from typing import Any
 
 from google.protobuf.wrappers_pb2 import DoubleValue, UInt32Value, UInt64Value
 
+from gateway import evidence
 from gateway.access import caller
 from gateway.cleaning import clean_for
 from gateway.paging import foreign_token, position_of, token_of
 from gateway.quotas import Allowance
 from gateway.validation import text_within, without_nul
+from imprimatur.budgets import MICROS, MOST_DOLLARS, MOST_TOKENS, Budget, Used
 from imprimatur.errors import InvalidRequest
 from imprimatur.retention import Kind, Retention
-from imprimatur.storage import tenants
+from imprimatur.storage import spending, tenants
 from imprimatur.storage.database import Database
 from imprimatur.storage.retention import Place
 from imprimatur.tenancy import MOST_A_SECOND, MOST_AT_ONCE, MOST_BYTES, Limits
@@ -56,22 +58,42 @@ class Administration(AdminServiceServicer):
             job_days=retention.job_days,
         )
 
+    # --- evidence ----------------------------------------------------------------------------------------
+
+    async def GetEvidenceStats(self, request: pb.GetEvidenceStatsRequest, context: Any) -> pb.GetEvidenceStatsResponse:
+        """What the tenant's evidence was good for."""
+        return await evidence.use_of(self._database, caller().tenant_id)
+
+    async def ForgetEvidence(self, request: pb.ForgetEvidenceRequest, context: Any) -> pb.ForgetEvidenceResponse:
+        """Have equal creatives examined anew."""
+        return await evidence.forget(self._database, caller().tenant_id, request)
+
     # --- limits ------------------------------------------------------------------------------------------
 
     async def GetTenantLimits(self, request: pb.GetTenantLimitsRequest, context: Any) -> pb.GetTenantLimitsResponse:
-        """What a tenant may take."""
+        """What a tenant may take, and what it may spend."""
         name = _name_in(request)
         async with self._database.read() as reader:
             own = await tenants.limits_of(reader, name)
-        return pb.GetTenantLimitsResponse(own=_shown(own), effective=self._effective(own))
+            budget, used = await spending.by_name(reader, name)
+        return pb.GetTenantLimitsResponse(
+            own=_shown(own), effective=self._effective(own), budget=_budget_shown(budget), spent_today=_spent(used)
+        )
 
     async def SetTenantLimits(self, request: pb.SetTenantLimitsRequest, context: Any) -> pb.SetTenantLimitsResponse:
-        """Replace a tenant's own limits."""
+        """Replace a tenant's own limits, its own budget, or both."""
         name = _name_in(request)
-        own = _limits_in(request.limits)
+        limits, budget = _limits_in(request.limits), _budget_in(request.budget)
         async with self._database.begin() as tx:
-            await tenants.put_limits(tx, name, own)
-        return pb.SetTenantLimitsResponse(own=_shown(own), effective=self._effective(own))
+            if request.HasField("limits") or not request.HasField("budget"):
+                await tenants.put_limits(tx, name, limits)
+            if request.HasField("budget"):
+                await spending.put_budget(tx, name, budget)
+            own = await tenants.limits_of(tx, name)
+            budget, used = await spending.by_name(tx, name)
+        return pb.SetTenantLimitsResponse(
+            own=_shown(own), effective=self._effective(own), budget=_budget_shown(budget), spent_today=_spent(used)
+        )
 
     def _effective(self, own: Limits) -> pb.TenantLimits:
         allowed = self._allowance.of(own)
@@ -126,6 +148,27 @@ def _limits_in(asked: pb.TenantLimits) -> Limits:
         streams=asked.streams.value if asked.HasField("streams") else None,
         asset_bytes=asked.asset_bytes.value if asked.HasField("asset_bytes") else None,
     )
+
+
+def _budget_in(asked: pb.TenantBudget) -> Budget:
+    for name, most in (("daily_tokens", MOST_TOKENS), ("daily_cost_micros", MOST_DOLLARS * MICROS)):
+        if (value := getattr(asked, name).value) > most:
+            raise InvalidRequest(f"budget.{name}", f"is {value}, must be from 0 to {most:,}")
+    return Budget(
+        daily_tokens=asked.daily_tokens.value if asked.HasField("daily_tokens") else None,
+        daily_cost_micros=asked.daily_cost_micros.value if asked.HasField("daily_cost_micros") else None,
+    )
+
+
+def _budget_shown(budget: Budget) -> pb.TenantBudget:
+    return pb.TenantBudget(
+        daily_tokens=_wrapped(UInt64Value, budget.daily_tokens),
+        daily_cost_micros=_wrapped(UInt64Value, budget.daily_cost_micros),
+    )
+
+
+def _spent(used: Used) -> pb.TenantSpending:
+    return pb.TenantSpending(tokens=used.tokens, cost_micros=used.cost_micros)
 
 
 def _shown(limits: Limits) -> pb.TenantLimits:

@@ -33,13 +33,16 @@ Row = Any
 log = structlog.get_logger(__name__)
 
 _SWEEP_LIMIT = 500
-_PASS_SECONDS_WHILE_HELD_BACK = 0.03
+_PASS_SECONDS_WHILE_HELD_BACK = 0.05
 #: Jobs are put up for claiming beyond the free slots for as long as this ahead, at the pace of the last starts, so that
 #: no slot waits for the next pass; and no more, since what is put up stands before everybody who comes later.
 _AHEAD_SECONDS = 2 * _PASS_SECONDS_WHILE_HELD_BACK
 _MOST_AHEAD = 512
 #: Messages that may be lost are sent again in numbers like this, however little room there is.
 _REISSUED_AT_LEAST = 64
+#: Of many jobs one message asks for as many as a worker has sixteenths of its slots: what a message costs all who touch
+#: it is shared then, and no worker gets more with it than it finds room for in a moment.
+_SLOTS_FOR_ONE_MORE = 16
 _STARTED = f"state.{Happening.CLAIMED}"
 
 
@@ -97,6 +100,7 @@ class Dispatcher:
         # Apart from the passes: it waits for locks on tenants, and one tenant's shall hold up nobody else's jobs.
         self._giving_up = Loop("giving-up", self._give_up_hopeless, interval_seconds=2 * pass_seconds)
         self._pace = Pace()
+        self.together = 1  # how many jobs reviewers may be asked for in one message
         self._starts: Subscription | None = None
         self._room = 0
         self._taken = self._settled = 0  # of the room, ever: given to submits, and by submits that have ended
@@ -147,6 +151,7 @@ class Dispatcher:
             under_way = self._taken - settled
             room = backlog.slots + self._pace.ahead() - backlog.running - _in_the_way(backlog) - under_way
             self._room = 0 if backlog.due else max(0, room)
+            self.together = max(1, backlog.least_slots // _SLOTS_FOR_ONE_MORE)
             done = (
                 await self._work(room, backlog.at, releases=backlog.due, thorough=thorough)
                 if thorough or (backlog.due and room > 0)
@@ -169,9 +174,12 @@ class Dispatcher:
             if thorough and self._in_contact():
                 done.lost = await claims.lost_leases(tx, as_of=looked_at, limit=_SWEEP_LIMIT)
             if releases:  # else the room is the submits', which may have taken it since we looked
-                done.released = await dispatch.release_due(tx, room=room, most_of_a_tenant=self._most_of_a_tenant)
+                done.released = await dispatch.release_due(
+                    tx, room=room, most_of_a_tenant=self._most_of_a_tenant, together=self.together
+                )
             if thorough and await self._messages_may_be_lost(tx, room):
-                done.reissued = await dispatch.reissue(tx, limit=max(room, _REISSUED_AT_LEAST))
+                limit = max(room, _REISSUED_AT_LEAST)
+                done.reissued = await dispatch.reissue(tx, limit=limit, together=self.together)
         return done
 
     async def _give_up_hopeless(self) -> None:

@@ -8,21 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.access import Caller
+from gateway.holds import tell_ended
 from gateway.paging import foreign_token, position_of, token_of
 from gateway.validation import instant_of, limit_within, version_within
 from imprimatur import metrics
 from imprimatur.errors import InvalidRequest
 from imprimatur.evidence import Evidence
 from imprimatur.hindsight import Reviewed, decided_again, would_have_decided
+from imprimatur.human import categories_of
 from imprimatur.policy import Decision, LivePolicy, Policy, Trigger, Verdict, unexamined_criteria
-from imprimatur.storage import policies, redecisions, tenants
+from imprimatur.storage import people, policies, redecisions, tenants
 from imprimatur.storage.database import Database, Reader
 from imprimatur.storage.redecisions import Redecided, Waiting
 from imprimatur.v1 import creative_pb2
 from imprimatur.v1 import policy_service_pb2 as pb
 from imprimatur.wire.enums import to_wire
+from imprimatur.wire.hindsight import decided_result, decision_by_person, reviewed_of
 from imprimatur.wire.policies import policy_from_wire
-from imprimatur.wire.reviews import decided_result, decision_by_person, reviewed_of
 
 #: Jobs decided again in one transaction, which an activation of another version waits for.
 MOST_REDECIDED = 500
@@ -48,10 +50,11 @@ async def redecide_pending(
         batch = await redecisions.lock_waiting(tx, who.tenant_id, after=after, limit=limit)
         found = await _judged(batch.waiting, live)
         if not request.dry_run:
-            decided = [_decided(waiting, verdict, live) for waiting, verdict in found.decided]
+            decided = [_decided(*one, live) for one in found.decided]
+            await tell_ended(tx, await people.end_holds(tx, job_ids=[one.job_id for one in decided]))
             await redecisions.redecide(tx, decided, asked_by=who.user_id or who.key_name)
     if not request.dry_run:
-        for _, verdict in found.decided:
+        for _, _, verdict in found.decided:
             metrics.jobs_redecided.labels(verdict.decision).inc()
     return pb.RedecidePendingResponse(
         policy_version=live.version,
@@ -68,7 +71,7 @@ async def redecide_pending(
                 decision=_decision(verdict.decision),
                 policy_triggered=_trigger(verdict.trigger),
             )
-            for waiting, verdict in found.decided
+            for waiting, _, verdict in found.decided
         ],
         next_page_token=token_of([str(batch.following)], asked) if batch.following is not None else "",
     )
@@ -79,7 +82,7 @@ class _Judged:
     """What the policy says of a batch."""
 
     counts: Counter[tuple[Decision, Trigger]] = field(default_factory=Counter)
-    decided: list[tuple[Waiting, Verdict]] = field(default_factory=list)
+    decided: list[tuple[Waiting, Reviewed, Verdict]] = field(default_factory=list)
     held: int = 0
     without_evidence: int = 0
 
@@ -94,16 +97,16 @@ async def _judged(batch: Sequence[Waiting], live: LivePolicy) -> _Judged:
             continue
         reviewed = reviewed_of(waiting.input, waiting.result)
         verdict = decided_again(live.policy, reviewed) if reviewed is not None else None
-        if verdict is None:
+        if reviewed is None or verdict is None:
             judged.without_evidence += 1
             continue
         judged.counts[verdict.decision, verdict.trigger] += 1
         if verdict.decision is not Decision.PENDING:
-            judged.decided.append((waiting, verdict))
+            judged.decided.append((waiting, reviewed, verdict))
     return judged
 
 
-def _decided(waiting: Waiting, verdict: Verdict, live: LivePolicy) -> Redecided:
+def _decided(waiting: Waiting, reviewed: Reviewed, verdict: Verdict, live: LivePolicy) -> Redecided:
     return Redecided(
         job_id=waiting.id,
         decision=verdict.decision,
@@ -111,6 +114,7 @@ def _decided(waiting: Waiting, verdict: Verdict, live: LivePolicy) -> Redecided:
         reason=verdict.reason,
         policy_version=live.version,
         result=decided_result(waiting.result, verdict, policy_version=live.version, reviewed_at=live.at),
+        categories=categories_of(reviewed.declared, reviewed.evidence, detect_min=live.policy.detect_min),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from gateway import repeats, statistics, submissions, validation
+from gateway import appeals, repeats, statistics, submissions, validation
 from gateway.access import Caller, caller
 from gateway.assets import with_their_images
 from gateway.deadlines import allowed_seconds
@@ -36,7 +36,7 @@ from imprimatur.guard import Guard
 from imprimatur.job import Job, NewJob, State
 from imprimatur.retention import Retention
 from imprimatur.storage import attempts, jobs
-from imprimatur.storage.database import Database
+from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.jobs import Submitted
 from imprimatur.storage.keys import Ruling, Verdict
 from imprimatur.v1 import job_service_pb2 as pb
@@ -55,6 +55,8 @@ _FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
 _SNAPSHOT_COMPLETE = pb.WatchJobsResponse(snapshot_complete=True).SerializeToString()
 #: Writes jobs that were admitted.
 _Store: TypeAlias = Callable[[Sequence[NewJob]], Awaitable[Sequence[Submitted]]]
+#: Writes them in a transaction; so many of them may be put up for claiming in it.
+_Write: TypeAlias = Callable[[Transaction, Sequence[NewJob], int], Awaitable[list[Submitted]]]
 _VERSION = re.compile(r"[0-9]{1,18}")
 
 
@@ -152,19 +154,23 @@ class Jobs(JobServiceServicer):
         except Contended:
             return await self._store_with_others(new_jobs)
 
-    async def _store(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
+    async def _store(self, new_jobs: Sequence[NewJob], write: _Write | None = None) -> list[Submitted]:
         for tried in count(1):
             try:
-                return await self._store_once(new_jobs)
+                return await self._store_once(new_jobs, write)
             except Contended:
                 if tried == _MOST_TRIES:
                     raise
         raise AssertionError("counting never ends")
 
-    async def _store_once(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
+    async def _store_once(self, new_jobs: Sequence[NewJob], write: _Write | None) -> list[Submitted]:
         with self._dispatcher.room_for(len(new_jobs)) as fast:
             async with self._database.begin() as tx:
-                submitted = await jobs.submit(tx, new_jobs, release_at_once=fast)
+                if write is None:
+                    together = self._dispatcher.together
+                    submitted = await jobs.submit(tx, new_jobs, release_at_once=fast, together=together)
+                else:
+                    submitted = await write(tx, new_jobs, fast)
         for one in submitted:
             if one.created:
                 metrics.jobs_submitted.labels(one.job.type, one.job.priority.name.lower()).inc()
@@ -281,11 +287,39 @@ class Jobs(JobServiceServicer):
                 reason="JOB_NOT_RETRYABLE",
                 state=old.state,
             )
-        [new] = await with_their_images(self._database, [repeats.retry_of(old, request_id)])
+        [new] = await with_their_images(self._database, [repeats.retry_of(old, request_id, fresh=request.fresh)])
         if isinstance(new, RequestError):
             raise new
         (submitted,) = await self._submit(who, [new], self._store_with_others)
         return pb.RetryJobResponse(job=_accepted(submitted, who).job)
+
+    async def AppealJob(self, request: pb.AppealJobRequest, context: Any) -> pb.AppealJobResponse:
+        """Have a decided creative decided again, by another person."""
+        who = caller()
+        job_id = id_of(request.job_id)
+        validation.without_nul(request)
+        appeal = await appeals.appeal_against(
+            self._database,
+            who,
+            job_id,
+            reason=validation.text_within(request.reason, "reason", 5000, required=True),
+            request_id=validation.text_within(request.request_id, "request_id", 200),
+            retention=self._retention,
+        )
+        [new] = await with_their_images(self._database, [appeal])
+        if isinstance(new, RequestError):
+            raise new
+        (submitted,) = await self._submit(who, [new], lambda admitted: self._store_appeals(who, admitted))
+        return pb.AppealJobResponse(job=_accepted(submitted, who).job)
+
+    async def _store_appeals(self, who: Caller, new_jobs: Sequence[NewJob]) -> list[Submitted]:
+        async def write(tx: Transaction, admitted: Sequence[NewJob], room: int) -> list[Submitted]:
+            return [await appeals.store(tx, who, new, release_at_once=room) for new in admitted]
+
+        submitted = await self._store(new_jobs, write)
+        for one in submitted:
+            appeals.count(one)
+        return submitted
 
     async def RetryJobs(self, request: pb.RetryJobsRequest, context: Any) -> pb.RetryJobsResponse:
         """Retry what matches and is not retried yet, up to a limit."""

@@ -30,7 +30,7 @@ _RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
 _WAITING = frozenset({State.AWAITING_REVIEW})
 
 
-def retry_of(old: Any, request_id: str) -> NewJob:
+def retry_of(old: Any, request_id: str, *, fresh: bool = False) -> NewJob:
     """A new job with the old one's content, in the trace of the call that asks for it."""
     tracing.current().link(SpanContext.read(old.traceparent))
     return NewJob(
@@ -56,6 +56,9 @@ def retry_of(old: Any, request_id: str) -> NewJob:
         concurrency_key=old.concurrency_key,
         revision=old.revision,
         asset_ids=asset_ids_in(old.input),
+        fresh=fresh,
+        appeal_of=old.appeal_of,
+        appeal=old.appeal,
     )
 
 
@@ -74,7 +77,9 @@ async def retry_jobs(
         async with database.begin() as tx:
             scope = await _scope(tx, who, wanted, asked_as_of, None)
             if admission is not None:
-                made = await repeats.retry(tx, scope, limit=admission.number, traceparent=tracing.traceparent())
+                made = await repeats.retry(
+                    tx, scope, limit=admission.number, traceparent=tracing.traceparent(), fresh=request.fresh
+                )
             left = await repeats.count_retryable(tx, scope)
         if admission is not None:
             admission.made = len(made)
@@ -107,7 +112,11 @@ async def review_jobs_again(
     async with database.begin() as tx:
         scope = await _scope(tx, who, wanted, asked_as_of, ids)
         asked_by = who.user_id or who.key_name
-        queued = [] if request.dry_run else await repeats.review_again(tx, scope, limit=limit, asked_by=asked_by)
+        queued = (
+            []
+            if request.dry_run
+            else await repeats.review_again(tx, scope, limit=limit, asked_by=asked_by, fresh=request.fresh)
+        )
         waiting = await repeats.count_waiting(tx, scope)
     for row in queued:
         metrics.reviewed_again.labels(row.type).inc()

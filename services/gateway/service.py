@@ -10,6 +10,7 @@ from gateway.assets import Assets
 from gateway.cleaning import Cleaner
 from gateway.dispatcher import Dispatcher
 from gateway.health import Health
+from gateway.holds import Holds, show_queue
 from gateway.interception import Edge
 from gateway.jobs import Jobs
 from gateway.policies import Policies
@@ -23,6 +24,7 @@ from imprimatur.assets import MAX_BYTES
 from imprimatur.broker import Broker
 from imprimatur.gauges import Gauges
 from imprimatur.guard import Guard
+from imprimatur.human import DueHours
 from imprimatur.retention import Retention
 from imprimatur.storage.database import Database
 from imprimatur.vault import Vault
@@ -48,6 +50,7 @@ async def gateway(
     allowance: Allowance = DEFAULT_ALLOWANCE,
     lease_seconds: float = 3.0,
     retention: Retention = Retention(),  # noqa: B008  # frozen
+    due: DueHours = DueHours(),  # noqa: B008  # frozen
     most_asset_bytes: int = MAX_BYTES,
     drain_seconds: float = 20.0,
 ) -> AsyncIterator[Gateway]:
@@ -60,11 +63,13 @@ async def gateway(
     quotas = Quotas(database, allowance)
     doorkeeper = Doorkeeper(database)
     gauges = Gauges("gauges", database, show_unfinished)
+    queue_gauges = Gauges("review-gauges", database, lambda reader: show_queue(reader, due))
     cleaner = Cleaner(database, retention)
+    holds = Holds(database)
     servicers = Servicers(
         jobs=Jobs(database, broker, dispatcher, watchtower, quotas=quotas, guard=guard, retention=retention),
         assets=Assets(database, quotas, retention, most_bytes=most_asset_bytes),
-        reviews=Reviews(database, retention),
+        reviews=Reviews(database, watchtower, retention, due),
         webhooks=Webhooks(database, vault, guard),
         administration=Administration(database, retention, allowance),
         policies=Policies(database),
@@ -72,7 +77,9 @@ async def gateway(
     await watchtower.start()
     await dispatcher.start()
     gauges.start()
+    queue_gauges.start()
     cleaner.start()
+    holds.start()
     try:
         edge = Edge(doorkeeper, quotas)
         health = Health(database, SERVICES)
@@ -80,8 +87,10 @@ async def gateway(
             yield Gateway(port=port)
     finally:
         await watchtower.stop()
+        await holds.stop()
         await cleaner.stop()
         await quotas.stop()
         await doorkeeper.stop()
+        await queue_gauges.stop()
         await gauges.stop()
         await dispatcher.stop()

@@ -6,9 +6,11 @@ from pydantic import Field
 
 from gateway.quotas import Allowance
 from imprimatur.assets import MAX_BYTES
+from imprimatur.human import DueHours
 from imprimatur.settings import AddressSettings, LeaseSettings, RetentionSettings, SharedSettings, VaultSettings
 
 _DEFAULT = Allowance()
+_DUE = DueHours()
 
 
 class GatewaySettings(SharedSettings, LeaseSettings, VaultSettings, AddressSettings, RetentionSettings):
@@ -69,6 +71,22 @@ class GatewaySettings(SharedSettings, LeaseSettings, VaultSettings, AddressSetti
         ge=0,
         description="Uploaded images that are kept for one tenant, in bytes together; 0: no limit",
     )
+
+    review_due_hours_high: float = Field(
+        default=_DUE.high,
+        ge=0,
+        le=8784,
+        description="By when people are to decide what has priority HIGH, in hours from when they are asked; 0: no "
+        "such time. What is overdue comes first",
+    )
+    review_due_hours_normal: float = Field(default=_DUE.normal, ge=0, le=8784, description="The same for NORMAL")
+    review_due_hours_low: float = Field(default=_DUE.low, ge=0, le=8784, description="The same for LOW")
+
+    def due_hours(self) -> DueHours:
+        """By when people are to decide."""
+        return DueHours(
+            high=self.review_due_hours_high, normal=self.review_due_hours_normal, low=self.review_due_hours_low
+        )
 
     def allowance(self) -> Allowance:
         """What tenants may take."""

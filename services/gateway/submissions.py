@@ -73,6 +73,7 @@ def new_job(request: job_service_pb2.SubmitJobRequest, caller: Caller, guard: Gu
         when_busy=when_busy,
         revision=_revision(request),
         asset_ids=asset_ids_of(request.creative_review.creative),
+        fresh=request.fresh,
     )
 
 

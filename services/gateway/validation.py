@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from imprimatur.errors import InvalidRequest, NotFound
 from imprimatur.evidence import Category
+from imprimatur.human import AuditAction
 from imprimatur.job import JobType, Priority, State, WhenBusy
 from imprimatur.policy import Decision, Trigger
 from imprimatur.retention import Retention
@@ -22,7 +23,7 @@ from imprimatur.storage.jobs import Filter
 from imprimatur.v1 import creative_pb2, job_pb2, job_service_pb2
 from imprimatur.wire.enums import from_wire
 
-_E = TypeVar("_E", Category, Decision, JobType, Priority, State, Trigger, WhenBusy)
+_E = TypeVar("_E", AuditAction, Category, Decision, JobType, Priority, State, Trigger, WhenBusy)
 
 
 # --- single values ---------------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ def version_within(value: int, field: str) -> int | None:
 
 def seconds_within(span: Duration, field: str, least: float, most: float, default: float) -> float:
     """A duration in seconds; unset ones take the default."""
-    if span == Duration():
+    if not (span.seconds or span.nanos):
         return default
     try:
         span.ToJsonString()  # ToTimedelta takes any nanos
@@ -79,7 +80,7 @@ def seconds_within(span: Duration, field: str, least: float, most: float, defaul
 
 def instant_of(stamp: Timestamp, field: str) -> datetime | None:
     """An aware datetime; None when unset."""
-    if stamp == Timestamp():
+    if not (stamp.seconds or stamp.nanos):
         return None
     try:
         return stamp.ToDatetime(tzinfo=UTC)

@@ -10,7 +10,7 @@ import asyncio
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -26,7 +26,7 @@ from imprimatur.runtime import Loop
 from imprimatur.storage import jobs
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Filter, Owner
-from imprimatur.wire.messages import JobsChanged
+from imprimatur.wire.messages import JobChange, JobsChanged
 
 log = structlog.get_logger(__name__)
 
@@ -79,9 +79,14 @@ class Watched:
 
 
 class Changes:
-    """The ids of one tenant's changed jobs, for one subscriber who follows many."""
+    """The ids of one tenant's changed jobs, for one subscriber who follows many.
 
-    def __init__(self) -> None:
+    Args:
+        of_interest: which changes are noted; by default all.
+    """
+
+    def __init__(self, of_interest: Callable[[JobChange], bool] = lambda _change: True) -> None:
+        self.of_interest = of_interest
         self.ids: set[uuid.UUID] = set()
         self.reread = False
         self._fresh = asyncio.Event()
@@ -210,7 +215,7 @@ class Watchtower:
         while True:
             if watched.newest is not None and watched.newest.number > than:
                 return watched.newest
-            self._refuse_when_draining()
+            self.refuse_when_draining()
             await watched.changed()
 
     # --- many jobs ---------------------------------------------------------------------------------------
@@ -225,7 +230,7 @@ class Watchtower:
             Unavailable: this gateway is going away.
             ResourceExhausted: too many jobs match, or too many are followed here.
         """
-        with self._follow(owner.tenant_id) as (changes, sent):
+        with self.following(owner.tenant_id) as (changes, sent):
             async with asyncio.timeout(open_within_seconds):
                 unfinished = await self._unfinished(owner, wanted, already=0)
             for page in _pages(unfinished):
@@ -234,7 +239,7 @@ class Watchtower:
             del unfinished
             yield None
             while True:
-                self._refuse_when_draining()
+                self.refuse_when_draining()
                 ids, reread = await changes.taken()
                 if reread:
                     ids |= sent.changed_from(await self._unfinished(owner, wanted, already=len(sent.live)))
@@ -245,17 +250,25 @@ class Watchtower:
     async def _unfinished(self, owner: Owner, wanted: Filter, *, already: int) -> dict[uuid.UUID, int]:
         async with self._listing, self._database.read() as reader:
             found = await jobs.unfinished_versions(reader, owner, wanted, limit=MOST_WATCHED_TOGETHER + 1)
-        if len(found) > MOST_WATCHED_TOGETHER:
+        self.require_room(len(found), already=already)
+        return found
+
+    def require_room(self, number: int, *, already: int) -> None:
+        """Refuse to follow so many jobs by one stream, or by one that follows so many `already`.
+
+        Raises:
+            ResourceExhausted: too many match, or too many are followed here.
+        """
+        if number > MOST_WATCHED_TOGETHER:
             raise ResourceExhausted(
                 f"more than {MOST_WATCHED_TOGETHER} unfinished jobs match; narrow the filter", reason="TOO_MANY_JOBS"
             )
         followed = sum(len(sent.live) for followers in self._followers.values() for sent in followers.values())
-        if followed - already + len(found) > MOST_FOLLOWED:
+        if followed - already + number > MOST_FOLLOWED:
             raise ResourceExhausted(
                 f"the streams of this gateway follow {followed} jobs already; narrow the filter, or watch again later",
                 reason="TOO_MANY_JOBS",
             ).retry_after(10.0)
-        return found
 
     async def _news(self, owner: Owner, wanted: Filter, ids: Collection[uuid.UUID], sent: Sent) -> list[Version]:
         found = await self._snapshots.of(ids)
@@ -263,7 +276,8 @@ class Watchtower:
         sent.forget(set(ids) - {one.job.id for one in matching})
         return [one.version for one in matching if sent.is_news(one.job)]
 
-    def _refuse_when_draining(self) -> None:
+    def refuse_when_draining(self) -> None:
+        """Raises Unavailable when this gateway is going away."""
         if self._draining:
             raise Unavailable("this gateway is stopping; watch again to go on elsewhere", reason="GATEWAY_STOPPING")
 
@@ -281,7 +295,15 @@ class Watchtower:
                 del self._watched[job_id]
 
     @contextmanager
-    def _follow(self, tenant_id: uuid.UUID) -> Iterator[tuple[Changes, Sent]]:
+    def following(
+        self, tenant_id: uuid.UUID, of_interest: Callable[[JobChange, Sent], bool] = lambda _change, _sent: True
+    ) -> Iterator[tuple[Changes, Sent]]:
+        """What changes among one tenant's jobs, and room to remember what was sent of it; the stream that follows
+        ends by `refuse_when_draining`.
+
+        Raises:
+            ResourceExhausted: too many streams follow many jobs here.
+        """
         if sum(len(followers) for followers in self._followers.values()) >= MOST_FOLLOWERS:
             metrics.limit_refusals.labels("all_streams").inc()
             raise ResourceExhausted(
@@ -290,7 +312,8 @@ class Watchtower:
                 limit="all_streams",
                 value=str(MOST_FOLLOWERS),
             ).retry_after(10.0)
-        changes, sent = Changes(), Sent()
+        sent = Sent()
+        changes = Changes(lambda change: of_interest(change, sent))
         self._followers[tenant_id][changes] = sent
         try:
             yield changes, sent
@@ -313,7 +336,8 @@ class Watchtower:
                 self._dirty.setdefault(change.job_id, time.perf_counter())
                 self._reader.wake()
             for changes in self._followers.get(change.tenant_id, ()):
-                changes.add(change.job_id)
+                if changes.of_interest(change):
+                    changes.add(change.job_id)
 
     def _is_behind(self, job_id: uuid.UUID, version: int) -> bool:
         watched = self._watched.get(job_id)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
+from typing import Any
 
 from imprimatur.errors import AttemptError, NotBegun, PermanentError, TimedOut, UnreviewableInput
 from imprimatur.retry import Backoff
@@ -56,6 +57,7 @@ class AttemptOutcome(StrEnum):
     LOST = "lost"  #: the worker fell silent
     HANDED_BACK = "handed_back"  #: not begun or cut short: the worker stopped, its database or the provider was away
     CANCELLED = "cancelled"  #: the job was cancelled meanwhile
+    WAITING_FOR_TWIN = "waiting_for_twin"  #: not begun: an equal job is being examined, and its evidence will do
 
 
 class WhenBusy(StrEnum):
@@ -74,9 +76,12 @@ class Happening(StrEnum):
     GAVE_UP = "failed"
     RETRY_SCHEDULED = "retry_scheduled"
     HANDED_BACK = "handed_back"
+    WAITING_FOR_TWIN = "waiting_for_twin"  #: an equal job is being examined: what is found there will do for this one
     LEASE_LOST = "lease_lost"
     CANCELLED = "cancelled"
     HELD_BY_PERSON = "claimed_by_person"
+    RELEASED_BY_PERSON = "released_by_person"
+    HOLD_EXPIRED = "claim_expired"
     DECIDED = "decided"
     REDECIDED = "redecided"  #: a changed policy decides it by what the engine found before
     REVIEW_AGAIN = "review_again"  #: what failed for the engine's sake is sent back to it
@@ -112,6 +117,7 @@ TRANSITIONS: Mapping[Happening, Transition] = {
     Happening.GAVE_UP: Transition(sources=_UNFINISHED_BY_MACHINE, target=State.FAILED, notifies="job.failed"),
     Happening.RETRY_SCHEDULED: Transition(sources=_RUNNING, target=State.QUEUED),
     Happening.HANDED_BACK: Transition(sources=_RUNNING, target=State.QUEUED),
+    Happening.WAITING_FOR_TWIN: Transition(sources=_RUNNING, target=State.QUEUED),
     Happening.LEASE_LOST: Transition(sources=_RUNNING, target=State.QUEUED),
     Happening.CANCELLED: Transition(
         sources=frozenset({State.QUEUED, State.RUNNING, State.AWAITING_REVIEW}),
@@ -119,6 +125,8 @@ TRANSITIONS: Mapping[Happening, Transition] = {
         notifies="job.cancelled",
     ),
     Happening.HELD_BY_PERSON: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
+    Happening.RELEASED_BY_PERSON: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
+    Happening.HOLD_EXPIRED: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
     Happening.DECIDED: Transition(sources=_AWAITING, target=State.SUCCEEDED, notifies="job.succeeded"),
     Happening.REDECIDED: Transition(sources=_AWAITING, target=State.SUCCEEDED, notifies="job.succeeded"),
     Happening.REVIEW_AGAIN: Transition(sources=_AWAITING, target=State.QUEUED),
@@ -214,6 +222,7 @@ class Attempt:
     input_tokens: int = 0
     output_tokens: int = 0
     cost_micros: int = 0
+    reused_from: uuid.UUID | None = None  #: the job whose evidence it took, in place of an engine's look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +256,9 @@ class NewJob:
     when_busy: WhenBusy = WhenBusy.REFUSE
     revision: int | None = None
     asset_ids: tuple[str, ...] = ()  #: of the images that its task names
+    fresh: bool = False  #: only evidence made after its acceptance will do
+    appeal_of: uuid.UUID | None = None
+    appeal: Mapping[str, Any] | None = None  #: of an appeal, `human.Appeal` as it is stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,6 +301,7 @@ class Job:
     finished_at: datetime | None
     run_at: datetime
     deadline_at: datetime
+    appeal: Mapping[str, Any] | None = None  #: of an appeal, `human.Appeal` as it is stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +333,8 @@ class Claim:
     first_due_at: datetime | None = None  #: when its present review could begin, its retries not counted
     losses: int = 0  #: workers that fell silent on it before
     traceparent: str | None = None  #: the span that accepted it
+    appeal_of: uuid.UUID | None = None
+    evidence_since: datetime | None = None  #: evidence that was begun before will not do
 
     @property
     def suspect(self) -> bool:

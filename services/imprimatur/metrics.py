@@ -25,8 +25,9 @@ from imprimatur.errors import (
     TimedOut,
     TransientError,
 )
+from imprimatur.human import Agreement
 from imprimatur.job import AttemptOutcome, JobType, Priority, State
-from imprimatur.policy import Mode
+from imprimatur.policy import Mode, Trigger
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
@@ -134,6 +135,27 @@ cleanup_succeeded = Gauge(
     "imprimatur_cleanup_last_success_timestamp_seconds",
     "When clean-up last looked through everything, in whatever gateway; 0: never.",
 )
+reviews_overdue = DatabaseGauge(
+    "imprimatur_reviews_overdue", "Jobs that wait for a person past their due time, by priority.", ("priority",)
+)
+reviews_claimed = DatabaseGauge(
+    "imprimatur_reviews_claimed", "Jobs that wait for a person and that somebody holds now, by priority.", ("priority",)
+)
+review_claims = Counter(
+    "imprimatur_review_claims_total", "What became of people's claims: claimed, released, expired.", ["what"]
+)
+human_agreement = Counter(
+    "imprimatur_human_agreement_total",
+    "Decisions by people, by how they stand to the AI's advice, and by the row of the table that asked for a person.",
+    ["agreement", "policy_triggered"],
+)
+time_to_decision_seconds = Histogram(
+    "imprimatur_time_to_decision_seconds",
+    "From when a person was asked to the decision, by priority.",
+    ["priority"],
+    buckets=(10, 30, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 72 * 3600, 7 * 24 * 3600),
+)
+appeals = Counter("imprimatur_appeals_total", "Appeals: made, upheld, overturned.", ["what"])
 human_decisions = Counter(
     "imprimatur_human_decisions_total",
     "Decisions by people, and whether they override the AI.",
@@ -211,6 +233,27 @@ circuit_openings = Counter(
     "imprimatur_provider_circuit_openings_total",
     "Times that an AI provider was left alone because it kept failing.",
     ["provider"],
+)
+image_bytes = Counter(
+    "imprimatur_image_bytes_total",
+    "Bytes of creatives' images, by where they were: inline, uploaded, fetched.",
+    ["source"],
+)
+image_fetch_seconds = Histogram(
+    "imprimatur_image_fetch_duration_seconds",
+    "Duration of fetches of images from URLs, by outcome: fetched, refused (for good), unavailable (this time).",
+    ["outcome"],
+    buckets=_FAST,
+)
+images_decoded = Counter(
+    "imprimatur_images_decoded_total",
+    "Images looked at, by outcome: decoded, refused (no image, or too large), died (its process), timed_out.",
+    ["outcome"],
+)
+evidence_lookups = Counter(
+    "imprimatur_evidence_lookups_total",
+    "Questions for evidence of an equal creative, by answer: hit, miss (an engine looks), wait (another job looks).",
+    ["outcome"],
 )
 fenced_writes = Counter(
     "imprimatur_fenced_writes_total", "Results discarded because the job was cancelled or taken over."
@@ -297,7 +340,7 @@ ATTEMPT_ERRORS = (
 #: What clean-up removes: tables, and request ids.
 ROWS_REMOVED = (
     *("jobs", "job_events", "attempts", "webhook_messages", "webhook_deliveries", "webhook_attempts", "request_ids"),
-    *("job_assets", "assets"),
+    *("job_assets", "assets", "evidence"),
 )
 for _type in _TYPES:
     for _code in ATTEMPT_ERRORS:
@@ -310,6 +353,14 @@ for _decision in ("approved", "rejected"):
     jobs_redecided.labels(_decision)
 for _mode in Mode:
     policy_activations.labels(_mode)
+for _claim in ("claimed", "released", "expired"):
+    review_claims.labels(_claim)
+for _appeal in ("made", "upheld", "overturned"):
+    appeals.labels(_appeal)
+for _agreement_and_trigger in product(Agreement, Trigger):
+    human_agreement.labels(*_agreement_and_trigger)
+for _priority in _PRIORITIES:
+    time_to_decision_seconds.labels(_priority)
 for _trigger in ("engine_error", "budget_exhausted"):
     decisions.labels("pending", _trigger)
 for _loop in ("outbox", "lease-renewal", "giving-up", "webhook-messages", "webhook-delivery"):
@@ -327,12 +378,20 @@ for _type in _TYPES:
     reviewed_again.labels(_type)
     for _reason in POSTPONEMENTS:
         attempts_postponed.labels(_type, _reason)
+for _source in ("inline", "uploaded", "fetched"):
+    image_bytes.labels(_source)
+for _outcome in ("fetched", "refused", "unavailable"):
+    image_fetch_seconds.labels(_outcome)
+for _outcome in ("decoded", "refused", "died", "timed_out"):
+    images_decoded.labels(_outcome)
 for _outcome in ("delivered", "refused", "failed", "blocked"):
     webhook_attempts.labels(_outcome)
 for _result in ("confirmed", "failed"):
     outbox_published.labels(_result)
 for _queue in (Queue.REVIEW_HIGH, Queue.REVIEW_NORMAL, Queue.REVIEW_LOW, Queue.NOTIFIER_EVENTS, "job.events"):
     messages_set_aside.labels(_queue)
+for _outcome in ("hit", "miss", "wait"):
+    evidence_lookups.labels(_outcome)
 for _kind in ROWS_REMOVED:
     rows_removed.labels(_kind)
 for _reason in ("queue_full", "not_sent"):

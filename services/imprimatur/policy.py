@@ -90,7 +90,8 @@ class Policy:
     Thresholds and detection limits are probabilities in [0, 1], with
     auto_reject_threshold < auto_approve_threshold and detect_min < block_min. `model` is the language model that
     examines, as the reviewers name it, from the next attempt on; None: the one that they are set to. `criteria` are
-    rules in free text, which only language models examine: under them, no other engine's evidence approves.
+    rules in free text, which only language models examine: under them, no other engine's evidence approves. With
+    `reuse_evidence`, equal creatives are examined once, where the reviewers are set to it.
     """
 
     mode: Mode = Mode.AI_POWERED
@@ -102,6 +103,7 @@ class Policy:
     blocked: frozenset[Category] = FORBIDDEN
     model: str | None = None
     criteria: Criteria = ()
+    reuse_evidence: bool = True
 
     def __post_init__(self) -> None:
         for name in ("auto_approve_threshold", "auto_reject_threshold", "detect_min", "block_min"):
@@ -114,6 +116,8 @@ class Policy:
             raise InvalidRequest("detect_min", "must be below block_min")
         if self.model is not None and not (isinstance(self.model, str) and 0 < len(self.model) <= LONGEST_MODEL_NAME):
             raise InvalidRequest("model", f"must be a name of at most {LONGEST_MODEL_NAME} characters")
+        if not isinstance(self.reuse_evidence, bool):
+            raise InvalidRequest("reuse_evidence", "must be true or false")
         if both := self.always_human & self.blocked:
             raise InvalidRequest("blocked", f"also in always_human: {', '.join(sorted(both))}")
         criteria.checked(self.criteria)
@@ -222,6 +226,14 @@ def decide_failure(policy: Policy, declared: Iterable[Category], failure: Engine
     if policy.mode is Mode.AUTO_APPROVE:
         policy = replace(policy, mode=Mode.AI_POWERED)
     return decide(policy, declared, failure)
+
+
+def appealed(verdict: Verdict) -> Verdict:
+    """What the table's verdict comes to for an appeal: a person decides. The row that applied is told as it is."""
+    if verdict.decision is Decision.PENDING:
+        return verdict
+    reason = f"An appeal: a person decides. By itself the policy would have {verdict.decision} it: {verdict.reason}"
+    return replace(verdict, decision=Decision.PENDING, reason=reason)
 
 
 def confidence_of(score: float) -> Confidence:

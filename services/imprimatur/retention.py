@@ -9,6 +9,8 @@ from enum import StrEnum
 JOB_DAYS = 7
 #: And so are images.
 ASSET_DAYS = 7
+#: And evidence for equal creatives.
+EVIDENCE_DAYS = 7
 
 
 class Kind(StrEnum):
@@ -19,15 +21,18 @@ class Kind(StrEnum):
     ATTEMPTS = "attempts"  #: who worked on them, with errors, tokens and cost
     WEBHOOKS = "webhooks"  #: messages, with their deliveries and the attempts at those
     ASSETS = "assets"  #: images, counted from the last use of each: they are no job's own
+    EVIDENCE = "evidence"  #: for equal creatives, counted from when it was begun: no job's own either
     REQUEST_IDS = "request_ids"  #: by which a repeated submit finds them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """Whole days from the end of a job, by kind. 0 or absent: jobs and images for ever, all else for as long as its
-    job."""
+    """Whole days from the end of a job, by kind. 0 or absent: jobs, images and evidence for ever, all else for as long
+    as its job."""
 
-    days: Mapping[Kind, int] = field(default_factory=lambda: {Kind.JOBS: JOB_DAYS, Kind.ASSETS: ASSET_DAYS})
+    days: Mapping[Kind, int] = field(
+        default_factory=lambda: {Kind.JOBS: JOB_DAYS, Kind.ASSETS: ASSET_DAYS, Kind.EVIDENCE: EVIDENCE_DAYS}
+    )
 
     @property
     def job_days(self) -> int:

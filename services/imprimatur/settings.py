@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imprimatur.errors import ConfigurationError
 from imprimatur.guard import Guard
-from imprimatur.retention import ASSET_DAYS, JOB_DAYS, Kind, Retention
+from imprimatur.retention import ASSET_DAYS, EVIDENCE_DAYS, JOB_DAYS, Kind, Retention
 from imprimatur.vault import Vault
 
 #: Each class has it: commands read a single one, such as the vault's.
@@ -163,6 +163,14 @@ class RetentionSettings(BaseSettings):
         "after the end of each job that names them; 0: never",
     )
 
+    retention_evidence_days: int = Field(
+        default=EVIDENCE_DAYS,
+        ge=0,
+        le=_MOST_DAYS,
+        description="Evidence that is kept for equal creatives is removed so many days after it was made, reused by "
+        "then or not; 0: never. For how long it is reused: IMPRIMATUR_EVIDENCE_REUSE_HOURS",
+    )
+
     @field_validator(*(f"retention_{name}_days" for name in ("event", "attempt", "webhook", "request_id")))
     @classmethod
     def _goes_with_its_job(cls, days: int, info: ValidationInfo) -> int:
@@ -181,6 +189,7 @@ class RetentionSettings(BaseSettings):
                 Kind.WEBHOOKS: self.retention_webhook_days,
                 Kind.REQUEST_IDS: self.retention_request_id_days,
                 Kind.ASSETS: self.retention_asset_days,
+                Kind.EVIDENCE: self.retention_evidence_days,
             }
         )
 

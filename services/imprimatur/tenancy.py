@@ -14,7 +14,7 @@ class Role(StrEnum):
     SUBMITTER = "submitter"  #: submit, see, watch, cancel and retry jobs
     REVIEWER = "reviewer"  #: see jobs and decide what waits for a person
     ADMIN = "admin"  #: everything of its tenant, webhooks included
-    OPERATOR = "operator"  #: the limits of every tenant, and nothing else
+    OPERATOR = "operator"  #: the limits and budgets of all tenants, and nothing else
 
 
 #: The largest limits that can be set; whoever wants more wants none.

@@ -29,6 +29,7 @@ async def run(settings: ReviewerSettings, stop: StopSignal) -> None:
                 guard=settings.guard(),
                 image_processes=settings.image_processes,
                 terms=settings.terms(),
+                reuse_seconds=settings.evidence_reuse_seconds,
                 slots=settings.reviewer_slots,
                 lease_seconds=settings.lease_seconds,
                 drain_seconds=settings.drain_seconds,

@@ -23,9 +23,10 @@ from imprimatur.storage.claims import Conclusion
 from imprimatur.storage.database import Database
 from imprimatur.tracing import Attribute, Kind, SpanContext
 from reviewer.endings import Endings, uncancel
-from reviewer.engines import Receipt, note_cost, receiving
+from reviewer.engines import Receipt, note_cost, receiving, timed_by
 from reviewer.leases import Leases
-from reviewer.tasks import NotEnough, Task
+from reviewer.tasks import HandedBack, NotEnough, Task
+from reviewer.twins import Twins
 
 log = structlog.get_logger(__name__)
 
@@ -33,10 +34,11 @@ log = structlog.get_logger(__name__)
 class Attempts:
     """Runs attempts of every job type."""
 
-    def __init__(self, database: Database, leases: Leases, tasks: Mapping[JobType, Task]) -> None:
+    def __init__(self, database: Database, leases: Leases, tasks: Mapping[JobType, Task], twins: Twins) -> None:
         self._database = database
         self._leases = leases
-        self._endings = Endings(database)
+        self._twins = twins
+        self._endings = Endings(database, twins.led_by)
         self._tasks = tasks
         self._stopping = False
 
@@ -49,6 +51,7 @@ class Attempts:
             ),
             tracing.continued("review", SpanContext.read(claim.traceparent), kind=Kind.CONSUMER) as span,
             self._leases.held(claim),
+            self._twins.known(claim),
             receiving() as receipt,
         ):
             if span.recording:
@@ -84,6 +87,9 @@ class Attempts:
         began = time.monotonic()
         try:
             return await self._work(claim, task, receipt, in_full=False)
+        except HandedBack as done:
+            self._leases.concluding(claim)
+            return done.conclusion
         except AttemptError as error:
             return await self._failed(claim, task, error, receipt, time.monotonic() - began)
         except Unavailable as fault:
@@ -103,7 +109,8 @@ class Attempts:
 
         try:
             async with asyncio.timeout(claim.timeout_seconds) as clock:
-                work = await task.run(claim, report, partial(_stopped, clock), in_full=in_full)
+                with timed_by(clock.expired):
+                    work = await task.run(claim, report, partial(_stopped, clock), in_full=in_full)
         except TimeoutError:
             raise TimedOut(f"the attempt took longer than its time-out of {claim.timeout_seconds:g} s") from None
         self._leases.concluding(claim)

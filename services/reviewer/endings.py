@@ -42,6 +42,7 @@ class _Open:
     claim: Claim
     decide: Decide
     spent: Spent
+    leads_to: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +54,15 @@ class _Written:
 
 
 class Endings:
-    """Writes the ends of attempts."""
+    """Writes the ends of attempts.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        leads_to: the key of the evidence that an attempt was to make for others, too.
+    """
+
+    def __init__(self, database: Database, leads_to: Callable[[Claim], bytes | None] = lambda _: None) -> None:
         self._database = database
+        self._leads_to = leads_to
         self._together: Gathering[_Open, _Written] = Gathering(
             "endings", self._write_all, linger_seconds=LINGER_SECONDS
         )
@@ -74,7 +80,8 @@ class Endings:
         """
         try:
             with tracing.span("conclude"):
-                return await self._insist(_Open(claim=claim, decide=decide, spent=spent))
+                end = _Open(claim=claim, decide=decide, spent=spent, leads_to=self._leads_to(claim))
+                return await self._insist(end)
         except _NotApplied as fault:
             tracing.current().fail(fault.code)
             return None
@@ -141,7 +148,7 @@ def _decided(end: _Open, live: Mapping[UUID, LivePolicy]) -> Ending | Exception:
         conclusion = end.decide if isinstance(end.decide, Conclusion) else end.decide(live[end.claim.tenant_id])
     except Exception as fault:  # noqa: BLE001  # raised to the attempt
         return fault
-    return Ending(claim=end.claim, conclusion=conclusion, spent=end.spent)
+    return Ending(claim=end.claim, conclusion=conclusion, spent=end.spent, leads_to=end.leads_to)
 
 
 class _NotApplied(Exception):

@@ -20,6 +20,7 @@ from reviewer.images.images import Images
 from reviewer.leases import Leases
 from reviewer.tasks.creative_review import CreativeReview
 from reviewer.terms import NO_TERMS, Terms
+from reviewer.twins import Twins
 from reviewer.worker import Worker
 
 
@@ -45,6 +46,7 @@ async def reviewer(
     guard: Guard = STRICT,
     image_processes: int = 2,
     terms: Terms = NO_TERMS,
+    reuse_seconds: float = 0.0,
     slots: int = 16,
     lease_seconds: float = 3.0,
     drain_seconds: float = 20.0,
@@ -56,13 +58,15 @@ async def reviewer(
         guard: of the URLs from which images are fetched.
         image_processes: in which images are decoded; started when first needed.
         terms: on which an engine's provider is asked.
+        reuse_seconds: for how long evidence is reused for equal creatives; 0: not at all.
         lease_database: for lease renewals alone; the same as `database` where one writer is all there is.
     """
     identity = Identity(id=new_id(), name=process_name(), slots=slots)
     leases = Leases(lease_database, identity, lease_seconds=lease_seconds)
     images = Images(database, Fetcher(guard), Darkroom(processes=image_processes))
-    review = CreativeReview(database, images, engine, open_apart, terms)
-    attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: review})
+    twins = Twins(database, keep_seconds=reuse_seconds)
+    review = CreativeReview(database, images, engine, open_apart, terms=terms, twins=twins)
+    attempts = Attempts(database, leases, {JobType.CREATIVE_REVIEW: review}, twins)
     worker = Worker(database, broker, identity, attempts, leases)
     metrics.broker_consuming.labels("reviewer").set_function(lambda: worker.consuming)
     leases.start()

@@ -9,8 +9,11 @@ from pydantic_settings import BaseSettings
 
 from imprimatur.budgets import MICROS, Budget
 from imprimatur.job import JobType
+from imprimatur.reuse import HOURS
 from imprimatur.settings import AddressSettings, LeaseSettings, SharedSettings
 from reviewer.terms import Terms
+
+_MOST_HOURS = 8_760.0
 
 
 class EngineName(StrEnum):
@@ -92,6 +95,21 @@ class EngineSettings(BaseSettings):
     )
     llm_daily_cost_dollars: float = Field(default=0.0, ge=0, description="US dollars that it may spend; 0: no limit")
 
+    evidence_reuse_hours: float | None = Field(
+        default=None,
+        ge=0,
+        le=_MOST_HOURS,
+        description="For so long, equal creatives of a tenant are given what the engine found in the first of them, in "
+        f"place of a look of their own; 0: never. By default {HOURS:g} with the llm engine, and 0 with the builtin "
+        "one, whose look costs little",
+    )
+
+    @property
+    def evidence_reuse_seconds(self) -> float:
+        """For how long evidence is reused; 0: not at all."""
+        default = HOURS if self.engine is EngineName.LLM else 0.0
+        return 3600.0 * (default if self.evidence_reuse_hours is None else self.evidence_reuse_hours)
+
     def terms(self) -> Terms:
         """On what terms providers are asked."""
         return Terms(
@@ -110,7 +128,7 @@ class EngineSettings(BaseSettings):
 class ReviewerSettings(SharedSettings, LeaseSettings, AddressSettings, EngineSettings):
     """What `imprimatur reviewer` reads from the environment."""
 
-    reviewer_slots: int = Field(default=16, ge=1, le=1000, description="Jobs that one reviewer runs at once")
+    reviewer_slots: int = Field(default=64, ge=1, le=1000, description="Jobs that one reviewer runs at once")
     image_processes: int = Field(
         default=2, ge=1, le=64, description="Child processes in which images are decoded, started when first needed"
     )

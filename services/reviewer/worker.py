@@ -1,7 +1,7 @@
 """Slots and messages: takes review messages as slots come free, claims their jobs, and starts the attempts.
 
-A message is acknowledged once its claim is committed, not at the end of the work: the lease is the ownership.
-Messages in hand wait for a free slot in the `Inbox`.
+A message is acknowledged once the claims of its jobs are committed, not at the end of the work: the lease is the
+ownership. Jobs in hand wait for a free slot in the `Inbox`.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ from imprimatur.storage import claims
 from imprimatur.storage.claims import Wanted
 from imprimatur.storage.database import Database
 from imprimatur.storage.workers import Worker as Identity
-from imprimatur.wire.messages import JobsChanged, ReviewRequested
+from imprimatur.wire.messages import JobsChanged, Released
+from reviewer.asked import Asked, Fate, asked_for
 from reviewer.attempt import Attempts
 from reviewer.inbox import Inbox
 from reviewer.leases import Leases
@@ -58,7 +59,7 @@ class Worker:
         self._claims: Gathering[Wanted, Claim | None] = Gathering(
             "claims", self._claim_all, linger_seconds=LINGER_SECONDS
         )
-        self._prefetch = max(2, identity.slots // 2)
+        self._prefetch = max(2, identity.slots // 4)
         self._free_slots = asyncio.Semaphore(identity.slots)
         self._inbox = Inbox(self._give_back)
         self._subscriptions: list[Subscription] = []
@@ -107,7 +108,16 @@ class Worker:
     def _receiver(self, priority: Priority, queue: Queue) -> Callable[[Delivery], None]:
         def receive(delivery: Delivery) -> None:
             metrics.messages_consumed.labels(queue, str(delivery.redelivered).lower()).inc()
-            self._inbox.put(priority, delivery)
+            try:
+                every = asked_for(delivery)
+            except MalformedMessage as fault:
+                message_id = delivery.message.message_id
+                log.warning("a message cannot be read; set aside", error=str(fault), message_id=message_id)
+                metrics.messages_set_aside.labels(queue).inc()
+                self._settle(delivery.set_aside())
+                return
+            for asked in every:
+                self._inbox.put(priority, asked)
 
         return receive
 
@@ -121,9 +131,9 @@ class Worker:
             return
         self._leases.doubt({change.job_id for change in cancelled.changes})
 
-    def _give_back(self, delivery: Delivery) -> None:
+    def _give_back(self, asked: Asked) -> None:
         metrics.claims.labels("given_back").inc()
-        self._settle(delivery.give_back())
+        self._settle(asked.settle(Fate.UNWANTED))
 
     def _settle(self, settling: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(settling)
@@ -136,11 +146,11 @@ class Worker:
         while True:
             await self._free_slots.acquire()
             try:
-                delivery = await self._inbox.next()
+                asked = await self._inbox.next()
             except asyncio.CancelledError:
                 self._free_slots.release()
                 raise
-            task = asyncio.create_task(self._serve(delivery))
+            task = asyncio.create_task(self._serve(asked))
             self._running.add(task)
             task.add_done_callback(self._done)
 
@@ -150,29 +160,23 @@ class Worker:
         if not task.cancelled() and (fault := task.exception()) is not None:
             log.error("an attempt ended without a conclusion; its lease will run out", exc_info=fault)
 
-    async def _serve(self, delivery: Delivery) -> None:
+    async def _serve(self, asked: Asked) -> None:
+        job_id = str(asked.released.job_id)
         try:
-            request = ReviewRequested.decode(delivery.message.body)
-        except MalformedMessage as fault:
-            metrics.messages_set_aside.labels(delivery.message.routing_key).inc()
-            log.warning("a message cannot be read; set aside", error=str(fault), message_id=delivery.message.message_id)
-            await delivery.set_aside()
-            return
-        try:
-            claim = await self._claim(request)
+            claim = await self._claim(asked.released)
         except asyncio.CancelledError:
-            self._give_back(delivery)
+            self._give_back(asked)
             raise
         except Unavailable:
-            self._give_back(delivery)
-            log.warning("a job could not be claimed; its message is given back", job_id=str(request.job_id))
+            self._give_back(asked)
+            log.warning("a job could not be claimed; its message is given back", job_id=job_id)
             return
         except Exception:
-            log.exception("a job cannot be claimed; its message is set aside", job_id=str(request.job_id))
-            metrics.messages_set_aside.labels(delivery.message.routing_key).inc()
-            await delivery.set_aside()
+            log.exception("a job cannot be claimed; its message is set aside", job_id=job_id)
+            metrics.messages_set_aside.labels(asked.queue).inc()
+            self._settle(asked.settle(Fate.IMPOSSIBLE))
             return
-        self._settle(delivery.ack())
+        self._settle(asked.settle(Fate.DONE))
         metrics.claims.labels("claimed" if claim else "stale").inc()
         if claim is not None:
             if claim.first_wait_seconds is not None:
@@ -180,9 +184,9 @@ class Worker:
                 started.observe(claim.first_wait_seconds)
             await self._attempts.run(claim)
 
-    async def _claim(self, request: ReviewRequested) -> Claim | None:
+    async def _claim(self, released: Released) -> Claim | None:
         """Claim, asking again with the same id when the answer was lost."""
-        wanted = Wanted(job_id=request.job_id, release_no=request.release_no, claim_id=new_id())
+        wanted = Wanted(job_id=released.job_id, release_no=released.release_no, claim_id=new_id())
         for last in (False,) * (_CLAIM_TRIES - 1) + (True,):
             try:
                 return await self._claims.add(wanted)

@@ -15,7 +15,7 @@ from imprimatur.job import AttemptOutcome, Happening, Job, JobType, NewJob, Prio
 from imprimatur.storage import clock, dispatch, schema, workers
 from imprimatur.storage.database import Database, OutboxRow
 from imprimatur.storage.dispatch import LOST_TOO_OFTEN, OVERDUE, Backlog, Hopeless
-from imprimatur.wire.messages import ReviewRequested
+from imprimatur.wire.messages import Released, ReviewRequested
 
 
 async def waiting(database: Database, *new_jobs: NewJob) -> list[Job]:
@@ -23,13 +23,14 @@ async def waiting(database: Database, *new_jobs: NewJob) -> list[Job]:
     return await makers.submit(database, *new_jobs, release_at_once=0)
 
 
-async def released(database: Database, *, room: int) -> list[tuple[str, ReviewRequested]]:
+async def released(database: Database, *, room: int) -> list[tuple[str, Released]]:
     """One pass of the dispatcher: the queues and requests in the order in which they are published."""
     handed_over: list[OutboxRow] = []
     database.on_commit = handed_over.extend
     number = await makers.release(database, room=room)
-    assert number == len(handed_over)
-    return [(row.routing_key, ReviewRequested.decode(row.body)) for row in handed_over]
+    asked = [(row.routing_key, one) for row in handed_over for one in ReviewRequested.decode(row.body).jobs]
+    assert number == len(asked)
+    return asked
 
 
 async def reissue(database: Database, *, limit: int = 100) -> int:
@@ -66,8 +67,8 @@ async def test_a_release_asks_the_queue_of_the_jobs_priority_with_a_new_number(d
         database, makers.new_job(tenant, priority=Priority.LOW), makers.new_job(tenant, priority=Priority.HIGH)
     )
     assert sorted(await released(database, room=10), key=lambda one: one[0]) == [
-        (Queue.REVIEW_HIGH, ReviewRequested(job_id=high.id, release_no=1)),
-        (Queue.REVIEW_LOW, ReviewRequested(job_id=low.id, release_no=1)),
+        (Queue.REVIEW_HIGH, Released(job_id=high.id, release_no=1)),
+        (Queue.REVIEW_LOW, Released(job_id=low.id, release_no=1)),
     ]
     assert await released(database, room=10) == []
 
@@ -100,6 +101,25 @@ async def test_concurrent_dispatchers_release_each_job_once(database: Database) 
     assert sum(passes) + await makers.release(database) == 30
 
 
+async def test_of_many_jobs_a_few_go_into_one_message_and_never_fewer_messages_than_eight(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    for number, together, sizes in (
+        (7, 4, [1] * 7),
+        (17, 4, [2] * 8 + [1]),
+        (40, 4, [4] * 10),
+        (40, 1, [1] * 40),
+        (9, 0, [1] * 9),
+    ):
+        ids = [job.id for job in await waiting(database, *(makers.new_job(tenant) for _ in range(number)))]
+        handed_over: list[OutboxRow] = []
+        database.on_commit = handed_over.extend
+        async with database.begin() as tx:
+            assert await dispatch.release_due(tx, room=number, together=together) == number
+        requests = [ReviewRequested.decode(row.body).jobs for row in handed_over]
+        assert [len(jobs) for jobs in requests] == sizes
+        assert [job.job_id for jobs in requests for job in jobs] == ids
+
+
 async def test_a_scheduled_job_is_released_when_its_time_has_come(database: Database) -> None:
     tenant = await makers.make_tenant(database)
     async with database.read() as reader:
@@ -122,8 +142,9 @@ async def test_the_backlog_counts_released_due_and_slots(database: Database) -> 
     await makers.running(database, tenant)
     async with database.begin() as tx:
         await workers.seen(tx, makers.worker(slots=4), running=1)
+        await workers.seen(tx, makers.worker(slots=3), running=0)
     found = await backlog(database)
-    assert found == Backlog(reissued=0, released=1, running=1, due=True, slots=4, at=found.at)
+    assert found == Backlog(reissued=0, released=1, running=1, due=True, slots=7, least_slots=3, at=found.at)
     async with database.read() as reader:
         assert found.at <= await clock.present(reader) < found.at + timedelta(minutes=1)
 

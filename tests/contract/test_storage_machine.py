@@ -550,6 +550,7 @@ class StoredJobs(RuleBasedStateMachine):
                     reason="fine",
                     policy_version=2,
                     result=b"",
+                    categories=["alcohol"],
                 )
                 return held, await redecisions.redecide(tx, [] if held[job.id] else [decided], asked_by="test")
 

@@ -55,6 +55,7 @@ async def go_back(database: Database) -> None:
     """To the schema before it was noted since when people are awaited."""
     async with database.begin() as tx:
         await tx.connection.exec_driver_sql("DROP INDEX ix_jobs_awaiting_since")
+        await tx.connection.exec_driver_sql("DROP INDEX ix_jobs_waiting")
         await tx.connection.exec_driver_sql("ALTER TABLE jobs DROP COLUMN awaiting_since")
         await tx.connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0004'")
 

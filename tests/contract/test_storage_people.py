@@ -4,12 +4,16 @@ import asyncio
 
 from tests import makers
 
+from imprimatur.human import DueHours
 from imprimatur.identity import new_id
 from imprimatur.job import Job, Priority, State
-from imprimatur.storage import clock, people
+from imprimatur.storage import clock, people, review_queue
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
-from imprimatur.storage.people import HumanDecision, Position, Waiting
+from imprimatur.storage.people import HumanDecision
+from imprimatur.storage.review_queue import Place, Waiting, Wanted
+
+DUE = DueHours()
 
 
 async def queue(
@@ -18,15 +22,13 @@ async def queue(
     *,
     reviewer: str = "ada",
     unclaimed_only: bool = False,
-    after: Position | None = None,
+    after: Place | None = None,
     limit: int = 100,
 ) -> list[Waiting]:
+    wanted = Wanted(free_for=reviewer if unclaimed_only else "")
     async with database.read() as reader:
-        return list(
-            await people.waiting(
-                reader, owner, reviewer=reviewer, unclaimed_only=unclaimed_only, after=after, limit=limit
-            )
-        )
+        as_of = after.as_of if after is not None else await clock.present(reader)
+        return await review_queue.page(reader, owner, wanted, due=DUE, as_of=as_of, after=after, limit=limit)
 
 
 async def decide(database: Database, job: Job, *, reviewer: str, decision: str = "approved") -> Job | None:
@@ -73,8 +75,11 @@ async def test_the_queue_is_read_page_by_page_without_gaps_or_repeats(database: 
     everything = [item.job.id for item in await queue(database, owner)]
     for size in (1, 2, 3):
         pages: list[Waiting] = []
-        while page := await queue(database, owner, after=people.position_of(pages[-1]) if pages else None, limit=size):
+        after: Place | None = None
+        while page := await queue(database, owner, after=after, limit=size):
             pages += page
+            as_of = after.as_of if after is not None else pages[0].since
+            after = review_queue.place_of(pages[-1], DUE, as_of)
         assert [item.job.id for item in pages] == everything
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -90,6 +91,22 @@ async def test_versions_of_before_the_record_were_live_from_when_they_were_made(
     assert (await record(database, tenant))[0] == (3, 2, 1, "ada")
 
 
+async def test_who_changes_one_setting_keeps_what_somebody_else_changed_meanwhile(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+
+    async def operate() -> int:
+        async with database.begin() as tx:
+            return await tenants.change_policy(tx, tenant, {"reuse_evidence": False}, by="operator")
+
+    async with database.begin() as tx:
+        await tenants.put_policy(tx, tenant, STRICT)
+        operator = asyncio.create_task(operate())
+        await lock_waiters(database, 1)
+    assert await operator == 3
+    async with database.read() as reader:
+        assert (await policies.find(reader, tenant, None)).policy == replace(STRICT, reuse_evidence=False)
+
+
 # --- what waits ------------------------------------------------------------------------------------------
 
 
@@ -106,6 +123,7 @@ def approved(job: Job) -> Redecided:
         reason="It is good.",
         policy_version=2,
         result=b"decided again",
+        categories=["alcohol"],
     )
 
 
@@ -144,6 +162,9 @@ async def test_what_is_decided_again_ends_like_any_decision(database: Database) 
     done = await makers.find(database, tenant, job.id)
     assert (done.state, done.decision, done.policy_triggered) == (State.SUCCEEDED, "approved", "auto_approve")
     assert (done.result, done.result_count, done.version) == (b"decided again", 1, job.version + 1)
+    async with database.read() as reader:
+        shown = await reader.connection.execute(select(table.c.categories).where(table.c.id == job.id))
+        assert shown.scalar_one() == ["alcohol"]
     assert done.finished_at is not None
     assert done.finished_at - done.updated_at < timedelta(seconds=1)
     async with database.read() as reader:

@@ -13,7 +13,7 @@ from tests.contract.polling import lock_waiters
 
 from imprimatur.identity import new_id
 from imprimatur.job import LOSSES_OF_A_SUSPECT, Claim, Happening, Job, JobError, State
-from imprimatur.storage import clock, jobs, people, repeats
+from imprimatur.storage import clock, jobs, people, repeats, review_queue
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.people import HumanDecision
@@ -380,7 +380,7 @@ async def cancel(tx: Transaction, job: Job) -> Job | None:
     return await jobs.cancel(tx, Owner(tenant_id=job.tenant_id), job.id, reason="")
 
 
-async def hold(tx: Transaction, job: Job) -> people.Waiting | None:
+async def hold(tx: Transaction, job: Job) -> review_queue.Waiting | None:
     return await people.hold(tx, Owner(tenant_id=job.tenant_id), job.id, reviewer="ada", seconds=60.0)
 
 

@@ -16,7 +16,7 @@ from imprimatur.storage import claims, clock, jobs, outbox, schema
 from imprimatur.storage.claims import Wanted
 from imprimatur.storage.database import Database, OutboxRow
 from imprimatur.storage.jobs import Submitted
-from imprimatur.wire.messages import ReviewRequested
+from imprimatur.wire.messages import Released, ReviewRequested
 
 
 async def submit(database: Database, *new_jobs: NewJob, release_at_once: int = 100) -> list[Submitted]:
@@ -203,8 +203,9 @@ async def test_what_is_put_up_for_claiming_is_told_of_in_the_order_of_acceptance
     tenant = await makers.make_tenant(database)
     batch = [makers.new_job(tenant, request_id=f"r-{9 - number}") for number in range(9)]
     await submit(database, *batch, release_at_once=7)
-    asked = [ReviewRequested.decode(row.body) for row in written if row.routing_key == Queue.REVIEW_NORMAL]
-    assert asked == [ReviewRequested(job_id=new.id, release_no=1) for new in batch[:7]]
+    rows = [row for row in written if row.routing_key == Queue.REVIEW_NORMAL]
+    asked = [one for row in rows for one in ReviewRequested.decode(row.body).jobs]
+    assert asked == [Released(job_id=new.id, release_no=1) for new in batch[:7]]
     assert [row.stored for row in written] == [False] + [True] * 7
     async with database.begin() as tx:
         claimed = await claims.claim(

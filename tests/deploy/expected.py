@@ -81,6 +81,8 @@ def standing(
         "people: Waiting": {"": waiting},
         # Of the first round; looked at after the last.
         "people: Oldest": {"": (done[-1].ended - done[0].ended, at - done[0].began)},
+        "people: Overdue": {"": 0},
+        "people: Held now": {"": 0},
         "people: Waiting, by priority": {"creative_review normal": waiting},
         "infrastructure: Outbox": {"messages": 0},
         "infrastructure: Since the last clean-up": {"": (0.0, 300.0)},
@@ -127,6 +129,7 @@ def counted(done: Round, addresses: Mapping[str, str]) -> dict[str, Shown]:
         "overview: Submit to end": _quantiles(metrics.submit_to_end_seconds, done.work_seconds),
         "overview: Watch lag": _quantiles(metrics.watch_lag_seconds, done.seconds),
         "reviewer: Engine calls": _quantiles(metrics.engine_seconds, done.work_seconds),
+        "reviewer: Time of a fetch": _quantiles(metrics.image_fetch_seconds, done.work_seconds),
         "reviewer: Engine calls, 95 %, by engine": {"builtin": _within(metrics.engine_seconds, done.work_seconds)},
         "notifier: Lag": _quantiles(metrics.webhook_lag_seconds, done.seconds),
         "notifier: Duration of posts": _quantiles(metrics.webhook_seconds, done.seconds),
@@ -166,6 +169,11 @@ def per_second(done: Round) -> dict[str, Shown]:
         },
         "reviewer: Attempts by error": {"unreviewable_input": done.left["failed"]},
         "reviewer: Postponed": {},
+        # Each job that failed has one image, which is none.
+        "reviewer: Images looked at": {"decoded": done.images - done.left["failed"], "refused": done.left["failed"]},
+        "reviewer: Bytes of images": {"inline": done.image_bytes, "fetched": (1, 1000)},
+        "reviewer: Fetches from URLs": {"fetched": 1},
+        "reviewer: Equal creatives": {},
         "reviewer: Decisions of the machine": decisions,
         "reviewer: Rows of the decision table": triggers,
         "reviewer: Messages": {"claimed": done.worked_on},
@@ -174,6 +182,10 @@ def per_second(done: Round) -> dict[str, Shown]:
         "notifier: Outcomes received from the broker": {"redelivered: false": outcomes},
         "people: Coming and going": {"coming": done.left["awaiting_review"], "decided": done.by_people.total()},
         "people: Why they come": pending,
+        "people: Agreement with the machine": {
+            "overrode": sum(number for (_, overrides), number in done.by_people.items() if overrides),
+            **dict.fromkeys(("agreed", "no_advice"), (0, done.by_people.total())),
+        },
         "people: What they decide": {
             f"{decision}, overrides: {str(overrides).lower()}": number
             for (decision, overrides), number in done.by_people.items()

@@ -46,6 +46,8 @@ class Round:
     decisions: Counter[tuple[str, str]]  #: of the machine, with the row of its table
     by_people: Counter[tuple[str, bool]]  #: and whether they override the AI
     posts: Counter[str]  #: webhook posts, by outcome
+    images: int  #: in all creatives
+    image_bytes: int  #: of those that came in the requests
     scheduled: list[str]  #: ids of jobs that wait for their time
     settled: int  #: jobs that were watched until the machine was done with them
     began: float  #: seconds of the epoch
@@ -79,9 +81,14 @@ async def run(client: Client, receiver: Receiver, stack: Stack) -> Round:
     wanted = [
         *jobs.requests(jobs.examples()[:_EXAMPLES], receiver.url),
         *jobs.requests([Creative(creative_id="broken", headline="Look", images=[_BROKEN])] * 2, receiver.url),
+        # A page in place of an image, at an address that answers.
+        *jobs.requests(
+            [Creative(creative_id="page", headline="Look", images=[CreativeImage(url=_page(stack))])], receiver.url
+        ),
         *_prioritised(receiver.url),
         submission(jobs.plain_creative(0), callback_url=f"http://127.0.0.1:{free_port()}/nobody"),
     ]
+    images = [image for request in wanted for image in request.creative_review.creative.images]
     planned = [submission(jobs.plain_creative(one), run_at=later) for one in range(SCHEDULED)]
     posted_before = _posted(stack)
     began = time.time()
@@ -111,12 +118,18 @@ async def run(client: Client, receiver: Receiver, stack: Stack) -> Round:
             for human in (job.creative_review.human_review for job in decided)
         ),
         posts=posts,
+        images=len(images),
+        image_bytes=sum(len(image.data) for image in images),
         scheduled=scheduled[CANCELLED:],
         settled=len(settled),
         began=began,
         settled_at=settled_at,
         ended=time.time(),
     )
+
+
+def _page(stack: Stack) -> str:
+    return f"http://127.0.0.1:{stack.ports['gateway']}/livez"
 
 
 def _prioritised(callback_url: str) -> list[SubmitJobRequest]:

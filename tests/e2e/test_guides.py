@@ -94,7 +94,18 @@ def replaced(trio: Trio) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("block", [block for block in blocks() if block.kind == "sh"], ids=str)
+def commands() -> list[Any]:
+    """Those that run anywhere. What starts everything anew, to look at each panel, takes a minute or two, and is what
+    tests/deploy/test_panels_under_load.py does on servers of its own."""
+    slow = {True: [pytest.mark.soak], False: []}
+    return [
+        pytest.param(block, id=str(block), marks=slow["make panels" in block.text])
+        for block in blocks()
+        if block.kind == "sh"
+    ]
+
+
+@pytest.mark.parametrize("block", commands())
 def test_a_command_of_a_guide_works(
     block: Block, trio: Trio, replaced: dict[str, str], children: list[Child], tmp_path: Path
 ) -> None:

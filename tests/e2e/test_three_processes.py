@@ -4,7 +4,9 @@ import asyncio
 import json
 import signal
 import sys
+from collections import Counter
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,8 +24,16 @@ from tests.service.collector import collecting
 from tests.service.provider import answer, gives, providing, slow
 
 from imprimatur.client import Client, is_settled, submission
-from imprimatur.v1.creative_pb2 import DECISION_APPROVED
-from imprimatur.v1.job_pb2 import ATTEMPT_OUTCOME_LOST, ATTEMPT_OUTCOME_SUCCEEDED, JOB_STATE_AWAITING_REVIEW, Job
+from imprimatur.identity import new_id
+from imprimatur.v1.creative_pb2 import DECISION_APPROVED, Creative
+from imprimatur.v1.job_pb2 import (
+    ATTEMPT_OUTCOME_LOST,
+    ATTEMPT_OUTCOME_SUCCEEDED,
+    JOB_STATE_AWAITING_REVIEW,
+    JOB_STATE_QUEUED,
+    Job,
+    JobState,
+)
 from imprimatur.v1.job_service_pb2 import JobFilter
 
 _PAUSE_SECONDS = 0.1
@@ -223,6 +233,64 @@ async def test_a_reviewer_that_finishes_its_last_job_tells_so_and_is_observed_un
         assert [attempt.outcome for attempt in history] == [ATTEMPT_OUTCOME_SUCCEEDED]
         successor = await asyncio.to_thread(trio.start, "reviewer")
         await asyncio.to_thread(trio.remove, "reviewer", signal.SIGTERM, successor=successor)
+
+
+async def test_sixteen_equal_creatives_cost_one_look_and_two_when_the_reviewer_that_looks_is_killed(trio: Trio) -> None:
+    async with providing(slow(gives(answer()))) as provider, trio.client() as client:
+        settings = {
+            "IMPRIMATUR_ENGINE": "llm",
+            "IMPRIMATUR_LLM_MODEL": "scripted",
+            "IMPRIMATUR_LLM_BASE_URL": provider.base_url,
+        }
+        both = [await asyncio.to_thread(partial(trio.start, "reviewer", **settings)) for _ in range(2)]
+        await asyncio.to_thread(trio.remove, "reviewer", signal.SIGTERM, successor=both[0])
+        ids = await _equal(client, "Figs from the tree", 16)
+        await _waiting_for_one(client, ids)
+        provider.released.set()
+        assert sum(job.creative_review.ai_review.HasField("reused") for job in await _approved(client, ids)) == 15
+        assert len(provider.calls) == 1
+
+        provider.follow(slow(gives(answer())))
+        provider.released.clear()
+        ids = await _equal(client, "Plums from the tree", 16)
+        await _waiting_for_one(client, ids)
+        [struck] = [one for one in both if _sum(scrape(one.http_port), "imprimatur_worker_slots_in_use", {}) == 1]
+        await asyncio.to_thread(struck.kill)
+        await eventually(lambda: len(provider.calls) == 2, "somebody else's look")
+        provider.released.set()
+        assert sum(job.creative_review.ai_review.HasField("reused") for job in await _approved(client, ids)) == 15
+        assert len(provider.calls) == 2
+        [left] = [one for one in both if one is not struck]
+        trio.current["reviewer"] = left
+        successor = await asyncio.to_thread(trio.start, "reviewer")
+        await asyncio.to_thread(trio.remove, "reviewer", signal.SIGTERM, successor=successor)
+
+
+async def _equal(client: Client, headline: str, number: int) -> list[str]:
+    """The ids of so many jobs about the same, which their sellers know by names of their own."""
+    creatives = [Creative(creative_id=f"cr-{number}-{new_id()}", headline=headline) for number in range(number)]
+    return await jobs.submit_all(client, jobs.requests(creatives, ""))
+
+
+async def _waiting_for_one(client: Client, ids: list[str]) -> None:
+    """Return when all but one of the jobs wait for that one."""
+    async with asyncio.timeout(jobs.SETTLE_SECONDS):
+        while True:
+            states = Counter([JobState.Name((await client.get(job_id)).state) for job_id in ids])
+            waiting = [job async for job in client.list(JobFilter(states=[JOB_STATE_QUEUED]))]
+            events = [{event.kind async for event in client.events(job.id)} for job in waiting]
+            if (
+                states["JOB_STATE_RUNNING"] == 1
+                and sum("waiting_for_twin" in kinds for kinds in events) == len(ids) - 1
+            ):
+                return
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def _approved(client: Client, ids: list[str]) -> list[Job]:
+    ended = list((await jobs.settled(client, ids)).values())
+    assert {job.creative_review.decision for job in ended} == {DECISION_APPROVED}
+    return ended
 
 
 async def _submit_until(stopped: asyncio.Event, client: Client, callback_url: str) -> list[Job]:

@@ -158,6 +158,12 @@ async def test_what_it_makes_up_to_fail_is_told_by_class_and_code(
     assert bool(error.output_tokens) is (code == "invalid_answer")
 
 
+async def test_a_key_that_it_does_not_know_is_the_settings_fault(litellm: str) -> None:
+    async with opened(litellm, "good", key="sk-another") as engine:
+        error = await failure(engine)
+    assert (type(error), error.code) == (PermanentError, "provider_credentials")
+
+
 async def test_a_model_that_it_does_not_know_is_the_settings_fault(litellm: str) -> None:
     async with opened(litellm, "nothing-of-that-name") as engine:
         error = await failure(engine)

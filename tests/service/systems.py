@@ -122,10 +122,10 @@ class System:
 
     @asynccontextmanager
     async def gateway(
-        self, *, drain_seconds: float = 2.0, allowance: Allowance = DEFAULT_ALLOWANCE
+        self, *, drain_seconds: float = 2.0, allowance: Allowance = DEFAULT_ALLOWANCE, port: int = 0
     ) -> AsyncIterator[int]:
         """One more gateway inside the block; gives its port."""
-        listener = Listener(host="127.0.0.1", port=0, reflection=True)
+        listener = Listener(host="127.0.0.1", port=port, reflection=True)
         async with gateway(
             self.database,
             self.broker,
@@ -145,6 +145,7 @@ class System:
         *,
         apart: EngineApart | None = None,
         terms: Terms = NO_TERMS,
+        reuse_seconds: float = 0.0,
         slots: int = 4,
         drain_seconds: float = 0.0,
         lease_database: Database | None = None,
@@ -159,6 +160,7 @@ class System:
             guard=self.guard,
             image_processes=1,
             terms=terms,
+            reuse_seconds=reuse_seconds,
             slots=slots,
             lease_seconds=self.lease_seconds,
             drain_seconds=drain_seconds,

@@ -23,7 +23,13 @@ from imprimatur.v1 import (
     webhook_service_pb2,
 )
 from imprimatur.v1 import job_service_pb2 as pb
-from imprimatur.v1.admin_service_pb2 import CleanUpRequest, GetTenantLimitsRequest, SetTenantLimitsRequest
+from imprimatur.v1.admin_service_pb2 import (
+    CleanUpRequest,
+    ForgetEvidenceRequest,
+    GetEvidenceStatsRequest,
+    GetTenantLimitsRequest,
+    SetTenantLimitsRequest,
+)
 from imprimatur.v1.asset_service_pb2 import (
     DeleteAssetRequest,
     DownloadAssetRequest,
@@ -43,7 +49,17 @@ from imprimatur.v1.policy_service_pb2 import (
     PreviewPolicyRequest,
     RedecidePendingRequest,
 )
-from imprimatur.v1.review_service_pb2 import ClaimReviewRequest, ListPendingReviewsRequest
+from imprimatur.v1.review_service_pb2 import (
+    ClaimNextReviewRequest,
+    ClaimReviewRequest,
+    GetReviewStatsRequest,
+    ListAuditEntriesRequest,
+    ListPendingReviewsRequest,
+    ReleaseReviewRequest,
+    RenewReviewRequest,
+    ReviewFilter,
+    WatchReviewQueueRequest,
+)
 from imprimatur.v1.webhook_service_pb2 import (
     CreateWebhookEndpointRequest,
     DeleteWebhookEndpointRequest,
@@ -67,12 +83,21 @@ RPCS: dict[str, tuple[str, Any, set[Role]]] = {
     "WatchJob": ("jobs", pb.WatchJobRequest(job_id=NOBODYS), EVERYBODY),
     "WatchJobs": ("jobs", pb.WatchJobsRequest(filter=pb.JobFilter(user_id="\0")), EVERYBODY),
     "ListJobEvents": ("jobs", pb.ListJobEventsRequest(job_id=NOBODYS), EVERYBODY),
+    "AppealJob": ("jobs", pb.AppealJobRequest(job_id=NOBODYS, reason="x"), SUBMITTERS),
     "GetSystemStatus": ("jobs", pb.GetSystemStatusRequest(), EVERYBODY),
     "GetStats": ("jobs", pb.GetStatsRequest(), EVERYBODY),
     "ListPendingReviews": ("reviews", review_service_pb2.ListPendingReviewsRequest(), REVIEWERS),
     "ClaimReview": ("reviews", ClaimReviewRequest(job_id=NOBODYS), REVIEWERS),
     "DecideReview": ("reviews", decision(NOBODYS), REVIEWERS),
+    "ClaimNextReview": ("reviews", ClaimNextReviewRequest(token="none"), REVIEWERS),
+    "RenewReview": ("reviews", RenewReviewRequest(job_id=NOBODYS, token=NOBODYS), REVIEWERS),
+    "ReleaseReview": ("reviews", ReleaseReviewRequest(job_id=NOBODYS), REVIEWERS),
+    "WatchReviewQueue": ("reviews", WatchReviewQueueRequest(filter=ReviewFilter(user_id="\0")), REVIEWERS),
+    "ListAuditEntries": ("reviews", ListAuditEntriesRequest(page_size=-1), REVIEWERS),
+    "GetReviewStats": ("reviews", GetReviewStatsRequest(), REVIEWERS),
     "CleanUp": ("admin", CleanUpRequest(job_days=-1), ADMINS),
+    "GetEvidenceStats": ("admin", GetEvidenceStatsRequest(), ADMINS),
+    "ForgetEvidence": ("admin", ForgetEvidenceRequest(), ADMINS),
     "CreateWebhookEndpoint": ("webhooks", CreateWebhookEndpointRequest(), ADMINS),
     "ListWebhookEndpoints": ("webhooks", ListWebhookEndpointsRequest(), ADMINS),
     "DeleteWebhookEndpoint": ("webhooks", DeleteWebhookEndpointRequest(endpoint_id=NOBODYS), ADMINS),
@@ -100,6 +125,9 @@ ABOUT_A_JOB: dict[str, Callable[[str], Any]] = {
     "RetryJob": lambda job_id: pb.RetryJobRequest(job_id=job_id),
     "ClaimReview": lambda job_id: ClaimReviewRequest(job_id=job_id),
     "DecideReview": decision,
+    "RenewReview": lambda job_id: RenewReviewRequest(job_id=job_id, token=NOBODYS),
+    "ReleaseReview": lambda job_id: ReleaseReviewRequest(job_id=job_id),
+    "AppealJob": lambda job_id: pb.AppealJobRequest(job_id=job_id, reason="x"),
 }
 
 
@@ -232,7 +260,7 @@ async def test_an_admin_key_that_is_bound_to_a_user_may_not_touch_webhooks_nor_t
 ) -> None:
     ada = await system.caller(Role.ADMIN, user_id="ada")
     of_all_users = [rpc for rpc, (service, _, _) in RPCS.items() if service in ("webhooks", "policies")]
-    for rpc in (*of_all_users, "CleanUp"):
+    for rpc in (*of_all_users, "CleanUp", "GetEvidenceStats", "ForgetEvidence"):
         seen = await refused(ada, rpc)
         assert seen is not None
         assert (seen.code, seen.reason) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_NOT_ALLOWED"), rpc

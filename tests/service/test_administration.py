@@ -214,6 +214,28 @@ def test_a_tenants_model_is_a_new_version_of_its_policy(done: Callable[..., str]
     assert json.loads(done("tenants", "model", "acme", "default", "--json"))["policy_version"] == "4"
 
 
+def test_reuse_is_switched_by_a_new_version_of_the_policy(done: Callable[..., str], folder: Path) -> None:
+    done("tenants", "create", "acme")
+    switched = json.loads(done("tenants", "reuse", "acme", "off", "--json"))
+    assert switched == {"tenant": "acme", "reuse_evidence": "off", "policy_version": "2"}
+    assert asyncio.run(reuses(folder)) is False
+    done("tenants", "mode", "acme", "require-human")
+    assert asyncio.run(reuses(folder)) is False
+    assert json.loads(done("tenants", "reuse", "acme", "on", "--json"))["policy_version"] == "4"
+    assert asyncio.run(reuses(folder)) is True
+
+
+async def reuses(folder: Path) -> bool:
+    database = Database(f"sqlite:///{folder / 'imprimatur.db'}")
+    try:
+        async with database.read() as reader:
+            tenant_id = await tenants.find_tenant(reader, "acme")
+            assert tenant_id is not None
+            return (await tenants.live_policy(reader, tenant_id)).policy.reuse_evidence
+    finally:
+        await database.close()
+
+
 def test_a_database_without_the_schema_leads_to_migrate(refused: Callable[..., str], folder: Path) -> None:
     (folder / "imprimatur.db").write_bytes(b"")
     for words in (("tenants", "list"), ("keys", "list", "acme")):
@@ -235,6 +257,7 @@ def test_what_does_not_exist_is_one_clear_line(refused: Callable[..., str]) -> N
         ("tenants", "budget", "nobody"),
         ("tenants", "budget", "nobody", "--daily-tokens", "5"),
         ("tenants", "model", "nobody", "default"),
+        ("tenants", "reuse", "nobody", "off"),
         ("keys", "create", "nobody"),
         ("keys", "list", "nobody"),
     ):

@@ -11,8 +11,10 @@ import grpc
 import pytest
 from aiohttp import web
 from google.protobuf.wrappers_pb2 import UInt64Value
+from prometheus_client import REGISTRY
 from sqlalchemy import delete, select
 from tests import makers
+from tests.patience import happens
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
 from tests.service.listening import listening
@@ -52,6 +54,7 @@ from imprimatur.v1.job_service_pb2 import (
 from imprimatur.v1.review_service_pb2 import ClaimReviewRequest
 from reviewer.images import decoding
 from reviewer.images.darkroom import Darkroom
+from reviewer.images.images import FETCHED_AT_ONCE
 
 PNG = encoded([picture()], "PNG")
 NOWHERE = "ab" * 32
@@ -502,7 +505,7 @@ async def test_an_address_that_was_allowed_at_submit_is_checked_at_the_connectio
 
     async with site(answer) as where, at_a_local_gateway(local) as me:
         named = [f"{where}/a.png", where.replace("127.0.0.1", "localhost") + "/a.png"]
-        jobs = [await submit(me, CreativeImage(url=url)) for url in named]
+        jobs = [await submit(me, CreativeImage(url=url), concurrency_key=url) for url in named]
         local.guard = Guard(allow_private=False, allow_http=True)
         async with local.reviewer(engine):
             ended = [await me.until(job, FAILED) for job in jobs]
@@ -511,6 +514,112 @@ async def test_an_address_that_was_allowed_at_submit_is_checked_at_the_connectio
         "images[0]: the URL must not lead to a loopback address",
     ]
     assert asked == 0
+
+
+@on_sqlite
+async def test_images_at_urls_are_fetched_side_by_side_but_not_all_at_once(
+    local: System, engine: LookingEngine
+) -> None:
+    under_way = most = 0
+    full = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        if under_way == FETCHED_AT_ONCE:
+            full.set()
+        await happens(full)
+        under_way -= 1
+        return web.Response(body=PNG + request.path.encode())
+
+    async with site(answer) as where, at_a_local_gateway(local) as me, local.reviewer(engine):
+        kept = await upload(me)
+        urls = [CreativeImage(url=f"{where}/{number}") for number in range(FETCHED_AT_ONCE + 2)]
+        await me.until(
+            await submit(me, CreativeImage(data=PNG), *urls, CreativeImage(asset_id=kept.asset_id)), SUCCEEDED, AWAITING
+        )
+    assert most == FETCHED_AT_ONCE
+    seen = [image.data.removeprefix(PNG).decode() for image in engine.given[0].images]
+    assert seen == ["", *(f"/{number}" for number in range(FETCHED_AT_ONCE + 2)), ""]
+
+
+@on_sqlite
+async def test_images_fetched_side_by_side_have_one_limit_together(
+    local: System, engine: LookingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reviewer.images.images.MAX_CREATIVE_BYTES", 4 * len(PNG) - 1)
+
+    async def unsized(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(PNG)
+        return response
+
+    for answer in (answering(), unsized):
+        async with site(answer) as where, at_a_local_gateway(local) as me, local.reviewer(engine):
+            urls = [CreativeImage(url=f"{where}/{number}") for number in range(3)]
+            done = await me.until(await submit(me, CreativeImage(data=PNG), *urls), FAILED)
+        assert "is too much: a creative's images have" in done.error.message
+    assert not engine.given
+
+
+@on_sqlite
+async def test_an_image_that_is_not_there_ends_the_fetches_of_the_others(local: System, engine: LookingEngine) -> None:
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/gone":
+            await happens(asked)
+            return web.Response(status=404)
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+        raise AssertionError
+
+    async with site(answer) as where, at_a_local_gateway(local) as me, local.reviewer(engine):
+        urls = [CreativeImage(url=f"{where}/{name}") for name in ("slow", "gone")]
+        done = await me.until(await submit(me, *urls), FAILED)
+        assert done.error.message.startswith("images[1]: cannot be fetched: HTTP 404")
+        await happens(left)
+
+
+def counted(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+@pytest.mark.usefixtures("short_backoff")
+@on_sqlite
+async def test_fetches_bytes_and_decoding_are_counted(local: System, engine: LookingEngine) -> None:
+    series = [
+        *(("imprimatur_image_bytes_total", "source", one) for one in ("inline", "uploaded", "fetched")),
+        *(
+            ("imprimatur_image_fetch_duration_seconds_count", "outcome", one)
+            for one in ("fetched", "refused", "unavailable")
+        ),
+        *(("imprimatur_images_decoded_total", "outcome", one) for one in ("decoded", "refused")),
+    ]
+
+    def now() -> list[float]:
+        return [counted(name, **{label: value}) for name, label, value in series]
+
+    async def answer(request: web.Request) -> web.Response:
+        status = {"/a": 200, "/b": 404, "/c": 503}[request.path]
+        return web.Response(status=status, body=PNG if status == 200 else b"")
+
+    before = now()
+    async with site(answer) as where, at_a_local_gateway(local) as me, local.reviewer(engine):
+        kept = await upload(me)
+        good = [CreativeImage(data=PNG), CreativeImage(asset_id=kept.asset_id), CreativeImage(url=f"{where}/a")]
+        await me.until(await submit(me, *good, concurrency_key="good"), SUCCEEDED, AWAITING)
+        await me.until(await submit(me, CreativeImage(url=f"{where}/b"), concurrency_key="gone"), FAILED)
+        away = await submit(me, CreativeImage(url=f"{where}/c"), concurrency_key="away", max_attempts=1)
+        await me.until(away, AWAITING)
+        await me.until(await submit(me, CreativeImage(data=PNG[:40]), concurrency_key="cut"), FAILED)
+    size = float(len(PNG))
+    assert [after - once for after, once in zip(now(), before, strict=True)] == [size + 40, size, size, 1, 1, 1, 3, 1]
 
 
 # --- bad images --------------------------------------------------------------------------------------------
@@ -536,8 +645,8 @@ def _a_hole_in_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
 @on_sqlite
 async def test_an_image_that_kills_hurts_neither_worker_nor_others(system: System, engine: LookingEngine) -> None:
     me = await system.caller()
-    killing = await submit(me, CreativeImage(data=PNG + b"KILL"), max_attempts=2)
-    others = [await submit(me, CreativeImage(data=PNG)) for _ in range(3)]
+    killing = await submit(me, CreativeImage(data=PNG + b"KILL"), max_attempts=2, concurrency_key="killing")
+    others = [await submit(me, CreativeImage(data=PNG), concurrency_key=str(number)) for number in range(3)]
     async with system.reviewer(engine):
         done = await me.until(killing, AWAITING)
         for job in others:

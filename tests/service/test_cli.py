@@ -681,7 +681,6 @@ async def test_a_wrong_key_is_explained(imprimatur: Against) -> None:
         (["retry", "j1", "--dry-run"], "--dry-run goes with --all"),
         (["review", "again"], "either a JOB_ID, or --all with a filter such as --trigger engine_error"),
         (["review", "again", "--all"], "--all needs a filter, such as --trigger engine_error"),
-        (["review"], "imprimatur review --help"),
         (["review", "decide", "j1", "maybe", "--reason", "x"], "maybe"),
         (["submit", "/no/such/file.json"], "/no/such/file.json"),
     ],

@@ -148,7 +148,6 @@ async def test_the_request_holds_our_instructions_the_marked_creative_and_nothin
         ],
     }
     assert json.loads("\n".join(document)) == {
-        "creative_id": "cr-1",
         "headline": "New running shoes",
         "body": "Light and quiet.",
     }

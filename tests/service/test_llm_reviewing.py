@@ -319,6 +319,30 @@ async def test_while_a_provider_is_left_alone_jobs_wait_unspent_and_nothing_is_a
     assert sum(_outcomes(one).count(job.ATTEMPT_OUTCOME_FAILED) for one in done) == 2
 
 
+@on_sqlite
+async def test_a_provider_that_hangs_until_jobs_time_out_is_left_alone(
+    system: System, me: Caller, provider: Provider
+) -> None:
+    breaker = Breaker("test", failures=2, pause_seconds=600.0)
+    provider.follow(scripted.hangs)
+    async with system.reviewer(one_model(provider, breaker)):
+        asked = [
+            await me.submit("Shoes", f"cr-{number}", timeout=Duration(seconds=2), max_attempts=1) for number in range(2)
+        ]
+        for one in asked:
+            seen = await me.until(one, job.JOB_STATE_AWAITING_REVIEW)
+            assert seen.error.code == "timed_out"
+        assert breaker.state is Circuit.OPEN
+        spared = await me.submit("Shoes", "cr-2", max_attempts=1)
+
+        async def waits() -> bool:
+            return HANDED_BACK in _outcomes(await me.get(spared))
+
+        await until(waits)
+        assert (await me.get(spared)).attempts == 0
+    assert len(provider.calls) == 2
+
+
 HANDED_BACK = job.ATTEMPT_OUTCOME_HANDED_BACK
 
 

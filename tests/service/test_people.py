@@ -1,6 +1,7 @@
 """The human queue: what waits, who holds it, what they decide, and what is recorded of it."""
 
 import asyncio
+import base64
 from typing import Any
 
 import grpc
@@ -8,7 +9,6 @@ from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import text
 from tests.service import engines
 from tests.service.bad_calls import decision
-from tests.service.bad_submissions import PNG
 from tests.service.engines import ScriptedEngine
 from tests.service.statuses import refusal
 from tests.service.systems import Caller, System, submission
@@ -28,6 +28,11 @@ from imprimatur.v1.review_service_pb2 import (
     PendingReview,
 )
 
+#: The smallest picture there is, three by two.
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAMAAAACCAIAAAASFvFNAAAAFUlEQVR4nGM8wcXFwMDAwMDAxAADABByAOAp6i43AAAAAElFTkSuQmCC"
+)
+
 
 async def waiting(me: Caller, system: System, *headlines: str) -> list[Job]:
     """One job that waits for a person for each headline."""
@@ -44,10 +49,9 @@ async def claim(person: Caller, job: Job, **fields: object) -> PendingReview:
 async def test_high_priority_waits_in_front_and_pages_follow_each_other(system: System, me: Caller) -> None:
     async with system.reviewer(ScriptedEngine()):
         submitted = [
-            await me.submit(engines.HUMAN, priority=priority) for priority in (PRIORITY_LOW, 0, PRIORITY_HIGH, 0, 0)
+            await me.until(await me.submit(engines.HUMAN, priority=priority), AWAITING)
+            for priority in (PRIORITY_LOW, 0, PRIORITY_HIGH, 0, 0)
         ]
-        for job in submitted:
-            await me.until(job, AWAITING)
     person = await system.caller(Role.REVIEWER)
     seen: list[str] = []
     token = ""

@@ -12,22 +12,23 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import REGISTRY
-from sqlalchemy import select
+from sqlalchemy import select, update
 from tests import makers
 from tests.service import engines
-from tests.service.engines import ScriptedEngine
+from tests.service.engines import JudgingEngine, ScriptedEngine
 from tests.service.statuses import refusal
 from tests.service.systems import Caller, System, on_postgresql, on_sqlite
+from tests.service.test_appeals import appealed
 from tests.service.test_reviewing import kinds
 
 from cli import main
 from imprimatur.client import Client
 from imprimatur.criteria import Criterion, Effect
-from imprimatur.evidence import Category, Creative, Evidence
+from imprimatur.evidence import Category
 from imprimatur.job import Happening
 from imprimatur.policy import Mode, Policy
-from imprimatur.storage import announcements, policies, redecisions, tenants
-from imprimatur.storage.schema import job_events
+from imprimatur.storage import announcements, clock, policies, redecisions, tenants
+from imprimatur.storage.schema import job_events, jobs
 from imprimatur.tenancy import Role
 from imprimatur.v1 import creative_pb2 as creative
 from imprimatur.v1 import policy_service_pb2 as pb
@@ -36,7 +37,13 @@ from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_pb2 import Job
 from imprimatur.v1.job_service_pb2 import ListJobEventsRequest
-from imprimatur.v1.review_service_pb2 import ClaimReviewRequest, DecideReviewRequest
+from imprimatur.v1.review_service_pb2 import (
+    AUDIT_ACTION_CLAIMED,
+    AUDIT_ACTION_EXPIRED,
+    ClaimReviewRequest,
+    DecideReviewRequest,
+    ListAuditEntriesRequest,
+)
 from imprimatur.wire.policies import policy_from_wire, policy_to_wire
 from imprimatur.wire.webhooks import body_of
 
@@ -150,6 +157,29 @@ async def test_versions_differ_setting_by_setting(me: Caller) -> None:
     from_live = await me.policies.DiffPolicyVersions(pb.DiffPolicyVersionsRequest(to_version=2))
     assert (from_live.from_version, from_live.to_version) == (1, 2)
     assert [one.field for one in from_live.changes] == ["model", "criteria.rivals"]
+
+
+async def test_whether_evidence_is_reused_is_kept_whoever_changes_what(system: System, me: Caller) -> None:
+    async def operate(**settings: Any) -> None:
+        async with system.database.begin() as tx:
+            await tenants.change_policy(tx, system.tenant_id, settings, by="operator")
+
+    async def live() -> Policy:
+        return policy_from_wire((await me.policies.GetPolicy(pb.GetPolicyRequest())).version.policy)
+
+    assert (await live()).reuse_evidence
+    await operate(reuse_evidence=False)
+    shown = (await me.policies.GetPolicy(pb.GetPolicyRequest())).version
+    assert (shown.policy.HasField("reuse_evidence"), shown.policy.reuse_evidence) == (True, False)
+    diff = await me.policies.DiffPolicyVersions(pb.DiffPolicyVersionsRequest(from_version=1, to_version=2))
+    assert [(one.field, one.before, one.after) for one in diff.changes] == [("reuse_evidence", "true", "false")]
+    changed = replace(policy_from_wire(shown.policy), detect_min=0.2, criteria=(RIVALS,))
+    await create(me, changed, activate=True, based_on_version=shown.version)
+    await operate(mode=Mode.REQUIRE_HUMAN)
+    assert await live() == replace(changed, mode=Mode.REQUIRE_HUMAN)
+    shown.policy.ClearField("reuse_evidence")
+    await me.policies.CreatePolicyVersion(pb.CreatePolicyVersionRequest(policy=shown.policy, activate=True))
+    assert await live() == Policy()
 
 
 async def test_another_tenant_has_a_policy_of_its_own(system: System, me: Caller) -> None:
@@ -361,6 +391,52 @@ async def test_what_waits_is_decided_by_the_live_policy_from_what_was_found(
     assert (await me.get(refused)).error.code == "refused"
 
 
+@on_postgresql
+async def test_a_claim_that_ran_out_is_on_record_before_what_it_was_for_is_decided_again(
+    system: System, me: Caller
+) -> None:
+    ada = await system.caller(Role.REVIEWER, user_id="ada")
+    [job] = await reviewed(system, me, engines.UNSURE)
+    await ada.reviews.ClaimReview(ClaimReviewRequest(job_id=job.id))
+    async with system.database.begin() as tx:
+        await tx.connection.execute(update(jobs).values(held_until=clock.after(-1.0)))
+    await create(me, LENIENT, activate=True)
+    assert [one.job_id for one in (await redecide(me)).redecided] == [job.id]
+    entries = (await me.reviews.ListAuditEntries(ListAuditEntriesRequest(job_id=job.id))).entries
+    assert [(one.action, one.person) for one in entries] == [
+        (AUDIT_ACTION_EXPIRED, "ada"),
+        (AUDIT_ACTION_CLAIMED, "ada"),
+    ]
+    assert (await kinds(me, job))[-3:] == ["claimed_by_person", "claim_expired", "redecided"]
+
+
+@on_postgresql
+async def test_what_is_decided_again_is_found_by_the_categories_that_count_now(system: System, me: Caller) -> None:
+    async def categories() -> list[str]:
+        async with system.database.read() as reader:
+            found: list[str] = (await reader.connection.execute(select(jobs.c.categories))).scalar_one()
+        return found
+
+    await create(me, Policy(mode=Mode.REQUIRE_HUMAN), activate=True)
+    await reviewed(system, me, engines.REJECT)
+    assert await categories() == ["scam"]
+    await create(me, Policy(detect_min=0.995, block_min=0.999), activate=True)
+    [decided] = (await redecide(me)).redecided
+    assert (decided.decision, decided.policy_triggered) == (REJECTED, creative.POLICY_TRIGGER_AUTO_REJECT)
+    assert await categories() == []
+
+
+@on_postgresql
+async def test_an_appeal_is_left_to_people_and_counted_by_no_preview(system: System, me: Caller) -> None:
+    [old] = await reviewed(system, me, engines.REJECT)
+    appeal = await appealed(me, system, old)
+    looked = await preview(me, Policy())
+    assert (looked.looked_at, len(looked.differing)) == (1, 0)
+    answer = await redecide(me)
+    assert (len(answer.counts), answer.held, answer.without_evidence) == (0, 0, 0)
+    assert (await me.get(appeal)).state == AWAITING
+
+
 async def test_it_goes_on_in_parts_and_each_job_is_looked_at_once(
     system: System, me: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,27 +586,6 @@ async def test_reviewers_may_look_and_not_touch(system: System, me: Caller) -> N
 
 
 # --- an engine that examines criteria --------------------------------------------------------------------
-
-
-class JudgingEngine(ScriptedEngine):
-    """Says of every criterion that it is kept, but of those that the headline names."""
-
-    def with_criteria(self, criteria: tuple[Criterion, ...]) -> "_Judge":
-        return _Judge(self, criteria)
-
-
-class _Judge:
-    def __init__(self, engine: ScriptedEngine, criteria: tuple[Criterion, ...]) -> None:
-        self.identity = engine.identity
-        self._engine, self._criteria = engine, criteria
-
-    async def examine(self, asked: Creative) -> Evidence:
-        found = await self._engine.examine(asked)
-        broken = {one: 0.95 if one.name in asked.headline else 0.0 for one in self._criteria}
-        return replace(found, criteria=makers.evidence(broken=broken).criteria)
-
-    async def close(self) -> None:
-        """The other's."""
 
 
 @on_postgresql

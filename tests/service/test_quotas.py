@@ -6,20 +6,32 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.wrappers_pb2 import DoubleValue, UInt32Value
+from google.protobuf.wrappers_pb2 import DoubleValue, UInt32Value, UInt64Value
 from prometheus_client import REGISTRY
 from tests import makers
 from tests.service import engines
 from tests.service.statuses import Refusal, refusal, refusal_of
 from tests.service.systems import Caller, System, on_postgresql, on_sqlite, submission
+from tests.service.test_cli import Ran, run
 
 from gateway import quotas
 from gateway.access import Caller as Holder
 from gateway.quotas import Allowance, Quotas
+from imprimatur.budgets import Budget
+from imprimatur.client import Client
 from imprimatur.errors import Unavailable
+from imprimatur.job import Happening
+from imprimatur.storage import spending
+from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Database
 from imprimatur.tenancy import Limits, Role
-from imprimatur.v1.admin_service_pb2 import GetTenantLimitsRequest, SetTenantLimitsRequest, TenantLimits
+from imprimatur.v1.admin_service_pb2 import (
+    GetTenantLimitsRequest,
+    SetTenantLimitsRequest,
+    TenantBudget,
+    TenantLimits,
+    TenantSpending,
+)
 from imprimatur.v1.job_pb2 import JOB_STATE_CANCELLED, Job
 from imprimatur.v1.job_service_pb2 import (
     BatchSubmitJobsRequest,
@@ -220,6 +232,83 @@ async def test_limits_that_cannot_be_are_refused(system: System) -> None:
     assert (await refusal(operator.administration.GetTenantLimits(nobody))).reason == "TENANT_NOT_FOUND"
     unnamed = SetTenantLimitsRequest()
     assert (await refusal(operator.administration.SetTenantLimits(unnamed))).reason == "FIELD_REQUIRED"
+
+
+# --- what may be spent -----------------------------------------------------------------------------------
+
+
+async def test_an_operator_gives_a_tenant_a_budget_and_sees_what_it_has_spent(system: System) -> None:
+    name = (await (await system.caller()).submit(engines.APPROVE)).tenant
+    operator = (await system.caller(Role.OPERATOR)).administration
+    limits = TenantLimits(open_jobs=UInt32Value(value=7))
+    await operator.SetTenantLimits(SetTenantLimitsRequest(tenant=name, limits=limits))
+    budget = TenantBudget(daily_tokens=UInt64Value(value=0), daily_cost_micros=UInt64Value(value=10**15))
+    answer = await operator.SetTenantLimits(SetTenantLimitsRequest(tenant=name, budget=budget))
+    assert (answer.own, answer.budget, answer.spent_today) == (limits, budget, TenantSpending())
+    async with system.database.read() as reader:
+        own, _ = await spending.of_tenant(reader, system.tenant_id)
+    assert own == Budget(daily_tokens=0, daily_cost_micros=10**15)
+    claim = await makers.running(system.database, system.tenant_id)
+    spent = Spent(engine="test", input_tokens=20, output_tokens=3, cost_micros=5)
+    await makers.conclude(system.database, claim, Happening.GAVE_UP, spent=spent)
+    seen = await operator.GetTenantLimits(GetTenantLimitsRequest(tenant=name))
+    assert (seen.own, seen.budget) == (limits, budget)
+    assert seen.spent_today == TenantSpending(tokens=23, cost_micros=5)
+    answer = await operator.SetTenantLimits(SetTenantLimitsRequest(tenant=name, limits=TenantLimits()))
+    assert (answer.own, answer.budget) == (TenantLimits(), budget)
+    answer = await operator.SetTenantLimits(SetTenantLimitsRequest(tenant=name, budget=TenantBudget()))
+    assert answer.budget == TenantBudget()
+
+
+@on_sqlite
+async def test_a_budget_that_cannot_be_is_refused_and_changes_nothing(system: System) -> None:
+    name = (await (await system.caller()).submit(engines.APPROVE)).tenant
+    operator = (await system.caller(Role.OPERATOR)).administration
+    for field in ("daily_tokens", "daily_cost_micros"):
+        budget = TenantBudget(**{field: UInt64Value(value=10**15 + 1)})
+        limits = TenantLimits(open_jobs=UInt32Value(value=7))
+        request = SetTenantLimitsRequest(tenant=name, limits=limits, budget=budget)
+        assert list((await refusal(operator.SetTenantLimits(request))).violations) == [f"budget.{field}"]
+    nobody = SetTenantLimitsRequest(tenant="nobody", budget=TenantBudget())
+    assert (await refusal(operator.SetTenantLimits(nobody))).reason == "TENANT_NOT_FOUND"
+    seen = await operator.GetTenantLimits(GetTenantLimitsRequest(tenant=name))
+    assert (seen.own, seen.budget) == (TenantLimits(), TenantBudget())
+
+
+@on_sqlite
+async def test_the_command_changes_what_it_is_told_and_leaves_the_rest(system: System) -> None:
+    name = (await (await system.caller()).submit(engines.APPROVE)).tenant
+    keys = {role: await system.key(role) for role in (Role.OPERATOR, Role.ADMIN)}
+
+    async def limits(*words: str, role: Role = Role.OPERATOR) -> Ran:
+        variables = {"IMPRIMATUR_TARGET": f"127.0.0.1:{system.port}", "IMPRIMATUR_API_KEY": keys[role]}
+        return await run("limits", name, *words, cwd=None, **variables)
+
+    first = await limits("--open-jobs", "7", "--streams", "none", "--daily-tokens", "5000", "--json")
+    assert first.json["own"] == {"openJobs": 7, "streams": 0}
+    assert first.json["budget"] == {"dailyTokens": "5000"}
+    then = await limits("--open-jobs", "default", "--daily-cost-dollars", "0.0000001", "--json")
+    assert then.json["own"] == {"streams": 0}
+    assert then.json["budget"] == {"dailyTokens": "5000", "dailyCostMicros": "1"}
+    shown = await limits()
+    assert [line.split() for line in shown.out.splitlines()[1:]] == [
+        ["submits_per_second", "default", "1000"],
+        ["open_jobs", "default", "100000"],
+        ["running_jobs", "default", "none"],
+        ["streams", "none", "none"],
+        ["asset_bytes", "default", "1073741824"],
+        ["daily_tokens", "5000", "0"],
+        ["daily_cost_dollars", "1e-06", "0.000000"],
+    ]
+    refused = await limits("--daily-tokens", "5", role=Role.ADMIN)
+    assert (refused.code, refused.out) == (1, "")
+    assert "role" in refused.err
+    wrong = await limits("--daily-tokens", "-1")
+    assert (wrong.code, "'none' or 'default'" in wrong.err) == (2, True)
+    async with Client(f"127.0.0.1:{system.port}", api_key=keys[Role.OPERATOR]) as client:
+        assert (await client.tenant_limits(name)).budget.daily_tokens.value == 5000
+        answer = await client.set_tenant_limits(name, budget=TenantBudget())
+        assert (answer.own.HasField("streams"), answer.budget) == (True, TenantBudget())
 
 
 def test_a_limit_of_ones_own_goes_before_the_settings_and_0_is_none() -> None:

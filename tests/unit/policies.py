@@ -33,4 +33,5 @@ def policies(draw: st.DrawFn, *, modes: Sequence[Mode] = tuple(Mode)) -> Policy:
         blocked=draw(some_categories) - always_human,
         model=draw(st.none() | st.text(min_size=1, max_size=20)),
         criteria=tuple(draw(st.lists(st.sampled_from(CRITERIA), max_size=2, unique_by=lambda one: one.name))),
+        reuse_evidence=draw(st.booleans()),
     )

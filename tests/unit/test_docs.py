@@ -1,12 +1,13 @@
 """What the pages about the inside say is there: the rows of the decision table, and the files of the architecture."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
-from tests.unit.test_policy import TABLE
+from tests.unit.decisions import TABLE
 
 from imprimatur.evidence import Evidence
-from imprimatur.policy import _ROWS, Decision, Trigger, _Case, flaw_of
+from imprimatur.policy import _ROWS, FORBIDDEN, SENSITIVE, Decision, Policy, Trigger, _Case, flaw_of
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ROOT / "services"
@@ -31,26 +32,33 @@ def named(cell: str) -> list[str]:
 # --- docs/decision-table.md ------------------------------------------------------------------------------
 
 
-def test_the_page_has_the_rows_of_the_decision_table_in_their_order() -> None:
+def test_the_rows_of_the_page_are_those_of_the_cases_and_of_the_code_in_their_order() -> None:
     [rows] = tables("docs/decision-table.md")
-    assert [row[0] for row in rows] == [str(number) for number in range(1, len(_ROWS) + 1)]
-    assert [trigger for row in rows for trigger in named(row[3])] == list(Trigger)
+    said = [
+        (int(number), Decision(re.split(r"\W", decision)[0]), Trigger(trigger))
+        for number, _, decision, triggers in rows
+        for trigger in named(triggers)
+    ]
+    assert [trigger for *_, trigger in said] == list(Trigger)
+    assert list(dict.fromkeys(number for number, *_ in said)) == list(range(1, len(_ROWS) + 1))
+    assert set(said) == {(case.row, *case.is_) for case in TABLE.values()}
 
 
-def test_the_page_says_what_each_row_decides() -> None:
-    [rows] = tables("docs/decision-table.md")
-    said = {Trigger(trigger): re.split(r"\W", row[2])[0] for row in rows for trigger in named(row[3])}
-    assert said == {trigger: str(decision) for decision, trigger in {row.is_ for row in TABLE.values()}}
-    assert set(said.values()) == {str(decision) for decision in Decision}
+def test_the_code_finds_each_case_in_the_row_that_the_page_names() -> None:
+    for name, case in TABLE.items():
+        if not (isinstance(case.found, Evidence) and flaw_of(case.found)):  # `decide` takes it for a failure
+            asked = _Case(policy=case.policy, declared=frozenset(case.declared), found=case.found)
+            assert next(number for number, row in enumerate(_ROWS, start=1) if row(asked)) == case.row, name
 
 
-def test_the_code_tries_the_rows_in_the_order_of_the_page() -> None:
-    [rows] = tables("docs/decision-table.md")
-    place = {Trigger(trigger): number for number, row in enumerate(rows) for trigger in named(row[3])}
-    for name, row in TABLE.items():
-        case = _Case(policy=row.policy, declared=frozenset(row.declared), found=row.found)
-        if not (isinstance(row.found, Evidence) and flaw_of(row.found)):  # `decide` takes it for a failure
-            assert next(number for number, tried in enumerate(_ROWS) if tried(case)) == place[row.is_[1]], name
+def test_the_page_names_every_threshold_with_its_default_and_the_categories_of_the_default_policy() -> None:
+    page = (ROOT / "docs/decision-table.md").read_text(encoding="utf-8")
+    said = re.findall(r"`(\w+)` \(([\d.]+)\)", page)
+    defaults = {(item.name, item.default) for item in fields(Policy) if item.type is float}
+    assert {(name, float(value)) for name, value in said} == defaults
+    for title, categories in (("Always-human", SENSITIVE), ("Blocked", FORBIDDEN)):
+        [listed] = re.findall(rf"{title} by default: ([^.]+)\.", page)
+        assert {re.sub(r"\W+", "_", one.strip()) for one in listed.split(",")} == categories
 
 
 # --- ARCHITECTURE.md -------------------------------------------------------------------------------------

@@ -1,19 +1,19 @@
-"""Messages in hand."""
+"""Jobs in hand."""
 
 import asyncio
 from typing import Any, cast
 
 import pytest
 
-from imprimatur.broker import Delivery
 from imprimatur.job import Priority
 from reviewer import inbox as inboxes
+from reviewer.asked import Asked
 from reviewer.inbox import Inbox
 
 
-def message(name: str) -> Delivery:
-    """Nothing of a delivery is looked at here but which one it is."""
-    return cast(Delivery, name)
+def job(name: str) -> Asked:
+    """Nothing of it is looked at here but which one it is."""
+    return cast(Asked, name)
 
 
 @pytest.fixture
@@ -27,53 +27,53 @@ def chance(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 async def test_the_higher_priority_goes_first_save_for_the_share_of_the_others(chance: list[float]) -> None:
     inbox = Inbox(lambda _: None)
     for priority, name in ((Priority.LOW, "low"), (Priority.NORMAL, "normal"), (Priority.HIGH, "high")):
-        inbox.put(priority, message(name))
-        inbox.put(priority, message(f"{name} too"))
-    assert await inbox.next() == message("high")
+        inbox.put(priority, job(name))
+        inbox.put(priority, job(f"{name} too"))
+    assert await inbox.next() == job("high")
     chance[0] = 0.96
-    assert await inbox.next() == message("low")
+    assert await inbox.next() == job("low")
     chance[0] = 0.76
-    assert await inbox.next() == message("normal")
+    assert await inbox.next() == job("normal")
     chance[0] = 0.0
-    assert [await inbox.next() for _ in range(3)] == [message(f"{name} too") for name in ("high", "normal", "low")]
+    assert [await inbox.next() for _ in range(3)] == [job(f"{name} too") for name in ("high", "normal", "low")]
 
 
 async def test_who_waits_for_a_message_gets_it_when_it_comes() -> None:
     inbox = Inbox(lambda _: None)
     waiting = asyncio.ensure_future(inbox.next())
     await asyncio.sleep(0)
-    inbox.put(Priority.LOW, message("late"))
-    assert await waiting == message("late")
+    inbox.put(Priority.LOW, job("late"))
+    assert await waiting == job("late")
 
 
 async def test_messages_without_a_slot_are_given_up_in_their_order_and_the_others_stay() -> None:
-    given_up: list[Delivery] = []
+    given_up: list[Asked] = []
     all_three = asyncio.Event()
 
-    def tired(delivery: Delivery) -> None:
-        given_up.append(delivery)
+    def tired(asked: Asked) -> None:
+        given_up.append(asked)
         if len(given_up) == 3:
             all_three.set()
 
     inbox = Inbox(tired, patience_seconds=0.01)
-    inbox.put(Priority.HIGH, message("taken"))
-    assert await inbox.next() == message("taken")
+    inbox.put(Priority.HIGH, job("taken"))
+    assert await inbox.next() == job("taken")
     for name in ("a", "b"):
-        inbox.put(Priority.NORMAL, message(name))
-    inbox.put(Priority.LOW, message("c"))
+        inbox.put(Priority.NORMAL, job(name))
+    inbox.put(Priority.LOW, job("c"))
     async with asyncio.timeout(30):
         await all_three.wait()
-    assert set(given_up) == {message(name) for name in "abc"}
-    assert given_up.index(message("a")) < given_up.index(message("b"))
-    inbox.put(Priority.LOW, message("d"))
-    assert await inbox.next() == message("d")
+    assert set(given_up) == {job(name) for name in "abc"}
+    assert given_up.index(job("a")) < given_up.index(job("b"))
+    inbox.put(Priority.LOW, job("d"))
+    assert await inbox.next() == job("d")
 
 
 async def test_what_is_forgotten_does_not_come_back() -> None:
-    given_up: list[Delivery] = []
+    given_up: list[Asked] = []
     inbox = Inbox(given_up.append, patience_seconds=0.01)
-    inbox.put(Priority.HIGH, message("gone"))
+    inbox.put(Priority.HIGH, job("gone"))
     inbox.clear()
-    inbox.put(Priority.LOW, message("here"))
-    assert await inbox.next() == message("here")
+    inbox.put(Priority.LOW, job("here"))
+    assert await inbox.next() == job("here")
     assert given_up == []

@@ -8,7 +8,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from imprimatur.errors import AttemptError, NotBegun, PermanentError, RateLimited, TransientError
-from reviewer.engines.llm.breaker import LONGEST_PAUSE_SECONDS, Breaker, Circuit
+from reviewer.engines import timed_by
+from reviewer.engines.llm.breaker import LEAST_PATIENCE_SECONDS, LONGEST_PAUSE_SECONDS, Breaker, Circuit
 
 PAUSE = 10.0
 
@@ -143,6 +144,59 @@ def test_a_try_that_is_cancelled_leaves_it_to_the_next(breaker: Breaker, clock: 
     assert state(breaker) is Circuit.TRYING
     call(breaker)
     assert state(breaker) is Circuit.CLOSED
+
+
+# --- cut off by the job's time-out -----------------------------------------------------------------------
+
+
+def cut_off(breaker: Breaker, clock: Clock, *, after_seconds: float = 3.0, by_its_time: bool = True) -> None:
+    """A call that does not come back before the job is cancelled, for its time-out or otherwise."""
+    with suppress(asyncio.CancelledError), timed_by(lambda: by_its_time), breaker.watching():
+        clock.seconds += after_seconds
+        raise asyncio.CancelledError
+
+
+def test_a_provider_that_hangs_until_jobs_time_out_is_left_alone(breaker: Breaker, clock: Clock) -> None:
+    for _ in range(3):
+        assert state(breaker) is Circuit.CLOSED
+        cut_off(breaker, clock)
+    assert state(breaker) is Circuit.OPEN
+
+
+def test_a_job_that_times_out_while_it_tries_prolongs_the_pause(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, 3)
+    clock.seconds += PAUSE
+    cut_off(breaker, clock)
+    assert refused_for(breaker) == 2 * PAUSE
+
+
+def test_what_is_cancelled_for_another_reason_says_nothing_of_the_provider(breaker: Breaker, clock: Clock) -> None:
+    for _ in range(9):
+        cut_off(breaker, clock, by_its_time=False)
+    assert state(breaker) is Circuit.CLOSED
+
+
+def test_a_job_without_time_left_for_the_provider_says_nothing_of_it(breaker: Breaker, clock: Clock) -> None:
+    for _ in range(9):
+        cut_off(breaker, clock, after_seconds=LEAST_PATIENCE_SECONDS / 2)
+    assert state(breaker) is Circuit.CLOSED
+
+
+@pytest.mark.parametrize("error", [None, RateLimited("wait", retry_after_seconds=1.0)], ids=["answer", "refusal"])
+def test_an_impatient_job_is_no_failure_of_a_provider_that_answers_others(
+    breaker: Breaker, clock: Clock, error: AttemptError | None
+) -> None:
+    for _ in range(9):
+        with suppress(asyncio.CancelledError), timed_by(lambda: True), breaker.watching():
+            clock.seconds += 1
+            with suppress(AttemptError):
+                call(breaker, error)
+            clock.seconds += 9
+            raise asyncio.CancelledError
+    assert state(breaker) is Circuit.CLOSED
+
+
+# --- what was under way ----------------------------------------------------------------------------------
 
 
 def test_an_answer_to_what_was_under_way_when_it_opened_does_not_close_it(breaker: Breaker) -> None:

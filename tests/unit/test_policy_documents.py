@@ -52,6 +52,8 @@ def test_a_policy_survives_being_stored_as_json(policy: Policy) -> None:
         ({"model": ""}, "model"),
         ({"model": "m" * 201}, "model"),
         ({"model": 5}, "model"),
+        ({"reuse_evidence": "no"}, "reuse_evidence"),
+        ({"reuse_evidence": None}, "reuse_evidence"),
         ({"always_human": ["politics"]}, "always_human"),
         ({"always_human": "political"}, "always_human"),
         ({"always_human": {"political": True}}, "always_human"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.makers import evidence
 
+from imprimatur.human import Agreement, Appeal
 from imprimatur.job import Happening, Job, JobEvent, JobType, Priority, State
 from imprimatur.policy import Confidence, Decision, Trigger, Verdict
 from imprimatur.v1 import creative_pb2 as pb
@@ -98,7 +99,7 @@ def decided_by_a_person() -> Job:
         reason="Misleading.",
         reviewer="bea",
         decided_at=AT + timedelta(minutes=5),
-        overrides_ai=True,
+        agreement=Agreement.OVERRODE,
     )
     return job(result=both, decision="rejected", version=4)
 
@@ -174,7 +175,29 @@ def test_a_persons_decision_is_told_beside_the_ais() -> None:
         "reason": "Misleading.",
         "reviewer": "bea",
         "decided_at": "2026-03-01T12:35:15.250000Z",
+        "agreement": "overrode",
     }
+
+
+def test_an_appeal_is_told_with_what_became_of_it() -> None:
+    appeal = Appeal(reason="It is a parody.", appellant="ann", former_decision=Decision.APPROVED, former_reviewer="al")
+    older = uuid.UUID(int=9)
+    waits = job(
+        state=State.AWAITING_REVIEW,
+        result=result(Decision.PENDING, Trigger.AUTO_APPROVE),
+        appeal_of=older,
+        appeal=appeal.document(),
+    )
+    decided = replace(decided_by_a_person(), appeal_of=older, appeal=appeal.document())
+    expected = {
+        "reason": "It is a parody.",
+        "appellant": "ann",
+        "former_decision": "approved",
+        "former_reviewer": "al",
+    }
+    assert told(waits, REFERRED)["data"]["appeal"] == {**expected, "outcome": None}
+    data = told(decided, DECIDED)["data"]
+    assert (data["appeal_of"], data["appeal"]) == (str(older), {**expected, "outcome": "overturned"})
 
 
 def test_an_event_told_late_still_tells_the_state_at_the_event() -> None:

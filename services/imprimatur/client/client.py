@@ -2,27 +2,36 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self, Unpack
 
 from imprimatur.client.calls import Calls
 from imprimatur.client.channel import KEEPALIVE_SECONDS, open_channel
-from imprimatur.client.cleaning import clean_everything
+from imprimatur.client.cleaning import clean_everything, forget_everything
 from imprimatur.client.errors import ClientError
 from imprimatur.client.policies import Policies
 from imprimatur.client.repeats import retry_all, review_all_again
+from imprimatur.client.reviews import QueueWatch
 from imprimatur.client.submissions import SubmitFields, batches, repeatable, submission, throttled, worth_waiting_for
 from imprimatur.client.times import duration, timestamp
 from imprimatur.client.uploads import download, too_large, upload
 from imprimatur.client.watches import ManyJobs, is_settled, is_terminal, watch_one
 from imprimatur.identity import new_id
+from imprimatur.v1 import admin_service_pb2 as admin_v1
 from imprimatur.v1 import job_service_pb2 as jobs_v1
 from imprimatur.v1 import review_service_pb2 as reviews_v1
 from imprimatur.v1 import webhook_service_pb2 as webhooks_v1
-from imprimatur.v1.admin_service_pb2 import CleanUpRequest, CleanUpResponse
+from imprimatur.v1.admin_service_pb2 import (
+    CleanUpRequest,
+    CleanUpResponse,
+    ForgetEvidenceRequest,
+    GetEvidenceStatsRequest,
+    GetEvidenceStatsResponse,
+)
 from imprimatur.v1.admin_service_pb2_grpc import AdminServiceStub
 from imprimatur.v1.asset_service_pb2 import Asset, DeleteAssetRequest, GetAssetRequest
 from imprimatur.v1.asset_service_pb2_grpc import AssetServiceStub
@@ -39,6 +48,7 @@ Requests = list[jobs_v1.SubmitJobRequest]
 Endpoints = list[webhooks_v1.WebhookEndpoint]
 
 _NO_FILTER = jobs_v1.JobFilter()
+_ALL_REVIEWS = reviews_v1.ReviewFilter()
 
 
 class Client:
@@ -252,38 +262,52 @@ class Client:
         request = jobs_v1.CancelJobRequest(job_id=job_id, reason=reason)
         return (await self._calls.unary(self._jobs.CancelJob, request, repeatable=True)).job
 
-    async def retry(self, job_id: str, request_id: str = "") -> Job:
-        """Submit a failed or cancelled job's task again; returns the new job."""
-        request = jobs_v1.RetryJobRequest(job_id=job_id, request_id=request_id or str(new_id()))
+    async def retry(self, job_id: str, request_id: str = "", *, fresh: bool = False) -> Job:
+        """Submit a failed or cancelled job's task again; returns the new job. With `fresh` the engine looks anew,
+        whatever it found in equal creatives."""
+        request = jobs_v1.RetryJobRequest(job_id=job_id, request_id=request_id or str(new_id()), fresh=fresh)
         return (await self._calls.unary(self._jobs.RetryJob, request, repeatable=True)).job
 
-    async def retry_many(self, job_filter: jobs_v1.JobFilter, *, dry_run: bool = False) -> jobs_v1.RetryJobsResponse:
+    async def retry_many(
+        self, job_filter: jobs_v1.JobFilter, *, dry_run: bool = False, fresh: bool = False
+    ) -> jobs_v1.RetryJobsResponse:
         """Retry every failed or cancelled job of the filter that was not retried yet, in as many calls as it takes.
 
         Returns the new jobs, beside those that they retry; with `dry_run` only how many would be `left` to do. Where
         the answer to a call was lost it is repeated, and what it did is done, but not among those returned.
         """
-        request = jobs_v1.RetryJobsRequest(filter=job_filter)
+        request = jobs_v1.RetryJobsRequest(filter=job_filter, fresh=fresh)
         return await retry_all(self._calls, self._jobs, request, dry_run=dry_run)
 
     async def review_again(
-        self, job_filter: jobs_v1.JobFilter = _NO_FILTER, *, job_ids: Iterable[str] = (), dry_run: bool = False
+        self,
+        job_filter: jobs_v1.JobFilter = _NO_FILTER,
+        *,
+        job_ids: Iterable[str] = (),
+        dry_run: bool = False,
+        fresh: bool = False,
     ) -> jobs_v1.ReviewJobsAgainResponse:
         """Send back to the engine what waits for a person because the engine failed, in as many calls as it takes.
 
         Returns the ids that are queued again, and how many a person holds; with `dry_run` only how many would be
         `left` to do. Ids that do not wait so are passed over. Lost answers are repeated as by `retry_many`.
         """
-        request = jobs_v1.ReviewJobsAgainRequest(filter=job_filter, job_ids=job_ids)
+        request = jobs_v1.ReviewJobsAgainRequest(filter=job_filter, job_ids=job_ids, fresh=fresh)
         return await review_all_again(self._calls, self._jobs, request, dry_run=dry_run)
 
     # --- people decide -----------------------------------------------------------------------------------
 
     async def pending_reviews(
-        self, *, unclaimed_only: bool = False, page_size: int = 0
+        self,
+        review_filter: reviews_v1.ReviewFilter = _ALL_REVIEWS,
+        *,
+        unclaimed_only: bool = False,
+        page_size: int = 0,
     ) -> AsyncIterator[reviews_v1.PendingReview]:
-        """What waits for a person: HIGH priority first, then the longest waiting. Without images."""
-        request = reviews_v1.ListPendingReviewsRequest(unclaimed_only=unclaimed_only, page_size=page_size)
+        """What waits for a person: what is overdue, then HIGH priority, then what waits longest. Without images."""
+        request = reviews_v1.ListPendingReviewsRequest(
+            filter=review_filter, unclaimed_only=unclaimed_only, page_size=page_size
+        )
         while True:
             page = await self._calls.unary(self._reviews.ListPendingReviews, request, repeatable=True)
             for review in page.reviews:
@@ -292,17 +316,111 @@ class Client:
                 return
             request.page_token = page.next_page_token
 
+    def watch_reviews(
+        self, review_filter: reviews_v1.ReviewFilter = _ALL_REVIEWS
+    ) -> AsyncGenerator[reviews_v1.WatchReviewQueueResponse]:
+        """What waits and matches now, `snapshot_complete` once, then each review that enters, changes or leaves.
+
+        Never ends by itself. A lost connection is resumed with a new snapshot, of which only what is new is given;
+        what left meanwhile is given as left, with no state.
+        """
+        return QueueWatch(self._calls, self._reviews, review_filter, self._patience_seconds).news()
+
     async def claim_review(
-        self, job_id: str, *, lease: timedelta | None = None, reviewer: str = ""
+        self, job_id: str, *, lease: timedelta | None = None, reviewer: str = "", token: str = ""
     ) -> reviews_v1.PendingReview:
-        """Take a review for a while (default 15 min), or prolong what one holds; with the images."""
-        request = reviews_v1.ClaimReviewRequest(job_id=job_id, lease=duration(lease), reviewer=reviewer)
+        """Take a review for a while (default 15 min), with the images; its `claim_token` stands for the claim.
+
+        Without a token one's own claim is taken over, and the tokens before are good for nothing; with the present
+        token it is prolonged.
+        """
+        request = reviews_v1.ClaimReviewRequest(job_id=job_id, lease=duration(lease), reviewer=reviewer, token=token)
         return (await self._calls.unary(self._reviews.ClaimReview, request, repeatable=True)).review
 
-    async def decide(self, job_id: str, decision: Decision.ValueType, reason: str, *, reviewer: str = "") -> Job:
-        """Decide a review. Not repeated by itself: ask `get` when no answer came."""
-        request = reviews_v1.DecideReviewRequest(job_id=job_id, decision=decision, reason=reason, reviewer=reviewer)
+    async def claim_next_review(
+        self,
+        review_filter: reviews_v1.ReviewFilter = _ALL_REVIEWS,
+        *,
+        lease: timedelta | None = None,
+        reviewer: str = "",
+        except_job_ids: Iterable[str] = (),
+    ) -> reviews_v1.ClaimNextReviewResponse:
+        """Take the most urgent review that nobody holds; without a `review` when there is none. A lost answer is asked
+        for again, and the same review comes."""
+        request = reviews_v1.ClaimNextReviewRequest(
+            filter=review_filter,
+            lease=duration(lease),
+            reviewer=reviewer,
+            except_job_ids=except_job_ids,
+            token=str(uuid.uuid4()),
+        )
+        return await self._calls.unary(self._reviews.ClaimNextReview, request, repeatable=True)
+
+    async def renew_review(
+        self, job_id: str, token: str, *, lease: timedelta | None = None, reviewer: str = ""
+    ) -> datetime:
+        """Prolong a claim; returns until when it holds. CLAIM_LOST when it is over."""
+        request = reviews_v1.RenewReviewRequest(job_id=job_id, token=token, lease=duration(lease), reviewer=reviewer)
+        answer = await self._calls.unary(self._reviews.RenewReview, request, repeatable=True)
+        return answer.claimed_until.ToDatetime(tzinfo=UTC)
+
+    async def release_review(
+        self, job_id: str, token: str = "", *, reviewer: str = "", of_anybody: bool = False, reason: str = ""
+    ) -> Job:
+        """Give a claim back; with an admin's key, that of anybody. Not repeated by itself."""
+        request = reviews_v1.ReleaseReviewRequest(
+            job_id=job_id, token=token, reviewer=reviewer, of_anybody=of_anybody, reason=reason
+        )
+        return (await self._calls.unary(self._reviews.ReleaseReview, request, repeatable=False)).job
+
+    async def decide(
+        self, job_id: str, decision: Decision.ValueType, reason: str, *, reviewer: str = "", token: str = ""
+    ) -> Job:
+        """Decide a review; with a token, only under the claim that it stands for. Not repeated by itself: ask `get`
+        when no answer came."""
+        request = reviews_v1.DecideReviewRequest(
+            job_id=job_id, decision=decision, reason=reason, reviewer=reviewer, token=token
+        )
         return (await self._calls.unary(self._reviews.DecideReview, request, repeatable=False)).job
+
+    async def appeal(self, job_id: str, reason: str, request_id: str = "") -> Job:
+        """Appeal against the decision on a creative; returns the new job, which another person decides."""
+        request = jobs_v1.AppealJobRequest(job_id=job_id, reason=reason, request_id=request_id or str(new_id()))
+        return (await self._calls.unary(self._jobs.AppealJob, request, repeatable=True)).job
+
+    async def audit_entries(
+        self,
+        *,
+        job_id: str = "",
+        person: str = "",
+        actions: Iterable[reviews_v1.AuditAction.ValueType] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        page_size: int = 0,
+    ) -> AsyncIterator[reviews_v1.AuditEntry]:
+        """The record of who did what in the queue, newest first."""
+        request = reviews_v1.ListAuditEntriesRequest(
+            job_id=job_id,
+            person=person,
+            actions=actions,
+            since=timestamp(since),
+            until=timestamp(until),
+            page_size=page_size,
+        )
+        while True:
+            page = await self._calls.unary(self._reviews.ListAuditEntries, request, repeatable=True)
+            for entry in page.entries:
+                yield entry
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def review_stats(
+        self, since: datetime | None = None, until: datetime | None = None
+    ) -> reviews_v1.GetReviewStatsResponse:
+        """What waits for people now, and what they decided from `since` (default: 24 h before) to `until` (now)."""
+        request = reviews_v1.GetReviewStatsRequest(since=timestamp(since), until=timestamp(until))
+        return await self._calls.unary(self._reviews.GetReviewStats, request, repeatable=True)
 
     # --- webhooks ----------------------------------------------------------------------------------------
 
@@ -333,6 +451,30 @@ class Client:
         """
         request = CleanUpRequest(job_days=job_days, dry_run=dry_run)
         return await clean_everything(self._calls, self._admin, request)
+
+    async def tenant_limits(self, tenant: str) -> admin_v1.GetTenantLimitsResponse:
+        """What a tenant may take and spend, and what it has spent today; for operators."""
+        request = admin_v1.GetTenantLimitsRequest(tenant=tenant)
+        return await self._calls.unary(self._admin.GetTenantLimits, request, repeatable=True)
+
+    async def set_tenant_limits(
+        self, tenant: str, limits: admin_v1.TenantLimits | None = None, *, budget: admin_v1.TenantBudget | None = None
+    ) -> admin_v1.SetTenantLimitsResponse:
+        """Replace all of a tenant's own limits, all of its own budget, or both; for operators. Without either, the
+        limits are as the settings say from now on."""
+        request = admin_v1.SetTenantLimitsRequest(tenant=tenant, limits=limits, budget=budget)
+        return await self._calls.unary(self._admin.SetTenantLimits, request, repeatable=True)
+
+    async def evidence_stats(self) -> GetEvidenceStatsResponse:
+        """What the tenant's evidence that is kept for equal creatives was good for."""
+        return await self._calls.unary(self._admin.GetEvidenceStats, GetEvidenceStatsRequest(), repeatable=True)
+
+    async def forget_evidence(self, request: ForgetEvidenceRequest) -> int:
+        """Have equal creatives examined anew, in as many calls as it takes; returns how much evidence was forgotten.
+
+        What a call did whose answer was lost is missing in the sum.
+        """
+        return await forget_everything(self._calls, self._admin, request)
 
     async def _submit_one_batch(self, batch: Requests) -> Outcomes:
         """One call, and others for what was throttled of it, until nothing is or no more fits for so long."""

@@ -34,6 +34,7 @@ class SubmitFields(TypedDict, total=False):
     concurrency_key: str
     when_busy: WhenBusy.ValueType
     revision: int | None
+    fresh: bool
 
 
 def submission(creative: Creative, **fields: Unpack[SubmitFields]) -> SubmitJobRequest:
@@ -52,6 +53,7 @@ def submission(creative: Creative, **fields: Unpack[SubmitFields]) -> SubmitJobR
         concurrency_key=fields.get("concurrency_key", ""),
         when_busy=fields.get("when_busy", WHEN_BUSY_UNSPECIFIED),
         revision=fields.get("revision"),
+        fresh=fields.get("fresh", False),
     )
 
 

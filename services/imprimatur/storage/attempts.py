@@ -56,6 +56,7 @@ class End:
     outcome: AttemptOutcome
     error: JobError | None
     spent: Spent
+    reused_from: uuid.UUID | None = None
 
 
 def beginning(claimed: FromClause, worker: ColumnElement[str]) -> Insert:
@@ -92,7 +93,10 @@ async def end(tx: Transaction, ends: Sequence[End]) -> list[tuple[uuid.UUID, int
 
 def _ending_each(each: Each) -> Executable:
     is_open = attempts.c.outcome.is_(None)
-    ending = {"finished_at": clock.now(), **{name: each[name] for name in ("outcome", "error", "error_code")}}
+    ending = {
+        "finished_at": clock.now(),
+        **{name: each[name] for name in ("outcome", "error", "error_code", "reused_from")},
+    }
     booked = {
         name: case((each[name] > attempts.c[name], each[name]), else_=attempts.c[name]) for name in asdict(Spent())
     }
@@ -104,7 +108,7 @@ def _ending_each(each: Each) -> Executable:
     )
 
 
-_ENDED = ("job_id", "claim_no", "outcome", "error", "error_code", *asdict(Spent()))
+_ENDED = ("job_id", "claim_no", "outcome", "error", "error_code", "reused_from", *asdict(Spent()))
 _END = Many({name: attempts.c[name].type for name in _ENDED}, _ending_each)
 
 
@@ -115,6 +119,7 @@ def _row_of(one: End) -> dict[str, Any]:
         "outcome": str(one.outcome),
         "error": asdict(one.error) if one.error else None,
         "error_code": one.error.code if one.error else None,
+        "reused_from": one.reused_from,
         **vars(one.spent),
     }
 
@@ -171,6 +176,7 @@ async def of_job(reader: Reader, job_id: uuid.UUID) -> list[Attempt]:
             input_tokens=row.input_tokens,
             output_tokens=row.output_tokens,
             cost_micros=row.cost_micros,
+            reused_from=row.reused_from,
         )
         for row in rows
     ]

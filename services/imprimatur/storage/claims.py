@@ -39,9 +39,10 @@ from imprimatur.job import (
     State,
 )
 from imprimatur.retry import after_loss
-from imprimatur.storage import attempts, clock, outbox, spending
+from imprimatur.storage import attempts, clock, evidence, outbox, spending
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Transaction
+from imprimatur.storage.evidence import Landing, Made
 from imprimatur.storage.locks import among, by_no_index, in_locked
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import Document, jobs
@@ -72,6 +73,7 @@ class Shown:
     policy_triggered: str
     result: bytes
     result_count: int
+    categories: Sequence[str] = ()  #: declared or found, by which people look for what they are good at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +90,19 @@ class Conclusion:
     error: JobError | None = None
     shown: Shown | None = None
     details: Mapping[str, str] | None = None
+    made: Made | None = None  #: evidence for the jobs that are equal to this one
+    reused_from: uuid.UUID | None = None  #: the job whose evidence it rests on
+    waits_for: bytes | None = None  #: the key of evidence, for the happening that waits for it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """The end of one attempt."""
+    """The end of one attempt; `leads_to` is the key of the evidence that was this attempt's to make."""
 
     claim: Claim
     conclusion: Conclusion
     spent: Spent
+    leads_to: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +157,7 @@ _CLAIMED = (
     *TOLD,
     *(jobs.c.claim_id, jobs.c.claim_no, jobs.c.input, jobs.c.attempts, jobs.c.max_attempts, jobs.c.timeout_seconds),
     *(jobs.c.deadline_at, jobs.c.deadline_seconds, jobs.c.updated_at, jobs.c.run_at, jobs.c.priority, jobs.c.losses),
-    jobs.c.traceparent,
+    *(jobs.c.traceparent, jobs.c.appeal_of, jobs.c.evidence_since),
 )
 
 
@@ -196,6 +202,8 @@ def _claim_of(row: Row[Any]) -> Claim:
         first_due_at=row.deadline_at - timedelta(seconds=row.deadline_seconds),
         losses=row.losses,
         traceparent=row.traceparent,
+        appeal_of=row.appeal_of,
+        evidence_since=row.evidence_since,
     )
 
 
@@ -276,6 +284,20 @@ async def conclude(tx: Transaction, endings: Sequence[Ending]) -> list[Ended | N
         rows = await _CONCLUDE[happening, shows].execute(tx, [_row_of(ending) for ending in alike])
         ended |= {(row.id, row.claim_no): _ended_of(row) for row in rows}
     await book(tx, endings)
+    await evidence.land(
+        tx,
+        [
+            Landing(
+                key=one.leads_to,
+                job_id=one.claim.job_id,
+                claim_no=one.claim.claim_no,
+                made=one.conclusion.made,
+                comes_back=one.conclusion.happening is Happening.HANDED_BACK,
+            )
+            for one in endings
+            if one.leads_to is not None
+        ],
+    )
     return [ended.get((ending.claim.job_id, ending.claim.claim_no)) for ending in endings]
 
 
@@ -310,28 +332,33 @@ _LOCK = select(jobs.c.id).where(among(jobs.c.id, on_postgresql=True)).order_by(j
 #: The happenings that end an attempt, and those of them that queue the job again.
 _ENDS = (
     *(Happening.COMPLETED, Happening.REFERRED, Happening.GAVE_UP),
-    *(Happening.RETRY_SCHEDULED, Happening.HANDED_BACK),
+    *(Happening.RETRY_SCHEDULED, Happening.HANDED_BACK, Happening.WAITING_FOR_TWIN),
 )
-_QUEUES = frozenset({Happening.RETRY_SCHEDULED, Happening.HANDED_BACK})
+_QUEUES = frozenset({Happening.RETRY_SCHEDULED, Happening.HANDED_BACK, Happening.WAITING_FOR_TWIN})
 
 _ENDED: Types = {"job_id": Uuid(), "claim_no": Integer(), "spent_attempts": Integer(), "error": Document}
 _DELAYED: Types = {"delay_seconds": Float()}
-_SHOWN: Types = {"decision": Text(), "policy_triggered": Text(), "result": LargeBinary(), "result_count": Integer()}
+_WAITING: Types = {"waits_for": LargeBinary()}
+_SHOWN: Types = {
+    **{"decision": Text(), "policy_triggered": Text(), "result": LargeBinary(), "result_count": Integer()},
+    "categories": Document,
+}
 
 
 def _concluding(happening: Happening, *, shows: bool) -> Moves:
     shown = _SHOWN if shows else {}
     delayed = _DELAYED if happening in _QUEUES else {}
+    waiting = _WAITING if happening is Happening.WAITING_FOR_TWIN else {}
 
     def build(each: Each) -> tuple[Sequence[ColumnElement[bool]], Mapping[str, Any]]:
         values = {"attempts": jobs.c.attempts + each["spent_attempts"], "error": each["error"]}
-        values |= {name: each[name] for name in shown}
+        values |= {name: each[name] for name in (*shown, *waiting)}
         if delayed:
             values["run_at"] = clock.after(each["delay_seconds"])
         is_held = by_no_index(jobs.c.state) == State.RUNNING
         return (is_held, jobs.c.claim_no == each["claim_no"]), values
 
-    return Moves(happening, {**_ENDED, **delayed, **shown}, build, returning=_TOLD_OF_END)
+    return Moves(happening, {**_ENDED, **delayed, **waiting, **shown}, build, returning=_TOLD_OF_END)
 
 
 _CONCLUDE = {(happening, shows): _concluding(happening, shows=shows) for happening in _ENDS for shows in (False, True)}
@@ -345,8 +372,9 @@ def _row_of(ending: Ending) -> dict[str, Any]:
         "spent_attempts": int(conclusion.spends_attempt),
         "error": asdict(conclusion.error) if conclusion.error else None,
         "delay_seconds": conclusion.delay_seconds,
+        "waits_for": conclusion.waits_for,
         "details": dict(conclusion.details or {}),
-        **(vars(conclusion.shown) if conclusion.shown else {}),
+        **({**vars(conclusion.shown), "categories": list(conclusion.shown.categories)} if conclusion.shown else {}),
     }
 
 
@@ -372,6 +400,7 @@ async def book(tx: Transaction, endings: Sequence[Ending]) -> None:
                 outcome=ending.conclusion.outcome,
                 error=ending.conclusion.error,
                 spent=ending.spent,
+                reused_from=ending.conclusion.reused_from,
             )
             for ending in endings
         ],
@@ -434,4 +463,5 @@ async def lost_leases(tx: Transaction, *, as_of: datetime, limit: int) -> list[R
         details={"reason": "its worker fell silent"},
     )
     await attempts.end_open(tx, rows, AttemptOutcome.LOST, _WORKER_LOST)
+    await evidence.let_go(tx, rows)
     return rows

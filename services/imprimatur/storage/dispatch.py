@@ -10,13 +10,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, Executable, Float, Row, bindparam, case, exists, func, select, text, update
 
 from imprimatur.job import MOST_LOSSES, WORKERS_LOST, AttemptOutcome, Happening, JobError, JobType, Priority, State
-from imprimatur.storage import attempts, clock, outbox, turns
+from imprimatur.storage import attempts, clock, evidence, outbox, turns
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FIRST_REISSUE_AFTER_SECONDS
 from imprimatur.storage.locks import among, by_no_index, for_both, in_locked
 from imprimatur.storage.schema import jobs, workers
 from imprimatur.storage.transitions import move
-from imprimatur.wire.messages import ReviewRequested
+from imprimatur.wire.messages import Released
 
 #: The advisory lock that lets one dispatcher work at a time, over all gateways. An arbitrary constant.
 _DISPATCHER_LOCK = 0x1A_9A_1A
@@ -31,6 +31,7 @@ class Backlog:
     running: int  #: claimed
     due: bool  #: whether anything is due and not put up
     slots: int  #: of live workers
+    least_slots: int  #: of the live worker that has the fewest
     at: datetime  #: when it was looked at, by the database's clock
 
 
@@ -44,21 +45,30 @@ async def become_dispatcher(tx: Transaction) -> bool:
 
 async def backlog(reader: Reader, *, silent_seconds: float) -> Backlog:
     """Count what is released, due and free; workers silent for longer do not count. Uses partial indexes only."""
-    row = (await reader.connection.execute(_counting(silent_seconds))).one()
-    return Backlog(released=row[0], reissued=row[1], running=row[2], due=bool(row[3]), slots=row[4], at=row[5])
+    row = (await reader.connection.execute(_counting(silent_seconds, FIRST_REISSUE_AFTER_SECONDS))).one()
+    return Backlog(
+        released=row[0],
+        reissued=row[1],
+        running=row[2],
+        due=bool(row[3]),
+        slots=row[4],
+        least_slots=row[5],
+        at=row[6],
+    )
 
 
 @lru_cache(16)
-def _counting(silent_seconds: float) -> Executable:
+def _counting(silent_seconds: float, first_after_seconds: float) -> Executable:
     counted = select(func.count()).select_from(jobs)
     put_up = (jobs.c.state == State.QUEUED, jobs.c.released_at.is_not(None))
-    again = func.count().filter(jobs.c.reissue_after_seconds > FIRST_REISSUE_AFTER_SECONDS)
+    again = func.count().filter(jobs.c.reissue_after_seconds > first_after_seconds)
     released = select(func.count().label("all"), again.label("again")).select_from(jobs).where(*put_up).subquery()
     running = counted.where(jobs.c.state == State.RUNNING)
     due = exists().where(jobs.c.state == State.QUEUED, jobs.c.released_at.is_(None), jobs.c.run_at <= clock.now())
-    slots = select(func.coalesce(func.sum(workers.c.slots), 0)).where(workers.c.seen_at > clock.after(-silent_seconds))
-    numbers = (released.c.all, released.c.again, running.scalar_subquery(), due, slots.scalar_subquery())
-    return select(*numbers, clock.now())
+    alive = workers.c.seen_at > clock.after(-silent_seconds)
+    slots, least = (select(func.coalesce(which(workers.c.slots), 0)).where(alive) for which in (func.sum, func.min))
+    numbers = (released.c.all, released.c.again, running.scalar_subquery(), due)
+    return select(*numbers, slots.scalar_subquery(), least.scalar_subquery(), clock.now())
 
 
 async def idle_slots(reader: Reader, *, silent_seconds: float) -> int:
@@ -73,8 +83,8 @@ def _counting_idle(silent_seconds: float) -> Executable:
     return select(idle).where(workers.c.seen_at > clock.after(-silent_seconds))
 
 
-async def release_due(tx: Transaction, *, room: int, most_of_a_tenant: int = 0) -> int:
-    """Put up to `room` due jobs up for claiming; returns how many."""
+async def release_due(tx: Transaction, *, room: int, most_of_a_tenant: int = 0, together: int = 1) -> int:
+    """Put up to `room` due jobs up for claiming, up to `together` in one message; returns how many."""
     if room <= 0:
         return 0
     order = {
@@ -83,7 +93,7 @@ async def release_due(tx: Transaction, *, room: int, most_of_a_tenant: int = 0) 
     }
     numbers = {"ids": sorted(order), "reissue_after": FIRST_REISSUE_AFTER_SECONDS}
     released = (await tx.connection.execute(_RELEASE[tx.on_postgresql], numbers)).all()
-    await _request(tx, sorted(released, key=lambda row: order[row.id]))
+    await _request(tx, sorted(released, key=lambda row: order[row.id]), together=together)
     return len(released)
 
 
@@ -113,10 +123,10 @@ def _releasing_due(on_postgresql: bool) -> Executable:
 _RELEASE = for_both(_releasing_due)
 
 
-async def reissue(tx: Transaction, *, limit: int) -> int:
+async def reissue(tx: Transaction, *, limit: int, together: int = 1) -> int:
     """Ask again for released jobs that nobody claimed in time; each time waits twice as long as the last."""
     again = (await tx.connection.execute(_reissuing(limit, FIRST_REISSUE_AFTER_SECONDS))).all()
-    await _request(tx, sorted(again, key=lambda row: (row.priority, row.id)))
+    await _request(tx, sorted(again, key=lambda row: (row.priority, row.id)), together=together)
     return len(again)
 
 
@@ -153,12 +163,9 @@ async def withdraw_releases(tx: Transaction) -> int:
     return len(changed.all())
 
 
-async def _request(tx: Transaction, released: Sequence[Row[Any]]) -> None:
-    requests = [
-        outbox.review_requested(ReviewRequested(job_id=row.id, release_no=row.release_no), Priority(row.priority))
-        for row in released
-    ]
-    await outbox.add(tx, requests)
+async def _request(tx: Transaction, released: Sequence[Row[Any]], *, together: int) -> None:
+    asked = [(Released(job_id=row.id, release_no=row.release_no), Priority(row.priority)) for row in released]
+    await outbox.add(tx, outbox.review_requested(asked, together=together))
 
 
 # --- jobs that the machine gives up, without an attempt to say so --------------------------------------------
@@ -231,4 +238,5 @@ async def give_up(
         details={"error": hopeless.error.code, "error_message": hopeless.error.message},
     )
     await attempts.end_open(tx, rows, AttemptOutcome.LOST, hopeless.error)
+    await evidence.let_go(tx, rows)
     return rows

@@ -35,14 +35,14 @@ from imprimatur.job import (
     Priority,
     State,
 )
-from imprimatur.storage import assets, attempts, clock, keys, outbox
+from imprimatur.storage import assets, attempts, clock, evidence, keys, outbox
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.keys import Ruling, Verdict
 from imprimatur.storage.locks import among, for_both
 from imprimatur.storage.many import Each, Many
 from imprimatur.storage.schema import job_events, jobs, tenants
 from imprimatur.storage.transitions import TOLD, is_job, move, record
-from imprimatur.wire.messages import ReviewRequested
+from imprimatur.wire.messages import Released
 
 #: The columns that make a `Job`; the task's input is read only where it is needed.
 VISIBLE = tuple(jobs.c[field.name] for field in fields(Job))
@@ -143,13 +143,16 @@ def job_of(row: Any) -> Job:
 # --- accepting -------------------------------------------------------------------------------------------
 
 
-async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once: int) -> list[Submitted]:
+async def submit(
+    tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once: int, together: int = 1
+) -> list[Submitted]:
     """Accept jobs together. Idempotent by (tenant, request id), and by the job id for its caller's own repetition
     after a lost answer. Of the jobs with one concurrency key, each is settled before the next.
 
     Args:
         release_at_once: how many due jobs may be put up for claiming in this same transaction; the rest
             wait for the dispatcher.
+        together: how many of those reviewers may be asked for in one message.
 
     Returns:
         One answer per job, in order.
@@ -158,7 +161,7 @@ async def submit(tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once
         Contended: others wanted the same keys meanwhile. Nothing of it may be committed; it may be done again at once.
     """
     now = await clock.present(tx)
-    fast = _fast_ones(new_jobs, now, release_at_once)
+    fast = _Fast(ids=_due(new_jobs, now, release_at_once), together=together)
     answers = await _enter(tx, new_jobs, now, fast)
     while rest := sorted((new for new in new_jobs if new.id not in answers), key=lambda new: new.id):
         known = await _known(tx, rest)
@@ -172,27 +175,21 @@ async def _enter(
     tx: Transaction,
     new_jobs: Sequence[NewJob],
     now: datetime,
-    fast: Collection[uuid.UUID],
+    fast: "_Fast",
     *,
     in_place_of: Mapping[uuid.UUID, uuid.UUID] | None = None,
 ) -> dict[uuid.UUID, Submitted]:
     """Store those of the jobs whose ids, requests and keys are free; `in_place_of`: the ids of those they supersede."""
     supersedes = in_place_of or {}
     rows = [
-        _row_of(new, now, fast=new.id in fast, supersedes=supersedes.get(new.id))
+        _row_of(new, now, fast=new.id in fast.ids, supersedes=supersedes.get(new.id))
         for new in sorted(new_jobs, key=_place_in_line)
     ]
     inserted = sorted(await _INSERT.execute(tx, rows), key=lambda row: row.id)
     released = {row.id for row in inserted if row.released_at is not None}
     await record(tx, inserted, kind=SUBMITTED, outcome=False, details=_link if supersedes else {})
-    await outbox.add(
-        tx,
-        [
-            outbox.review_requested(ReviewRequested(job_id=row.id, release_no=1), Priority(row.priority))
-            for row in inserted
-            if row.id in released
-        ],
-    )
+    asked = [(Released(job_id=row.id, release_no=1), Priority(row.priority)) for row in inserted if row.id in released]
+    await outbox.add(tx, outbox.review_requested(asked, together=fast.together))
     entered = {row.id for row in inserted}
     made = [new for new in new_jobs if new.id in entered]
     await keys.require_in_order(tx, made)
@@ -221,7 +218,7 @@ async def _settle(
     wanting: Sequence[NewJob],
     answers: Mapping[uuid.UUID, Submitted],
     now: datetime,
-    fast: Collection[uuid.UUID],
+    fast: "_Fast",
 ) -> dict[uuid.UUID, Submitted]:
     """Answers for the next of each key among jobs that are unknown and did not enter; and, where they take the places
     of others among `answers`, new answers for those."""
@@ -273,14 +270,23 @@ def _again(new: NewJob, known: Mapping[Any, tuple[Job, bytes]]) -> Submitted:
 
 def again(new: NewJob, job: Job, content_hash: bytes) -> Submitted:
     """What a submission comes to whose request id stands for `job` already."""
-    # What a retry is, is which job it retries: its content is also that job's.
-    same = job.retry_of == new.retry_of if new.retry_of else content_hash == new.content_hash
+    # What a retry or an appeal is, is which job it is about: its content is also that job's.
+    about = (job.retry_of, job.appeal_of) == (new.retry_of, new.appeal_of)
+    same = about if new.retry_of or new.appeal_of else content_hash == new.content_hash
     return Submitted(job=job, created=False, same_content=same)
 
 
-def _fast_ones(new_jobs: Sequence[NewJob], now: datetime, most: int) -> set[uuid.UUID]:
+@dataclass(frozen=True, kw_only=True)
+class _Fast:
+    """The jobs that are put up for claiming as they are accepted, and how many in one message."""
+
+    ids: frozenset[uuid.UUID]
+    together: int
+
+
+def _due(new_jobs: Sequence[NewJob], now: datetime, most: int) -> frozenset[uuid.UUID]:
     due = [new.id for new in new_jobs if new.run_at is None or new.run_at <= now]
-    return set(due[: max(most, 0)])
+    return frozenset(due[: max(most, 0)])
 
 
 #: Columns in which every new job begins alike.
@@ -305,11 +311,20 @@ FRESH: Mapping[str, Any] = {
 _SAID = (
     *("id", "tenant_id", "type", "user_id", "request_id", "content_hash", "subject_id", "labels", "parameters"),
     *("input", "callback_url", "max_attempts", "timeout_seconds", "deadline_seconds", "retry_of"),
-    *("estimated_seconds", "traceparent", "concurrency_key", "revision"),
+    *("estimated_seconds", "traceparent", "concurrency_key", "revision", "appeal_of", "appeal"),
 )
 _GIVEN = {
     name: jobs.c[name].type
-    for name in (*_SAID, "priority", "run_at", "deadline_at", "released_at", "created_at", "supersedes")
+    for name in (
+        *_SAID,
+        "priority",
+        "run_at",
+        "deadline_at",
+        "released_at",
+        "created_at",
+        "supersedes",
+        "evidence_since",
+    )
 }
 
 
@@ -346,6 +361,7 @@ def _row_of(new: NewJob, now: datetime, *, fast: bool, supersedes: uuid.UUID | N
         "released_at": now if fast else None,
         "created_at": now,
         "supersedes": supersedes,
+        "evidence_since": now if new.fresh else None,
     }
 
 
@@ -358,7 +374,6 @@ def _accepted(new: NewJob, now: datetime, *, supersedes: uuid.UUID | None) -> Jo
         priority=new.priority,
         error=None,
         result=None,
-        appeal_of=None,
         superseded_by=None,
         supersedes=supersedes,
         created_at=now,
@@ -528,4 +543,5 @@ async def cancel(tx: Transaction, owner: Owner, job_id: uuid.UUID, *, reason: st
     details = {"reason": reason} if reason else {}
     rows = await move(tx, Happening.CANCELLED, is_job(job_id), owner.condition(), details=details)
     await attempts.end_open(tx, rows, AttemptOutcome.CANCELLED)
+    await evidence.let_go(tx, rows)
     return job_of(rows[0]) if rows else None

@@ -30,7 +30,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.errors import Contended
 from imprimatur.job import AttemptOutcome, Happening, NewJob, State, WhenBusy
-from imprimatur.storage import attempts
+from imprimatur.storage import attempts, evidence
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import jobs, request_aliases
@@ -92,8 +92,9 @@ async def rule(tx: Transaction, wanting: Sequence[NewJob]) -> dict[uuid.UUID, Ru
 
 
 def _ruling(new: NewJob, holder: Row[Any] | None, newest: Row[Any] | None) -> Ruling:
-    # A retry is asked for because of what happened to its job, so it is never the same as another.
-    if holder is not None and holder.content_hash == new.content_hash and new.retry_of is None:
+    # A retry is asked for because of what happened to its job, so it is never the same as another; nor is an appeal.
+    fresh = new.retry_of is None and new.appeal_of is None
+    if fresh and holder is not None and holder.content_hash == new.content_hash:
         return Ruling(verdict=Verdict.SAME, job_id=holder.id)
     if newest is not None and new.revision is not None and _comes_too_late(new, newest):
         verdict = Verdict.REUSED if newest.revision == new.revision else Verdict.OUTDATED
@@ -207,7 +208,9 @@ async def supersede(tx: Transaction, successors: Mapping[uuid.UUID, uuid.UUID]) 
     """
     rows = await _SUPERSEDE.execute(tx, [{"id": old, "by": new} for old, new in successors.items()])
     await record(tx, rows, kind=Happening.CANCELLED, outcome=True, details=_by_whom)
-    await attempts.end_open(tx, [row for row in rows if row.claim_no], AttemptOutcome.CANCELLED)
+    claimed = [row for row in rows if row.claim_no]
+    await attempts.end_open(tx, claimed, AttemptOutcome.CANCELLED)
+    await evidence.let_go(tx, claimed)
     return rows
 
 

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 from sqlalchemy import Executable, LargeBinary, Text, Uuid, delete, func, insert, null, or_, select, update
 
@@ -14,7 +15,7 @@ from imprimatur.storage.database import OutboxRow, Reader, Transaction
 from imprimatur.storage.locks import among, for_both, in_locked
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import outbox
-from imprimatur.wire.messages import JobChange, JobsChanged, ReviewRequested
+from imprimatur.wire.messages import JobChange, JobsChanged, Released, ReviewRequested
 
 _REVIEW_QUEUES = {
     Priority.HIGH: Queue.REVIEW_HIGH,
@@ -25,11 +26,32 @@ _REVIEW_QUEUES = {
 #: Changed jobs in one message at most, so that none grows beyond some 20 kB.
 _TOLD_TOGETHER = 256
 
+#: Jobs that are put up together are put into so many messages or more, so that no idle reviewer goes without.
+_MESSAGES_AT_LEAST = 8
 
-def review_requested(request: ReviewRequested, priority: Priority) -> OutboxRow:
-    """The row that asks reviewers to claim a released job."""
-    queue = _REVIEW_QUEUES[priority]
-    return OutboxRow(id=new_id(), exchange="", routing_key=queue, body=request.encode(), stored=True)
+_Item = TypeVar("_Item")
+
+
+def review_requested(released: Iterable[tuple[Released, Priority]], *, together: int) -> list[OutboxRow]:
+    """The rows that ask reviewers to claim jobs; up to `together` in one message where there are many."""
+    by_priority: dict[Priority, list[Released]] = {}
+    for job, priority in released:
+        by_priority.setdefault(priority, []).append(job)
+    return [
+        OutboxRow(
+            id=new_id(),
+            exchange="",
+            routing_key=_REVIEW_QUEUES[priority],
+            body=ReviewRequested(jobs=some).encode(),
+            stored=True,
+        )
+        for priority, jobs in by_priority.items()
+        for some in _batched(jobs, max(1, min(together, len(jobs) // _MESSAGES_AT_LEAST)))
+    ]
+
+
+def _batched(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def jobs_changed(changes: Sequence[JobChange], *, kind: str, outcome: bool) -> list[OutboxRow]:
@@ -37,13 +59,9 @@ def jobs_changed(changes: Sequence[JobChange], *, kind: str, outcome: bool) -> l
     key = f"outcome.{kind}" if outcome else f"state.{kind}"
     return [
         OutboxRow(
-            id=new_id(),
-            exchange=EVENTS,
-            routing_key=key,
-            body=JobsChanged(changes=changes[start : start + _TOLD_TOGETHER]).encode(),
-            stored=outcome,
+            id=new_id(), exchange=EVENTS, routing_key=key, body=JobsChanged(changes=some).encode(), stored=outcome
         )
-        for start in range(0, len(changes), _TOLD_TOGETHER)
+        for some in _batched(changes, _TOLD_TOGETHER)
     ]
 
 

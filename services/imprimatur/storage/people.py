@@ -1,36 +1,31 @@
-"""The human queue: what waits for a person, who holds it, and what they decided."""
+"""Holds that people have on what waits for them, and their decisions. What waits, and in which order:
+`review_queue`."""
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, insert, literal, or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, insert, select
 
+from imprimatur.human import Agreement
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, Job, State
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
-from imprimatur.storage.jobs import Owner, job_of
+from imprimatur.storage.jobs import UNFINISHED, VISIBLE, Owner, job_of
+from imprimatur.storage.review_queue import IS_HELD, WAITS, Waiting, free_for, not_barred, not_held, waiting_of
 from imprimatur.storage.schema import human_decisions, jobs
-from imprimatur.storage.transitions import is_job, move
-
-
-@dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """A job that waits for a person."""
-
-    job: Job
-    input: bytes
-    held_by: str
-    held_until: datetime | None
+from imprimatur.storage.transitions import UNHELD, is_job, move
 
 
 @dataclass(frozen=True, kw_only=True)
 class HumanDecision:
-    """One line of the append-only record."""
+    """One line of the record of decisions.
+
+    `person_known`: the key or the request told who the reviewer is; else the name is the key's.
+    """
 
     reviewer: str
     decision: str
@@ -38,108 +33,185 @@ class HumanDecision:
     ai_recommendation: str
     overrides_ai: bool
     decided_at: datetime
+    agreement: Agreement = Agreement.NO_ADVICE
+    person_known: bool = True
 
 
-def _waiting_of(row: Row[Any]) -> Waiting:
-    return Waiting(job=job_of(row), input=row.input, held_by=row.held_by, held_until=row.held_until)
+@dataclass(frozen=True, kw_only=True)
+class EndedHold:
+    """A hold that ran out, or was given back."""
+
+    job: Job
+    held_by: str
+    held_until: datetime
 
 
-def _free_for(reviewer: str) -> ColumnElement[bool]:
-    return or_(
-        jobs.c.held_by == "",
-        jobs.c.held_by == reviewer,
-        jobs.c.held_until.is_(None),
-        jobs.c.held_until < clock.now(),
-    )
+# --- holds -----------------------------------------------------------------------------------------------
 
 
-#: The order of the queue, and so the position in it that a page token carries.
-Position = tuple[int, datetime, uuid.UUID]
-
-
-def position_of(waiting: Waiting) -> Position:
-    """Where in the queue it stands."""
-    return (int(waiting.job.priority), waiting.job.created_at, waiting.job.id)
-
-
-async def waiting(
-    reader: Reader,
+async def hold(
+    tx: Transaction,
     owner: Owner,
+    job_id: uuid.UUID,
     *,
     reviewer: str,
-    unclaimed_only: bool,
-    after: Position | None,
-    limit: int,
-) -> Sequence[Waiting]:
-    """What waits, HIGH priority first, then the oldest."""
-    order = (jobs.c.priority, jobs.c.created_at, jobs.c.id)
-    statement = (
-        select(*jobs.c).where(jobs.c.state == State.AWAITING_REVIEW, owner.condition()).order_by(*order).limit(limit)
-    )
-    if unclaimed_only:
-        statement = statement.where(_free_for(reviewer))
-    if after is not None:
-        statement = statement.where(tuple_(*order) > tuple_(*_bound(after)))
-    return [_waiting_of(row) for row in await reader.connection.execute(statement)]
+    seconds: float,
+    token: uuid.UUID | None = None,
+) -> Waiting | None:
+    """Take a waiting job for a while, or take over one's own hold: with a new token, so that the one before is good
+    for nothing. None: not waiting, another's, or an appeal against this person's decision.
 
-
-def _bound(position: Position) -> tuple[ColumnElement[Any], ...]:
-    columns = (jobs.c.priority, jobs.c.created_at, jobs.c.id)
-    return tuple(literal(value, column.type) for value, column in zip(position, columns, strict=True))
-
-
-async def hold(tx: Transaction, owner: Owner, job_id: uuid.UUID, *, reviewer: str, seconds: float) -> Waiting | None:
-    """Take a waiting job for a while, or prolong one's own hold. None: not waiting, or another's."""
+    Args:
+        token: to have; by default a fresh one. With one of the caller's choice, only what nobody holds is taken.
+    """
+    takeable = free_for(reviewer) if token is None else not_held()
     rows = await move(
         tx,
         Happening.HELD_BY_PERSON,
         is_job(job_id),
         owner.condition(),
-        _free_for(reviewer),
-        values={"held_by": reviewer, "held_until": clock.after(seconds)},
+        takeable,
+        not_barred(tx, reviewer),
+        values={"held_by": reviewer, "held_until": clock.after(seconds), "hold_token": token or uuid.uuid4()},
         details={"reviewer": reviewer},
     )
-    return _waiting_of(rows[0]) if rows else None
+    return waiting_of(rows[0]) if rows else None
 
 
-async def lock_waiting(tx: Transaction, owner: Owner, job_id: uuid.UUID, *, reviewer: str) -> Waiting | None:
-    """A waiting job that `reviewer` may decide, locked until the transaction ends."""
+async def renew(
+    tx: Transaction, owner: Owner, job_id: uuid.UUID, *, reviewer: str, seconds: float, token: uuid.UUID
+) -> Waiting | None:
+    """Prolong a hold. None: it is not this person's with this token, or it has ended."""
+    rows = await move(
+        tx,
+        Happening.HELD_BY_PERSON,
+        is_job(job_id),
+        owner.condition(),
+        _held_with(reviewer, token),
+        values={"held_until": clock.after(seconds)},
+        details={"reviewer": reviewer},
+    )
+    return waiting_of(rows[0]) if rows else None
+
+
+async def release(
+    tx: Transaction,
+    owner: Owner,
+    job_id: uuid.UUID,
+    *,
+    reviewer: str,
+    token: uuid.UUID | None = None,
+    of_anybody: bool = False,
+) -> EndedHold | None:
+    """End a hold before its time. None: there is none, or not this person's with this token."""
+    whose = IS_HELD if of_anybody else _held_with(reviewer, token)
+    chosen = select(*_HOLD).where(is_job(job_id), WAITS, owner.condition(), whose).with_for_update()
+    held = (await tx.connection.execute(chosen)).one_or_none()
+    if held is None:
+        return None
+    told = {"reviewer": held.held_by}
+    [row] = await move(tx, Happening.RELEASED_BY_PERSON, is_job(job_id), values=UNHELD, details=told, returning=VISIBLE)
+    return EndedHold(job=job_of(row), held_by=held.held_by, held_until=held.held_until)
+
+
+#: What a hold is, without the task, which may be megabytes.
+_HOLD = (jobs.c.id, jobs.c.held_by, jobs.c.held_until)
+_IS_OVER = and_(WAITS, jobs.c.held_until.is_not(None), jobs.c.held_until <= clock.now())
+
+
+async def holds_are_over(reader: Reader) -> bool:
+    """Whether there is anything to do for `end_holds`."""
+    return (await reader.connection.execute(select(jobs.c.id).where(_IS_OVER).limit(1))).first() is not None
+
+
+async def end_holds(
+    tx: Transaction, *, job_ids: Collection[uuid.UUID] | None = None, limit: int = 100
+) -> Sequence[EndedHold]:
+    """End holds whose time is over: of these jobs, or of some that are first. What others work on is left to them."""
+    over = select(*_HOLD).where(_IS_OVER)
+    if job_ids is not None:
+        chosen = over.where(jobs.c.id.in_(sorted(job_ids))).order_by(jobs.c.id).with_for_update()
+    else:
+        chosen = over.order_by(jobs.c.held_until).limit(limit).with_for_update(skip_locked=True)
+    held = {row.id: row for row in await tx.connection.execute(chosen)}
+    if not held:
+        return []
+    rows = await move(
+        tx,
+        Happening.HOLD_EXPIRED,
+        jobs.c.id.in_(sorted(held)),
+        values=UNHELD,
+        details=lambda row: {"reviewer": held[row.id].held_by},
+        returning=VISIBLE,
+    )
+    return [
+        EndedHold(job=job_of(row), held_by=held[row.id].held_by, held_until=held[row.id].held_until) for row in rows
+    ]
+
+
+def _held_with(reviewer: str, token: uuid.UUID | None) -> ColumnElement[bool]:
+    held = and_(jobs.c.held_by == reviewer, IS_HELD)
+    return held if token is None else and_(held, jobs.c.hold_token == token)
+
+
+async def holder(reader: Reader, job_id: uuid.UUID) -> str:
+    """Who holds a waiting job now; empty when nobody."""
+    found = await reader.connection.execute(
+        select(jobs.c.held_by).where(
+            is_job(job_id), jobs.c.held_until > clock.now(), jobs.c.state == State.AWAITING_REVIEW
+        )
+    )
+    return found.scalar_one_or_none() or ""
+
+
+# --- decisions -------------------------------------------------------------------------------------------
+
+
+async def lock_waiting(
+    tx: Transaction, owner: Owner, job_id: uuid.UUID, *, reviewer: str, token: uuid.UUID | None = None
+) -> Waiting | None:
+    """A waiting job that `reviewer` may decide, locked until the transaction ends; with a token, only under the hold
+    that it stands for."""
+    mine = free_for(reviewer) if token is None else _held_with(reviewer, token)
     found = await tx.connection.execute(
         select(*jobs.c)
-        .where(
-            and_(is_job(job_id), owner.condition(), _free_for(reviewer)),
-            jobs.c.state == State.AWAITING_REVIEW,
-        )
+        .where(and_(is_job(job_id), owner.condition(), mine, not_barred(tx, reviewer)), WAITS)
         .with_for_update()
     )
     row = found.one_or_none()
-    return _waiting_of(row) if row is not None else None
+    return waiting_of(row) if row is not None else None
 
 
-async def decide(tx: Transaction, waiting_job: Waiting, decision: HumanDecision, *, result: bytes) -> Job:
+async def decide(tx: Transaction, waiting: Waiting, decision: HumanDecision, *, result: bytes) -> Job:
     """Record a person's decision on a job locked by `lock_waiting`, and finish the job with it."""
+    job = waiting.job
     await tx.connection.execute(
         insert(human_decisions).values(
             id=new_id(),
-            job_id=waiting_job.job.id,
-            tenant_id=waiting_job.job.tenant_id,
+            job_id=job.id,
+            tenant_id=job.tenant_id,
             reviewer=decision.reviewer,
             decision=decision.decision,
             reason=decision.reason,
             ai_recommendation=decision.ai_recommendation,
             overrides_ai=decision.overrides_ai,
             decided_at=decision.decided_at,
-            job_type=waiting_job.job.type,
-            subject_id=waiting_job.job.subject_id,
-            input_hash=hashlib.sha256(waiting_job.input).digest(),
-            submitted_by=waiting_job.job.user_id,
-            policy_triggered=waiting_job.job.policy_triggered,
+            job_type=job.type,
+            subject_id=job.subject_id,
+            input_hash=hashlib.sha256(waiting.input).digest(),
+            submitted_by=job.user_id,
+            policy_triggered=job.policy_triggered,
+            agreement=decision.agreement,
+            categories=list(waiting.categories),
+            awaiting_since=waiting.since,
+            appeal_of=job.appeal_of,
+            person_known=decision.person_known,
         )
     )
     rows = await move(
         tx,
         Happening.DECIDED,
-        is_job(waiting_job.job.id),
+        is_job(job.id),
         values={"decision": decision.decision, "result": result, "result_count": 1, "error": None},
         details={"reviewer": decision.reviewer, "decision": decision.decision, "reason": decision.reason},
     )
@@ -165,14 +237,26 @@ async def latest_decision(reader: Reader, job_id: uuid.UUID) -> HumanDecision | 
         ai_recommendation=row.ai_recommendation,
         overrides_ai=row.overrides_ai,
         decided_at=row.decided_at,
+        agreement=Agreement(row.agreement or Agreement.NO_ADVICE),
+        person_known=bool(row.person_known),
     )
 
 
-async def holder(reader: Reader, job_id: uuid.UUID) -> str:
-    """Who holds a waiting job now; empty when nobody."""
+# --- appeals ---------------------------------------------------------------------------------------------
+
+
+async def lock_decided(tx: Transaction, owner: Owner, job_id: uuid.UUID) -> Job | None:
+    """A finished job, locked so that of two appeals against it one comes first."""
+    found = await tx.connection.execute(
+        select(*jobs.c).where(is_job(job_id), owner.condition()).with_for_update(key_share=True)
+    )
+    row = found.one_or_none()
+    return job_of(row) if row is not None else None
+
+
+async def open_appeal(reader: Reader, job_id: uuid.UUID) -> uuid.UUID | None:
+    """The unfinished appeal against a job's decision."""
     found = await reader.connection.execute(
-        select(jobs.c.held_by).where(
-            is_job(job_id), jobs.c.held_until > clock.now(), jobs.c.state == State.AWAITING_REVIEW
-        )
+        select(jobs.c.id).where(jobs.c.appeal_of == job_id, jobs.c.appeal_of.is_not(None), UNFINISHED)
     )
-    return found.scalar_one_or_none() or ""
+    return found.scalar_one_or_none()

@@ -66,7 +66,7 @@ async def create(
         FailedPrecondition: `based_on` is not the live version any more.
         ResourceExhausted: there are as many as there may be.
     """
-    live = await _lock(tx, tenant_id, expected=based_on)
+    live = await lock(tx, tenant_id, expected=based_on)
     newest = select(func.max(policies.c.version)).where(policies.c.tenant_id == tenant_id)
     number: int = ((await tx.connection.execute(newest)).scalar_one() or 0) + 1
     if number > MOST_VERSIONS:
@@ -98,7 +98,7 @@ async def activate(
         NotFound: there is no such version.
         FailedPrecondition: `expected` is not the live version any more.
     """
-    live = await _lock(tx, tenant_id, expected=expected)
+    live = await lock(tx, tenant_id, expected=expected)
     there = select(policies.c.version).where(policies.c.tenant_id == tenant_id, policies.c.version == number)
     if (await tx.connection.execute(there)).one_or_none() is None:
         raise no_version(number)
@@ -117,8 +117,12 @@ async def begin(tx: Transaction, tenant_id: uuid.UUID, policy: Policy) -> None:
     await _note(tx, tenant_id, 1, before=None, by="", note="")
 
 
-async def _lock(tx: Transaction, tenant_id: uuid.UUID, *, expected: int | None) -> int:
-    """The live version, which nobody else changes until the transaction ends."""
+async def lock(tx: Transaction, tenant_id: uuid.UUID, *, expected: int | None = None) -> int:
+    """The live version, which nobody else changes until the transaction ends.
+
+    Raises:
+        FailedPrecondition: it is not the expected one.
+    """
     # NO KEY UPDATE: submissions refer to the tenant meanwhile.
     locked = select(tenants.c.policy_version).where(tenants.c.id == tenant_id).with_for_update(key_share=True)
     live: int = (await tx.connection.execute(locked)).scalar_one()

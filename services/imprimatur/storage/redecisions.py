@@ -14,11 +14,11 @@ from sqlalchemy import ColumnElement, LargeBinary, Select, Text, Uuid, and_, fun
 
 from imprimatur.identity import first_id_at
 from imprimatur.job import Happening, JobType, State
-from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import UNFINISHED
-from imprimatur.storage.many import Each
-from imprimatur.storage.schema import jobs
+from imprimatur.storage.many import Each, Types
+from imprimatur.storage.review_queue import IS_HELD
+from imprimatur.storage.schema import Document, jobs
 from imprimatur.storage.transitions import TOLD, Moves
 
 #: Creatives and results read at once, together; a single one may be larger.
@@ -61,6 +61,7 @@ class Redecided:
     reason: str
     policy_version: int
     result: bytes
+    categories: Sequence[str]
 
 
 # --- what waits ------------------------------------------------------------------------------------------
@@ -72,7 +73,6 @@ _REDECIDABLE = and_(
     jobs.c.type == JobType.CREATIVE_REVIEW,
     jobs.c.appeal_of.is_(None),
 )
-_HELD = and_(jobs.c.held_by != "", jobs.c.held_until > clock.now())
 _SIZE = func.length(jobs.c.input) + func.coalesce(func.length(jobs.c.result), 0)
 
 
@@ -86,7 +86,7 @@ async def lock_waiting(tx: Transaction, tenant_id: uuid.UUID, *, after: uuid.UUI
     found = (await tx.connection.execute(sizes)).all()
     ids = _fitting(found, most=limit)
     locked = (
-        select(jobs.c.id, jobs.c.type, jobs.c.subject_id, _HELD.label("held"), jobs.c.input, jobs.c.result)
+        select(jobs.c.id, jobs.c.type, jobs.c.subject_id, IS_HELD.label("held"), jobs.c.input, jobs.c.result)
         .where(ours, jobs.c.id.in_(ids))
         .order_by(jobs.c.id)
         .with_for_update()
@@ -130,6 +130,7 @@ async def redecide(tx: Transaction, decided: Sequence[Redecided], *, asked_by: s
                 "decision": one.decision,
                 "policy_triggered": one.policy_triggered,
                 "result": one.result,
+                "categories": list(one.categories),
                 "details": {
                     "decision": one.decision,
                     "policy_triggered": one.policy_triggered,
@@ -144,14 +145,20 @@ async def redecide(tx: Transaction, decided: Sequence[Redecided], *, asked_by: s
     return {row.id for row in rows}
 
 
+_SHOWN: Types = {
+    **{"decision": Text(), "policy_triggered": Text(), "result": LargeBinary()},
+    "categories": Document,
+}
+
+
 def _redeciding(each: Each) -> tuple[Sequence[ColumnElement[bool]], dict[str, Any]]:
-    shown = {name: each[name] for name in ("decision", "policy_triggered", "result")}
+    shown = {name: each[name] for name in _SHOWN}
     return (), {**shown, "result_count": 1, "error": null()}
 
 
 _REDECIDED = Moves(
     Happening.REDECIDED,
-    {"job_id": Uuid(), "decision": Text(), "policy_triggered": Text(), "result": LargeBinary()},
+    {"job_id": Uuid(), **_SHOWN},
     _redeciding,
     returning=TOLD,
 )
@@ -169,7 +176,7 @@ async def newest_reviewed(
     limit: int,
 ) -> AsyncIterator[Sequence[Any]]:
     """Creative reviews that the machine is done with, newest first, some at a time: `id`, `subject_id`, `input`,
-    `result`. What is removed meanwhile is left out."""
+    `result`. What is removed meanwhile is left out; so are appeals, which no policy decides."""
     sizes = _reviewed(tenant_id, created_from, created_before).order_by(jobs.c.id.desc()).limit(limit)
     found = (await reader.connection.execute(sizes)).all()
     read = 0
@@ -187,6 +194,7 @@ def _reviewed(tenant_id: uuid.UUID, created_from: datetime | None, created_befor
     found = select(jobs.c.id, _SIZE.label("size")).where(
         jobs.c.tenant_id == tenant_id,
         jobs.c.type == JobType.CREATIVE_REVIEW,
+        jobs.c.appeal_of.is_(None),
         or_(jobs.c.state == State.SUCCEEDED, jobs.c.state == State.AWAITING_REVIEW),
         jobs.c.result.is_not(None),
     )

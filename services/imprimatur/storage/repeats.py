@@ -38,7 +38,7 @@ from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FRESH, Filter, Owner, matching
 from imprimatur.storage.locks import in_locked
 from imprimatur.storage.schema import job_assets, jobs
-from imprimatur.storage.transitions import TOLD, move, record
+from imprimatur.storage.transitions import TOLD, UNHELD, move, record
 
 #: Tasks copied in one transaction, together; a single one may be larger.
 _MOST_BYTES_AT_ONCE = 32 * 1024 * 1024
@@ -91,12 +91,15 @@ _REPLACED = or_(
 _LEFT = and_(_RETRYABLE, not_(_RETRIED), not_(_REPLACED))
 
 
-async def retry(tx: Transaction, scope: Scope, *, limit: int, traceparent: str | None = None) -> Sequence[Row[Any]]:
+async def retry(
+    tx: Transaction, scope: Scope, *, limit: int, traceparent: str | None = None, fresh: bool = False
+) -> Sequence[Row[Any]]:
     """Accept failed and cancelled jobs anew that no job is a retry of yet, and whose place nothing newer has taken.
     Of one concurrency key one job at a time. They wait for the dispatcher.
 
     Args:
         traceparent: the span in which they are accepted.
+        fresh: evidence that is there already will not do for them.
 
     Returns:
         Of each new job `id`, `retry_of`, `type`, `priority`; oldest first.
@@ -112,7 +115,8 @@ async def retry(tx: Transaction, scope: Scope, *, limit: int, traceparent: str |
     if not old_ids:
         return []
     # A statement of its own: it sees what somebody else committed while this transaction waited for the locks.
-    copied = _copy(tx, {old_id: new_id() for old_id in old_ids}, await clock.present(tx), traceparent)
+    new_ids = {old_id: new_id() for old_id in old_ids}
+    copied = _copy(tx, new_ids, await clock.present(tx), traceparent, fresh=fresh)
     made = sorted((await tx.connection.execute(copied)).all(), key=lambda row: row.id)
     if made:
         await record(tx, made, kind=SUBMITTED, outcome=False, details={})
@@ -149,12 +153,12 @@ _TOLD = ("id", "tenant_id", "version", "state", "type", "priority", "retry_of")
 _KEPT = (
     *("tenant_id", "type", "user_id", "priority", "content_hash", "subject_id", "labels", "parameters", "input"),
     *("callback_url", "max_attempts", "timeout_seconds", "deadline_seconds", "estimated_seconds"),
-    *("concurrency_key", "revision"),
+    *("concurrency_key", "revision", "appeal_of", "appeal"),
 )
 
 
 def _copy(
-    tx: Transaction, new_ids: Mapping[uuid.UUID, uuid.UUID], now: datetime, traceparent: str | None
+    tx: Transaction, new_ids: Mapping[uuid.UUID, uuid.UUID], now: datetime, traceparent: str | None, *, fresh: bool
 ) -> Executable:
     """New jobs by the ids of the old ones. The tasks never leave the database: together they may be large."""
     pair = values(column("old_id", Uuid()), column("new_id", Uuid()), name="pair").data(list(new_ids.items())).cte()
@@ -166,6 +170,7 @@ def _copy(
         "retry_of": jobs.c.id,
         "traceparent": literal(traceparent, jobs.c.traceparent.type),
         "run_at": present,
+        "evidence_since": present if fresh else null(),
         "deadline_at": clock.after(jobs.c.deadline_seconds, present),
         "created_at": present,
         "updated_at": present,
@@ -195,8 +200,11 @@ class Waiting:
     held: int  #: by a person, now
 
 
-async def review_again(tx: Transaction, scope: Scope, *, limit: int, asked_by: str) -> Sequence[Row[Any]]:
-    """Queue again what waits because the engine failed and what nobody holds, as if it had just been accepted.
+async def review_again(
+    tx: Transaction, scope: Scope, *, limit: int, asked_by: str, fresh: bool = False
+) -> Sequence[Row[Any]]:
+    """Queue again what waits because the engine failed and what nobody holds, as if it had just been accepted; when
+    `fresh`, evidence that is there already will not do.
 
     Returns:
         Of each job `id` and `type`; oldest first.
@@ -212,8 +220,8 @@ async def review_again(tx: Transaction, scope: Scope, *, limit: int, asked_by: s
         tx,
         Happening.REVIEW_AGAIN,
         in_locked(jobs.c.id, chosen),
-        values=_AS_NEW,
-        details={"by": asked_by},
+        values={**_AS_NEW, "evidence_since": clock.now() if fresh else null()},
+        details={"by": asked_by, **({"fresh": "true"} if fresh else {})},
         returning=TOLD,
     )
     return sorted(rows, key=lambda row: row.id)
@@ -230,8 +238,8 @@ _AS_NEW: Mapping[str, Any] = {
     "result": null(),
     "result_count": 0,
     "error": null(),
-    "held_by": "",
-    "held_until": null(),
+    "categories": null(),
+    **UNHELD,
 }
 
 

@@ -5,7 +5,8 @@ may go of them. So no step takes longer the more there is, and none needs an ind
 all that belongs to it, while it is unfinished, one of its outcomes is untold, or a delivery is open.
 
 Images are nobody's own. One goes when it was last uploaded and named long enough ago, and no job names it that is
-unfinished, or ended since.
+unfinished, or ended since. Evidence for equal creatives goes by the days since it was begun, whether it would still
+be reused or not.
 
 A new kind is a member of `retention.Kind`, an entry in `_WALKS` and one in `_PARTS`. What people decided is in neither.
 """
@@ -44,6 +45,7 @@ from imprimatur.storage.locks import in_locked
 from imprimatur.storage.schema import (
     assets,
     attempts,
+    evidence,
     job_assets,
     job_events,
     jobs,
@@ -152,6 +154,8 @@ async def clean_some(
         return await _forget_some(tx, place, before=before, since=since, only=tenant_id, dry_run=dry_run, limit=limit)
     if place.kind is Kind.ASSETS:
         return await _remove_images(tx, place, before=before, only=tenant_id, dry_run=dry_run, limit=limit)
+    if place.kind is Kind.EVIDENCE:
+        return await _remove_evidence(tx, place, before=before, only=tenant_id, dry_run=dry_run, limit=limit)
     ids = await _looked_at(tx, place, before, tenant_id, limit)
     following = Place(kind=place.kind, after=ids[-1]) if len(ids) == limit else _next_kind(place.kind)
     conditions = [jobs.c.finished_at < before]
@@ -247,7 +251,27 @@ async def _remove_images(
         due = due.with_for_update(of=assets, skip_locked=True)
     going = list((await tx.connection.execute(due)).scalars()) if ids else []
     gone = await _remove(tx, assets, assets.c.id.in_(going), dry_run=dry_run) if going else 0
-    return Step(rows={assets.name: gone}, following=following)
+    return Step(rows={assets.name: gone} if gone else {}, following=following)
+
+
+# --- evidence --------------------------------------------------------------------------------------------
+
+
+async def _remove_evidence(
+    tx: Transaction, place: Place, *, before: datetime, only: uuid.UUID | None, dry_run: bool, limit: int
+) -> Step:
+    looked = select(evidence.c.id).where(evidence.c.id > place.after, evidence.c.id < first_id_at(before + _MOST_SKEW))
+    if only is not None:
+        looked = looked.where(evidence.c.tenant_id == only)
+    ids = list((await tx.connection.execute(looked.order_by(evidence.c.id).limit(limit))).scalars())
+    following = Place(kind=place.kind, after=ids[-1]) if len(ids) == limit else _next_kind(place.kind)
+    # Locked in the order of the keys, as everybody does who locks several.
+    due = select(evidence.c.id).where(evidence.c.id.in_(ids), evidence.c.begun_at < before).order_by(evidence.c.key)
+    if not dry_run:
+        due = due.with_for_update(skip_locked=True)
+    going = list((await tx.connection.execute(due)).scalars()) if ids else []
+    gone = await _remove(tx, evidence, evidence.c.id.in_(going), dry_run=dry_run) if going else 0
+    return Step(rows={evidence.name: gone} if gone else {}, following=following)
 
 
 # --- request ids -----------------------------------------------------------------------------------------

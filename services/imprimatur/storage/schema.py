@@ -137,19 +137,24 @@ jobs = Table(
     Column("error", Document),
     Column("decision", Text, nullable=False),
     Column("policy_triggered", Text, nullable=False),
+    Column("categories", Document),  # declared or found, when the machine was done with it
     Column("result", LargeBinary),
     Column("result_count", Integer, nullable=False),
     Column("retry_of", Uuid),
     Column("appeal_of", Uuid),
+    Column("appeal", Document),  # of an appeal: its reason, what was decided before, who must not decide it
     Column("superseded_by", Uuid),
     Column("supersedes", Uuid),
     Column("concurrency_key", Text),  # of `imprimatur.keys`
     Column("revision", BigInteger),
+    Column("evidence_since", Instant),  # evidence that was begun before will not do
+    Column("waits_for", LargeBinary),  # while it is queued: the key of evidence that an equal job is to bring
     Column("estimated_seconds", Float),
     Column("traceparent", Text),  # the span that accepted it, as W3C Trace Context writes it
     # A person's hold on it while it waits for one.
     Column("held_by", Text, nullable=False),
     Column("held_until", Instant),
+    Column("hold_token", Uuid),  # of the present hold
     Column("awaiting_since", Instant),  # it was referred to people; stays when they have decided
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
@@ -176,13 +181,14 @@ _partial("ix_jobs_released", jobs.c.released_at, where="state = 'queued' AND rel
 _partial("ix_jobs_deadline", jobs.c.deadline_at, where="state = 'queued'")
 _partial("ix_jobs_leased", jobs.c.lease_until, where="state = 'running'")
 _partial(
-    "ix_jobs_awaiting",
+    "ix_jobs_waiting",
     jobs.c.tenant_id,
     jobs.c.priority,
-    jobs.c.created_at,
+    jobs.c.awaiting_since,
     jobs.c.id,
     where="state = 'awaiting_review'",
 )
+_partial("ix_jobs_held", jobs.c.held_until, where="state = 'awaiting_review' AND held_until IS NOT NULL")
 _partial(  # the gauges count by it, too, and need no row of the table for that
     "ix_jobs_awaiting_since",
     jobs.c.awaiting_since,
@@ -195,6 +201,13 @@ _partial("ix_jobs_finished", jobs.c.tenant_id, jobs.c.finished_at, where="finish
 _partial("ix_jobs_open", jobs.c.tenant_id, where="state IN ('queued', 'running')")
 _partial("ix_jobs_retryable", jobs.c.tenant_id, jobs.c.id, where="state IN ('failed', 'cancelled')")
 _partial("ix_jobs_retry_of", jobs.c.retry_of, where="retry_of IS NOT NULL")
+_partial("ix_jobs_appeal_of", jobs.c.appeal_of, where="appeal_of IS NOT NULL")
+_partial(  # against one decision at most one appeal is open
+    "uq_jobs_open_appeal",
+    jobs.c.appeal_of,
+    where="appeal_of IS NOT NULL AND state IN ('queued', 'running', 'awaiting_review')",
+    unique=True,
+)
 _partial(  # of one key at most one job is unfinished
     "uq_jobs_live_key",
     jobs.c.tenant_id,
@@ -202,6 +215,7 @@ _partial(  # of one key at most one job is unfinished
     where="concurrency_key IS NOT NULL AND state IN ('queued', 'running', 'awaiting_review')",
     unique=True,
 )
+_partial("ix_jobs_waits_for", jobs.c.waits_for, jobs.c.id, where="state = 'queued' AND waits_for IS NOT NULL")
 _partial("ix_jobs_revision", jobs.c.tenant_id, jobs.c.concurrency_key, jobs.c.revision, where="revision IS NOT NULL")
 
 #: Further request ids that were answered with a job: it was unfinished, and its key and its content were the same.
@@ -230,6 +244,7 @@ attempts = Table(
     Column("input_tokens", BigInteger, nullable=False),
     Column("output_tokens", BigInteger, nullable=False),
     Column("cost_micros", BigInteger, nullable=False),
+    Column("reused_from", Uuid),  # the job whose evidence it took
 )
 _partial("ix_attempts_paid", attempts.c.finished_at, where="input_tokens > 0")
 _partial("ix_attempts_failed", attempts.c.finished_at, where="error_code IS NOT NULL")
@@ -320,7 +335,34 @@ human_decisions = Table(
     Column("input_hash", LargeBinary),  # SHA-256 of the task as it was decided on
     Column("submitted_by", Text),  # the job's user
     Column("policy_triggered", Text),  # why it was given to a person
+    Column("agreement", Text),
+    Column("categories", Document),  # declared or found
+    Column("awaiting_since", Instant),  # people were asked
+    Column("appeal_of", Uuid),
+    Column("person_known", Boolean),  # the key or the request told who decided; else `reviewer` is the key's name
     Index("ix_human_decisions_job_id", "job_id"),
+    Index("ix_human_decisions_tenant_id_decided_at", "tenant_id", "decided_at"),
+)
+
+#: Who did what in the human queue. Outlives its jobs; the database itself refuses to change or remove a row.
+audit_entries = Table(
+    "audit_entries",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("job_id", Uuid, nullable=False),
+    Column("subject_id", Text, nullable=False),
+    Column("submitted_by", Text, nullable=False),  # the job's user
+    Column("person", Text, nullable=False),
+    Column("key_id", Uuid),  # none: nobody did it
+    Column("key_name", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("details", Document, nullable=False),
+    Index("ix_audit_entries_tenant_id_id", "tenant_id", "id"),
+    Index("ix_audit_entries_job_id_id", "job_id", "id"),
+    Index("ix_audit_entries_tenant_id_person_id", "tenant_id", "person", "id"),
 )
 
 webhook_endpoints = Table(
@@ -402,6 +444,36 @@ webhook_attempts = Table(
     Column("error", Text, nullable=False),
     Column("duration_ms", Integer, nullable=False),
 )
+
+#: What an engine found, for equal creatives to come; or, without content, who is about to find it (`job_id` and
+#: `claim_no`, for as long as that claim stands; no job: nobody).
+evidence = Table(
+    "evidence",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("key", LargeBinary, nullable=False),  # of `imprimatur.reuse`
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("job_type", Text, nullable=False),
+    Column("engine", Text, nullable=False),
+    Column("engine_version", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("policy_version", Integer, nullable=False),  # in force when it was begun
+    Column("job_id", Uuid),
+    Column("claim_no", Integer, nullable=False),
+    Column("awaited", Boolean, nullable=False),  # jobs may wait for it
+    Column("alone", Boolean, nullable=False),  # it was made and could not be kept: each job looks for itself
+    Column("begun_at", Instant, nullable=False),
+    Column("content", LargeBinary),  # the evidence as results have it
+    Column("made_at", Instant),
+    Column("expires_at", Instant, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),  # what it cost to make
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cost_micros", BigInteger, nullable=False),
+    Column("hits", BigInteger, nullable=False),
+    Index("uq_evidence_key", "key", unique=True),
+    Index("ix_evidence_tenant_id_id", "tenant_id", "id"),
+)
+_partial("ix_evidence_job_id", evidence.c.job_id, where="job_id IS NOT NULL")
 
 #: What a tenant spent at AI providers on the last day on which it did; tokens in and out together.
 spending = Table(

@@ -3,8 +3,8 @@
 import hashlib
 import secrets
 import uuid
-from collections.abc import Collection
-from dataclasses import asdict, fields
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, insert, select, tuple_, update
@@ -219,6 +219,13 @@ async def _learn(reader: Reader, wanted: Collection[tuple[uuid.UUID, int]]) -> N
     found = select(policies).where(tuple_(policies.c.tenant_id, policies.c.version).in_(wanted))
     rows = (await reader.connection.execute(found)).all()
     _known.update({(row.tenant_id, row.version): Policy.from_document(row.document) for row in rows})
+
+
+async def change_policy(tx: Transaction, tenant_id: uuid.UUID, settings: Mapping[str, Any], *, by: str = "") -> int:
+    """As `put_policy`, with the live version in which these settings are others: all else stays as it is then."""
+    live = await policy_versions.lock(tx, tenant_id)
+    policy = (await policy_versions.find(tx, tenant_id, live)).policy
+    return await put_policy(tx, tenant_id, replace(policy, **settings), by=by)
 
 
 async def put_policy(tx: Transaction, tenant_id: uuid.UUID, policy: Policy, *, by: str = "") -> int:

@@ -39,21 +39,22 @@ from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import Document, job_events, jobs, webhook_endpoints
 from imprimatur.wire.messages import JobChange
 
-_UNHELD: dict[str, Any] = {"held_by": "", "held_until": null()}
+#: What ends a person's hold.
+UNHELD: Mapping[str, Any] = {"held_by": "", "held_until": null(), "hold_token": null()}
 _NO_PROGRESS: dict[str, Any] = {"progress_percent": 0, "progress_stage": "", "progress_message": ""}
 #: Whoever worked on it does so no more, and what was shown of that work is over.
 _UNCLAIMED: dict[str, Any] = {"claim_id": null(), "worker_id": null(), "lease_until": null(), **_NO_PROGRESS}
 #: What entering a state sets besides the state, whatever led there.
 _ON_ENTERING: Mapping[State, dict[str, Any]] = {
-    State.QUEUED: {**_UNCLAIMED, "released_at": null(), "awaiting_since": null()},
+    State.QUEUED: {**_UNCLAIMED, "released_at": null(), "awaiting_since": null(), "waits_for": null()},
     State.RUNNING: _NO_PROGRESS,
     State.AWAITING_REVIEW: {
         **_UNCLAIMED,
         "awaiting_since": case((jobs.c.state == State.AWAITING_REVIEW, jobs.c.awaiting_since), else_=clock.now()),
     },
-    State.SUCCEEDED: {**_UNCLAIMED, **_UNHELD, "finished_at": clock.now(), "progress_percent": 100},
-    State.FAILED: {**_UNCLAIMED, **_UNHELD, "finished_at": clock.now()},
-    State.CANCELLED: {**_UNCLAIMED, **_UNHELD, "finished_at": clock.now()},
+    State.SUCCEEDED: {**_UNCLAIMED, **UNHELD, "finished_at": clock.now(), "progress_percent": 100},
+    State.FAILED: {**_UNCLAIMED, **UNHELD, "finished_at": clock.now()},
+    State.CANCELLED: {**_UNCLAIMED, **UNHELD, "finished_at": clock.now()},
 }
 
 #: What `moved` needs of each changed row.
@@ -98,7 +99,7 @@ async def move(
     happening: Happening,
     *conditions: ColumnElement[bool],
     values: Mapping[str, Any] | None = None,
-    details: Mapping[str, str] | None = None,
+    details: Details | None = None,
     returning: Sequence[ColumnElement[Any]] = tuple(jobs.c),
 ) -> list[Row[Any]]:
     """Let `happening` happen as `moving` describes it, and tell of it.

@@ -1,13 +1,14 @@
 """Jobs, their attempts and their history, as clients see them."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from imprimatur import keys
+from imprimatur.human import Appeal
 from imprimatur.job import Attempt, Job, JobError, JobEvent, JobType, Priority, State
 from imprimatur.v1 import creative_pb2, job_pb2
 from imprimatur.wire.creatives import timestamp
@@ -58,7 +59,21 @@ def job_to_wire(job: Job, tenant: str, attempts: Sequence[Attempt] = ()) -> job_
     if job.finished_at is not None and job.started_at is not None:
         shown.actual_duration.FromTimedelta(job.finished_at - job.started_at)
     _put_result(shown, job)
+    if job.appeal is not None:
+        shown.appeal.CopyFrom(_appeal(Appeal.of(job.appeal), job))
     return shown
+
+
+def _appeal(appeal: Appeal, job: Job) -> job_pb2.Appeal:
+    outcome = appeal.outcome(job.decision) if job.state is State.SUCCEEDED else None
+    return job_pb2.Appeal(
+        reason=appeal.reason,
+        appellant=appeal.appellant,
+        former_decision=to_wire(creative_pb2.Decision, "DECISION", appeal.former_decision),
+        former_reviewer=appeal.former_reviewer,
+        former_reason=appeal.former_reason,
+        outcome=to_wire(job_pb2.AppealOutcome, "APPEAL_OUTCOME", outcome),
+    )
 
 
 def _put_result(shown: job_pb2.Job, job: Job) -> None:
@@ -98,9 +113,8 @@ def duration(seconds: float | None) -> Duration | None:
     """Seconds as a protobuf Duration; None stays absent."""
     if seconds is None:
         return None
-    span = Duration()
-    span.FromTimedelta(timedelta(seconds=seconds))
-    return span
+    whole, part = divmod(round(seconds * 1_000_000), 1_000_000)
+    return Duration(seconds=whole, nanos=part * 1000)
 
 
 def _attempt(attempt: Attempt) -> job_pb2.Attempt:
@@ -115,6 +129,7 @@ def _attempt(attempt: Attempt) -> job_pb2.Attempt:
         input_tokens=attempt.input_tokens,
         output_tokens=attempt.output_tokens,
         cost_micros=attempt.cost_micros,
+        reused_from=str(attempt.reused_from or ""),
     )
 
 

@@ -14,17 +14,28 @@ from imprimatur.v1 import job_pb2, message_pb2
 FORMAT = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReviewRequested:
-    """There is a job to claim."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Released:
+    """A job that is put up for claiming, and by which release."""
 
     job_id: uuid.UUID
     release_no: int
 
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewRequested:
+    """There are jobs to claim; at least one."""
+
+    jobs: Sequence[Released]
+
     def encode(self) -> bytes:
         """The message's body."""
+        first, *others = self.jobs
         return message_pb2.ReviewRequested(
-            format=FORMAT, job_id=self.job_id.bytes, release_no=self.release_no
+            format=FORMAT,
+            job_id=first.job_id.bytes,
+            release_no=first.release_no,
+            others=[message_pb2.ReleasedJob(job_id=one.job_id.bytes, release_no=one.release_no) for one in others],
         ).SerializeToString()
 
     @classmethod
@@ -32,7 +43,9 @@ class ReviewRequested:
         """Raises MalformedMessage for anything that is not a body of this format."""
         parsed = message_pb2.ReviewRequested()
         _parse(parsed, body)
-        return cls(job_id=_uuid(parsed.job_id), release_no=parsed.release_no)
+        first = Released(job_id=_uuid(parsed.job_id), release_no=parsed.release_no)
+        others = (Released(job_id=_uuid(one.job_id), release_no=one.release_no) for one in parsed.others)
+        return cls(jobs=[first, *others])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""Policies, between the contract's message, in which nothing has a default, and the domain."""
+"""Policies, between the contract's message, in which nothing that decides has a default, and the domain."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -23,6 +23,7 @@ def policy_to_wire(policy: Policy) -> pb.Policy:
         always_human=_list(policy.always_human),
         blocked=_list(policy.blocked),
         model=policy.model or "",
+        reuse_evidence=policy.reuse_evidence,
         criteria=[
             pb.Criterion(
                 name=one.name, text=one.text, effect=to_wire(pb.CriterionEffect, "CRITERION_EFFECT", one.effect)
@@ -53,6 +54,7 @@ def policy_from_wire(seen: pb.Policy) -> Policy:
         always_human=_categories(seen.always_human.categories, "always_human"),
         blocked=_categories(seen.blocked.categories, "blocked"),
         model=seen.model or None,
+        reuse_evidence=seen.reuse_evidence if seen.HasField("reuse_evidence") else Policy.reuse_evidence,
         criteria=tuple(_criterion(one, f"criteria[{place}]") for place, one in enumerate(seen.criteria)),
     )
 

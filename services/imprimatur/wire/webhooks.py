@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from imprimatur.human import Agreement, Appeal
 from imprimatur.job import TRANSITIONS, Happening, Job, JobEvent, JobType, State
 from imprimatur.policy import Confidence, Decision, Trigger
 from imprimatur.v1 import creative_pb2 as pb
@@ -55,9 +56,24 @@ def _of_any_job(job: Job, event: JobEvent) -> dict[str, Any]:
         data["superseded_by"] = str(job.superseded_by)
     if job.supersedes is not None:
         data["supersedes"] = str(job.supersedes)
+    if job.appeal_of is not None:
+        data["appeal_of"] = str(job.appeal_of)
+        data["appeal"] = _appeal(job, event)
     if "error" in event.details:
         data["error"] = {"code": event.details["error"], "message": event.details["error_message"]}
     return data
+
+
+def _appeal(job: Job, event: JobEvent) -> dict[str, Any]:
+    """What is appealed against, and, once it is decided, what became of that."""
+    appeal = Appeal.of(job.appeal or {"reason": "", "appellant": "", "former_decision": Decision.PENDING})
+    return {
+        "reason": appeal.reason,
+        "appellant": appeal.appellant,
+        "former_decision": str(appeal.former_decision),
+        "former_reviewer": appeal.former_reviewer,
+        "outcome": appeal.outcome(job.decision) if event.state is State.SUCCEEDED else None,
+    }
 
 
 # --- creative_review -------------------------------------------------------------------------------------
@@ -136,6 +152,7 @@ def _human_review(review: pb.HumanReview) -> dict[str, Any]:
         "reason": review.reason,
         "reviewer": review.reviewer,
         "decided_at": _iso_of(review.decided_at),
+        "agreement": _named(pb.Agreement, "AGREEMENT", review.agreement, Agreement),
     }
 
 

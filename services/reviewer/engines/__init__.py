@@ -120,3 +120,22 @@ def note_cost(engine: str, *, input_tokens: int, output_tokens: int, cost_micros
         receipt.input_tokens += input_tokens
         receipt.output_tokens += output_tokens
         receipt.cost_micros += cost_micros
+
+
+#: Whether the attempt's time-out has struck, as the cancellation that it is does not tell.
+_out_of_time: ContextVar[Callable[[], bool]] = ContextVar("out_of_time")
+
+
+@contextmanager
+def timed_by(expired: Callable[[], bool]) -> Iterator[None]:
+    """Inside the block, examinations can ask whether their time was over when they were cancelled."""
+    before = _out_of_time.set(expired)
+    try:
+        yield
+    finally:
+        _out_of_time.reset(before)
+
+
+def out_of_time() -> bool:
+    """Whether the present attempt has run into its time-out."""
+    return _out_of_time.get(lambda: False)()

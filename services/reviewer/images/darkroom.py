@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from imprimatur.errors import TimedOut, TransientError
+from imprimatur import metrics
+from imprimatur.errors import TimedOut, TransientError, UnreviewableInput
 from imprimatur.evidence import Creative, Image
 from reviewer.children import DIED, ChildPool
 from reviewer.images import decoding
@@ -40,11 +41,17 @@ class Darkroom:
     async def _developed(self, image: Image, field: str) -> Image:
         try:
             look = await self._pool.run(decoding.look_at, image.data, field, timeout_seconds=self._timeout_seconds)
+        except UnreviewableInput:
+            metrics.images_decoded.labels("refused").inc()
+            raise
         except TimedOut:
+            metrics.images_decoded.labels("timed_out").inc()
             what = f"{field}: took longer than {self._timeout_seconds:g} s to decode"
             raise TimedOut(what, stage=STAGE) from None
         except TransientError as error:
             if error.code != DIED:
                 raise
+            metrics.images_decoded.labels("died").inc()
             raise TransientError(f"{field}: {error.message}", code=DECODER_DIED, stage=STAGE) from error
+        metrics.images_decoded.labels("decoded").inc()
         return replace(image, look=look)

@@ -1,9 +1,13 @@
 """Fetches images from URLs that tenants name, by the guard, and no more of them than is allowed."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from aiohttp import ClientError, ClientResponse
 
+from imprimatur import metrics
 from imprimatur.errors import AttemptError, TransientError, UnreviewableInput
 from imprimatur.guard import Guard, GuardedClient, UrlForbidden, as_forbidden
 from reviewer.images.decoding import STAGE
@@ -13,6 +17,27 @@ _CHUNK_BYTES = 64 * 1024
 _HEADERS = {"Accept": "image/png, image/jpeg, image/gif, image/webp", "User-Agent": "Imprimatur-Images/1"}
 #: Refusals that may pass; others are the creative's to mend.
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+
+
+class Remaining:
+    """The bytes that the images of one creative may still have, of which all take as they come."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._left = size
+
+    def take(self, number: int, field: str) -> None:
+        """So many of them.
+
+        Raises:
+            UnreviewableInput: so many are not left.
+        """
+        self.require(number, field)
+        self._left -= number
+
+    def require(self, number: int, field: str) -> None:
+        """Make sure that so many are left; raises as `take`."""
+        if number > self._left:
+            raise _refusal(field, f"is too much: a creative's images have {self._size:,} bytes at most")
 
 
 class Fetcher:
@@ -26,17 +51,22 @@ class Fetcher:
         self._client = GuardedClient(guard, timeout_seconds=timeout_seconds, headers=_HEADERS)
         self._timeout_seconds = timeout_seconds
 
-    async def fetch(self, url: str, field: str, *, most_bytes: int) -> bytes:
-        """The image at `url`, `field` being its place, such as "images[0]".
+    async def fetch(self, url: str, field: str, remaining: Remaining, *, most_bytes: int) -> bytes:
+        """The image at `url`, `field` being its place, such as "images[0]"; its bytes are taken of what remains.
 
         Raises:
             UnreviewableInput: it must not be fetched, is not there, or is too large.
             TransientError: it could not be fetched now (`image_unavailable`).
         """
+        with _counted():
+            return await self._fetch(url, field, remaining, most_bytes)
+
+    async def _fetch(self, url: str, field: str, remaining: Remaining, most_bytes: int) -> bytes:
         try:
             async with self._client.request("GET", url) as response:
                 _check(response, field, most_bytes)
-                return await _read(response, field, most_bytes)
+                remaining.require(response.content_length or 0, field)
+                return await _read(response, field, remaining, most_bytes)
         except UrlForbidden as forbidden:
             raise _refusal(field, str(forbidden)) from None
         except TimeoutError:
@@ -63,13 +93,30 @@ def _check(response: ClientResponse, field: str, most_bytes: int) -> None:
         raise _too_large(field, most_bytes)
 
 
-async def _read(response: ClientResponse, field: str, most_bytes: int) -> bytes:
+@contextmanager
+def _counted() -> Iterator[None]:
+    """One fetch: how long it took, and how it ended. What is broken off is not counted."""
+    began = time.perf_counter()
+
+    def count(outcome: str) -> None:
+        metrics.image_fetch_seconds.labels(outcome).observe(time.perf_counter() - began)
+
+    try:
+        yield
+    except AttemptError as error:
+        count("unavailable" if isinstance(error, TransientError) else "refused")
+        raise
+    count("fetched")
+
+
+async def _read(response: ClientResponse, field: str, remaining: Remaining, most_bytes: int) -> bytes:
     """The whole answer: what it said of its length may not be true."""
     content = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-        content += chunk
-        if len(content) > most_bytes:
+        if len(content) + len(chunk) > most_bytes:
             raise _too_large(field, most_bytes)
+        remaining.take(len(chunk), field)
+        content += chunk
     return bytes(content)
 
 
@@ -85,7 +132,7 @@ def _refusal(field: str, message: str) -> UnreviewableInput:
 
 
 def _too_large(field: str, most_bytes: int) -> UnreviewableInput:
-    return _refusal(field, f"is larger than the {most_bytes:,} bytes that are left for it")
+    return _refusal(field, f"is larger than the {most_bytes:,} bytes that are allowed")
 
 
 def _unavailable(field: str, message: str) -> TransientError:

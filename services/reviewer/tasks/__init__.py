@@ -34,6 +34,14 @@ class NotEnough(Exception):  # not an error: the surroundings have changed
     """What was produced is not enough any more: do the work again, in full."""
 
 
+class HandedBack(Exception):  # not an error: somebody else does the work
+    """The attempt is over: its end is written already."""
+
+    def __init__(self, conclusion: Conclusion) -> None:
+        super().__init__(str(conclusion.happening))
+        self.conclusion = conclusion
+
+
 class Task(Protocol):
     """One job type."""
 
@@ -42,6 +50,7 @@ class Task(Protocol):
 
         Raises:
             AttemptError: the attempt failed; its class says whether it may be retried.
+            HandedBack: it is over already.
         """
         ...
 

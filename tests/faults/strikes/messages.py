@@ -8,7 +8,7 @@ from tests.faults.world import World
 
 from imprimatur.broker import EVENTS, Queue
 from imprimatur.job import State
-from imprimatur.wire.messages import JobChange, JobsChanged, ReviewRequested
+from imprimatur.wire.messages import JobChange, JobsChanged, Released, ReviewRequested
 
 
 async def messages_garbled(world: World, _load: Load) -> Struck:
@@ -36,7 +36,7 @@ async def messages_repeated(world: World, _load: Load) -> Struck:
     sends: list[tuple[str, str, bytes]] = []
     for job in jobs:
         for number in (job["release_no"] - 1, job["release_no"], job["release_no"] + 1):
-            body = ReviewRequested(job_id=job["id"], release_no=max(0, number)).encode()
+            body = ReviewRequested(jobs=[Released(job_id=job["id"], release_no=max(0, number))]).encode()
             sends += [("", world.rng.choice(REVIEW_QUEUES), body)] * 3
         for kind in ("outcome.succeeded", "outcome.cancelled", "state.started"):
             for version in (1, job["version"], job["version"] + 1):

@@ -18,6 +18,7 @@ from imprimatur.broker import EVENTS, Message, Queue
 from imprimatur.broker.rabbitmq.session import Limits, Link, Session
 from imprimatur.broker.rabbitmq.topology import Topology, listener_arguments
 from imprimatur.broker.rabbitmq.waiting import Backoff, Faults, bounded, stop
+from imprimatur.broker.rabbitmq.writing import write_together
 from imprimatur.errors import BrokerError
 
 log = structlog.get_logger(__name__)
@@ -206,7 +207,9 @@ class RabbitMQSubscription:
 
         channel.close_callbacks.add(gone)
         await channel.initialize()
-        (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(gone)
+        protocol = await channel.get_underlay_channel()
+        protocol.on_consumer_cancel_callbacks.add(gone)
+        write_together(protocol)
         await self._attach(channel, self._receive)
 
     async def _receive(self, raw: DeliveredMessage) -> None:

@@ -18,6 +18,7 @@ from imprimatur.broker import EVENTS, Message
 from imprimatur.broker.rabbitmq.session import Limits, Link, Session
 from imprimatur.broker.rabbitmq.topology import Topology
 from imprimatur.broker.rabbitmq.waiting import Faults, bounded
+from imprimatur.broker.rabbitmq.writing import write_together
 from imprimatur.errors import BrokerError, Unroutable
 
 log = structlog.get_logger(__name__)
@@ -102,6 +103,7 @@ class Publishing:
         await channel.initialize()
         channel.close_callbacks.add(lambda *_: link.lost.set())
         self._channel = cast(ProtocolChannel, await channel.get_underlay_channel())
+        write_together(self._channel)
 
     async def _check(self, link: Link) -> None:
         """Bring back what was deleted, and find a frozen broker sooner than the heartbeat does.

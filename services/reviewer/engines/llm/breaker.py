@@ -3,8 +3,13 @@
 Closed: calls go through. After some failures in a row it opens: for a pause nothing is asked. Then one call is let
 through to try; it closes the breaker, or opens it for twice the pause. Each reviewer finds out for itself: what keeps
 one from a provider need not keep the others.
+
+A provider that hangs fails, too, when jobs have less patience than calls: a call that its job's time-out cuts off is a
+failure, unless the provider answered another meanwhile. Then it was the job that was impatient.
 """
 
+import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +21,15 @@ import structlog
 
 from imprimatur import metrics
 from imprimatur.errors import AttemptError, NotBegun
+from reviewer.engines import out_of_time
 from reviewer.engines.llm.faults import STAGE, is_outage
 
 log = structlog.get_logger(__name__)
 
 #: The pause doubles with each call that was let through in vain, up to this.
 LONGEST_PAUSE_SECONDS = 120.0
+#: Who is cut off sooner, by a time-out that other work of the attempt has used up, has seen nothing of the provider.
+LEAST_PATIENCE_SECONDS = 1.0
 
 
 class Circuit(StrEnum):
@@ -57,6 +65,7 @@ class Breaker:
         self._draw = draw
         self._failures = 0
         self._until = 0.0
+        self._answered_at = -math.inf
         self._state = Circuit.CLOSED
         for each in Circuit:
             metrics.circuit.labels(provider, each).set_function(partial(self._is, each))
@@ -90,13 +99,14 @@ class Breaker:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Around one call, which ends with an answer, an AttemptError or a cancellation.
+        """Around one call, which ends with an answer, an AttemptError or a cancellation; `out_of_time` says whether
+        that is the job's time-out.
 
         Raises:
             NotBegun: the call must not be made.
         """
         self.require_ready()
-        tries = self._state is Circuit.OPEN
+        tries, began = self._state is Circuit.OPEN, self._clock()
         if tries:
             self._state = Circuit.TRYING
         try:
@@ -107,13 +117,20 @@ class Breaker:
             else:  # the provider is there, whatever it said
                 self._answered(tries=tries)
             raise
-        except BaseException:
-            if tries:  # nothing was learned; the next may try
+        except BaseException as end:
+            if isinstance(end, asyncio.CancelledError) and self._has_hung_since(began):
+                self._failed(tries=tries)
+            elif tries:  # nothing was learned; the next may try
                 self._state = Circuit.OPEN
             raise
         self._answered(tries=tries)
 
+    def _has_hung_since(self, began: float) -> bool:
+        waited_seconds = self._clock() - began
+        return out_of_time() and waited_seconds >= LEAST_PATIENCE_SECONDS and self._answered_at < began
+
     def _answered(self, *, tries: bool) -> None:
+        self._answered_at = self._clock()
         if self._state is Circuit.CLOSED or tries:
             self._failures = 0
             self._pause_seconds = self._first_pause_seconds

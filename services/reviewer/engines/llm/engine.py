@@ -18,10 +18,10 @@ from pydantic_ai.usage import RunUsage
 from imprimatur import metrics, tracing
 from imprimatur.budgets import MICROS
 from imprimatur.criteria import Criteria
-from imprimatur.errors import AttemptError, TransientError
+from imprimatur.errors import AttemptError, TimedOut, TransientError
 from imprimatur.evidence import Creative, EngineIdentity, Evidence, Part
 from imprimatur.tracing import Kind
-from reviewer.engines import note_cost
+from reviewer.engines import note_cost, out_of_time
 from reviewer.engines.llm import answer, pictures, prompts
 from reviewer.engines.llm.answer import Answer, AnswerWithCriteria, answer_about
 from reviewer.engines.llm.breaker import Breaker
@@ -230,6 +230,10 @@ class _Asked(AbstractCapability[Any]):
                 response = await self._in_time(request_context, handler)
             except AttemptError as error:
                 self._count(error.code)
+                raise
+            except asyncio.CancelledError:
+                if out_of_time():
+                    self._count(TimedOut.code)
                 raise
             self._count("answered")
             used = response.usage

@@ -33,23 +33,23 @@ _TIMED_OUT = frozenset({408, 504})
 _BAD_REQUEST, _TOO_LARGE = 400, 413
 #: LiteLLM knows the words of many providers, and names what it understood.
 _TOO_LONG_FOR_LITELLM = "ContextWindowExceededError"
+#: So its proxy refuses, as a 400, every key but its own where it has no database to look others up in.
+_UNKNOWN_KEY_TO_LITELLM = "no_db_connection"
 
 _REFUSED = ("refused", "the model or its provider's content filter refuses to look at this creative")
 _TOO_LONG = ("too_long", "the creative is longer or larger than the model takes")
+_CREDENTIALS = (
+    "provider_credentials",
+    "the AI provider does not accept the credentials: check IMPRIMATUR_LLM_API_KEY or its file, "
+    "and that the key may use the model",
+)
 TOO_SLOW = ("provider_timeout", "the AI provider took too long")
 
 #: Trying again cannot help. The first class that fits counts.
 _PERMANENT: tuple[tuple[type[Exception], tuple[str, str]], ...] = (
     (ContentFilterError, _REFUSED),
     (ModelContextWindowExceededError, _TOO_LONG),
-    (
-        ModelAuthenticationError,
-        (
-            "provider_credentials",
-            "the AI provider does not accept the credentials: check IMPRIMATUR_LLM_API_KEY or its file, "
-            "and that the key may use the model",
-        ),
-    ),
+    (ModelAuthenticationError, _CREDENTIALS),
     (
         ModelNotFoundError,
         (
@@ -116,6 +116,8 @@ def _by_details(error: Exception) -> AttemptError | None:
     status = getattr(error, "status_code", 0)
     if isinstance(error, ModelAPIError) and {error.provider_error_code, error.provider_error_type} & _FILTERED:
         return _permanent(*_REFUSED)
+    if isinstance(error, ModelAPIError) and error.provider_error_type == _UNKNOWN_KEY_TO_LITELLM:
+        return _permanent(_CREDENTIALS[0], _CREDENTIALS[1] + _status(error))
     if status == _TOO_LARGE or (status == _BAD_REQUEST and _TOO_LONG_FOR_LITELLM in str(error)):
         return _permanent(*_TOO_LONG)
     if status in _TIMED_OUT:

@@ -33,6 +33,7 @@ def _criteria(criteria: Criteria) -> str:
 
 def _creative(creative: Creative) -> str:
     fields = asdict(creative) | {"images": [image.name for image in creative.images]}
+    del fields["creative_id"]  # only its seller knows it by that; and equal creatives are asked about once
     return _marked("creative", {name: value for name, value in fields.items() if value})
 
 

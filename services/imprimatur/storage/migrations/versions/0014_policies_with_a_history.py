@@ -6,8 +6,8 @@ from alembic import op
 from imprimatur.storage.clock import Instant
 from imprimatur.storage.migrations import online
 
-revision = "0012"
-down_revision = "0011"
+revision = "0014"
+down_revision = "0013"
 
 
 def upgrade() -> None:
