@@ -44,9 +44,9 @@ _DESCRIBED = (
     admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
     asset_service_pb2.DESCRIPTOR.services_by_name["AssetService"],
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
+    policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"],
     review_service_pb2.DESCRIPTOR.services_by_name["ReviewService"],
     webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
-    policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"],
 )
 SERVICES = tuple(service.full_name for service in _DESCRIBED)
 #: Codes that are counted from zero on: the first failure would otherwise be no increase, but the birth of a series.

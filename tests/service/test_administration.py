@@ -69,7 +69,7 @@ async def test_a_tenants_limits_are_shown_and_changed_one_by_one(data: Path, tmp
     await imprimatur("tenants", "create", "acme")
     changes = (
         *("--submits-per-second", "2.5", "--open-jobs", "none"),
-        *("--running-jobs", "7", "--streams", "1000000"),
+        *("--running-jobs", "7", "--streams", "1000000", "--asset-bytes", "5000000"),
     )
     changed, wrong, nobody = await asyncio.gather(
         imprimatur("tenants", "limits", "acme", *changes, "--json"),
@@ -82,6 +82,7 @@ async def test_a_tenants_limits_are_shown_and_changed_one_by_one(data: Path, tmp
         "open_jobs": "none",
         "running_jobs": "7",
         "streams": "1000000",
+        "asset_bytes": "5000000",
     }
     assert changed.json == limits
     assert str(data / "imprimatur.db") in changed.err
