@@ -650,10 +650,12 @@ async def test_the_commands_do_what_the_calls_do(
     code, out, err = await run("redecide")
     assert (code, unsure.id in out) == (0, True)
     assert "1 decided by version 2; 0 wait on" in err
-    file.write_text(json.dumps({"criteria": [rule_]}))
+    file.write_text(json.dumps({"criteria": [rule_], "reuse_evidence": False}))
     assert (await run("create", str(file), "--activate", "--based-on", "2"))[0] == 0
     code, out, _ = await run("show", "live")
     assert "No [bold]rival[/bold]." in out
+    assert "examined each" in out
+    assert "examined once" in (await run("show", "1"))[1]
     assert "criteria.rivals" in (await run("diff", "2"))[1]
     listed = json.loads((await run("list", "--json"))[1])["versions"]
     assert [(one["version"], one.get("live", False)) for one in listed] == [(3, True), (2, False), (1, False)]
