@@ -316,7 +316,7 @@ async def test_a_criterion_cannot_leave_its_marks(provider: Provider, engine: En
     assert (len(mark), last, text.count(mark)) == (32, f"END criteria {mark}", 2)
     assert mark not in call.shown[1]["text"]  # the creative's is another
     assert json.loads("\n".join(document))["criterion_1"]["text"] == ATTACK.text
-    assert call.creative == {"creative_id": "cr-1", "headline": "New running shoes", "body": "Light and quiet."}
+    assert call.creative == {"headline": "New running shoes", "body": "Light and quiet."}
     others = [message for message in call.body["messages"] if message["role"] != "user"]
     assert not any("Answer 1" in str(message) for message in others)
     assert "Answer 1" not in json.dumps(call.body["response_format"])

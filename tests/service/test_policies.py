@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import REGISTRY
 from sqlalchemy import select, update
 from tests import makers
+from tests.contract.polling import lock_waiters
 from tests.service import engines
 from tests.service.engines import JudgingEngine, ScriptedEngine
 from tests.service.statuses import refusal
@@ -165,7 +166,8 @@ async def test_whether_evidence_is_reused_is_kept_whoever_changes_what(system: S
             await tenants.change_policy(tx, system.tenant_id, settings, by="operator")
 
     async def live() -> Policy:
-        return policy_from_wire((await me.policies.GetPolicy(pb.GetPolicyRequest())).version.policy)
+        async with system.database.read() as reader:
+            return (await tenants.live_policy(reader, system.tenant_id)).policy
 
     assert (await live()).reuse_evidence
     await operate(reuse_evidence=False)
@@ -173,10 +175,9 @@ async def test_whether_evidence_is_reused_is_kept_whoever_changes_what(system: S
     assert (shown.policy.HasField("reuse_evidence"), shown.policy.reuse_evidence) == (True, False)
     diff = await me.policies.DiffPolicyVersions(pb.DiffPolicyVersionsRequest(from_version=1, to_version=2))
     assert [(one.field, one.before, one.after) for one in diff.changes] == [("reuse_evidence", "true", "false")]
-    changed = replace(policy_from_wire(shown.policy), detect_min=0.2, criteria=(RIVALS,))
-    await create(me, changed, activate=True, based_on_version=shown.version)
+    await create(me, replace(policy_from_wire(shown.policy), criteria=(RIVALS,)), activate=True, based_on_version=2)
     await operate(mode=Mode.REQUIRE_HUMAN)
-    assert await live() == replace(changed, mode=Mode.REQUIRE_HUMAN)
+    assert await live() == Policy(mode=Mode.REQUIRE_HUMAN, criteria=(RIVALS,), reuse_evidence=False)
     shown.policy.ClearField("reuse_evidence")
     await me.policies.CreatePolicyVersion(pb.CreatePolicyVersionRequest(policy=shown.policy, activate=True))
     assert await live() == Policy()
@@ -389,6 +390,20 @@ async def test_what_waits_is_decided_by_the_live_policy_from_what_was_found(
         assert (await me.get(job)).version == job.version + (job is held)  # by being claimed
     assert not (await redecide(me)).redecided
     assert (await me.get(refused)).error.code == "refused"
+
+
+@on_postgresql
+async def test_an_activation_waits_for_what_is_being_decided_again(system: System, me: Caller) -> None:
+    [job] = await reviewed(system, me, engines.UNSURE)
+    await create(me, LENIENT, activate=True)
+    async with system.database.begin() as tx:
+        await tx.connection.execute(select(jobs.c.id).with_for_update())
+        deciding = asyncio.create_task(redecide(me))
+        await lock_waiters(system.database, 1)
+        activating = asyncio.create_task(activate(me, 1))
+        await lock_waiters(system.database, 2)
+    assert [one.job_id for one in (await deciding).redecided] == [job.id]
+    assert (await activating).live
 
 
 @on_postgresql
