@@ -109,7 +109,7 @@ def test_whatever_happened_before_what_is_over_goes_and_nothing_else(database_ur
         finally:
             runner.run(database.close())
     assert reached[True] > 10, "hardly anything stayed"
-    assert reached[False] > 10, "hardly anything went"
+    assert reached[False] > 5, "hardly anything went"
 
 
 async def check_one(database: Database, drawn: list[Past], kept: Retention, limit: int) -> list[bool]:

@@ -151,7 +151,7 @@ IN_PRODUCTION: dict[Policy, list[Breach]] = {
         (f"{_TRIGGER} query", f"{_DUE} + sum(max by (type, priority) (imprimatur_jobs))"),  # what is not due, too
         (f"{_TRIGGER} query", _DUE),
         (f"{_TRIGGER} query", _RUNNING),
-        (f"{_TRIGGER} threshold", "17"),
+        (f"{_TRIGGER} threshold", "65"),
         (f"{_TRIGGER} ignoreNullValues", _GONE),
         (f"{_SCALED} fallback", _GONE),
         (f"{_SCALED} fallback behavior", "currentReplicasIfHigher"),

@@ -17,7 +17,7 @@ from tests.patience import happens
 from tests.service.provider import INPUT_TOKENS, OUTPUT_TOKENS, Provider, answer, fails, gives, providing
 
 from imprimatur.client import Client
-from imprimatur.v1.creative_pb2 import DECISION_APPROVED, POLICY_TRIGGER_ENGINE_ERROR
+from imprimatur.v1.creative_pb2 import DECISION_APPROVED, POLICY_TRIGGER_ENGINE_ERROR, Creative
 from imprimatur.v1.job_pb2 import ATTEMPT_OUTCOME_SUCCEEDED, JOB_STATE_AWAITING_REVIEW, JOB_STATE_SUCCEEDED, Job
 from imprimatur.v1.job_service_pb2 import JobFilter, TypeStats
 
@@ -34,7 +34,7 @@ class Desk:
     """
 
     def __init__(self, *, seconds: float, places: int) -> None:
-        self.answered: set[str] = set()  #: creatives
+        self.answered: set[str] = set()  #: creatives, by their names
         self.most = 0
         self._seconds = seconds
         self._places = places
@@ -52,7 +52,7 @@ class Desk:
             await asyncio.sleep(self._seconds)
             await happens(self._full)
             given = await gives(answer())(provider, request)
-            self.answered.add(asked.creative["creative_id"])
+            self.answered.add(asked.creative["name"])
             return given
         finally:
             self._now -= 1
@@ -75,6 +75,13 @@ async def reviewing(trio: Trio, provider: Provider, *, slots: int, **settings: s
     yield asking
 
 
+def unlike_others(number: int) -> Creative:
+    """A creative with a name of its own: of equal ones the provider would be asked once."""
+    creative = jobs.plain_creative(number)
+    creative.name = creative.creative_id
+    return creative
+
+
 def report(line: str) -> None:
     """Figures, for whoever runs this with --capture=no: they depend on the machine, so nothing rests on them."""
     sys.stdout.write(f"\n{line}\n")
@@ -94,7 +101,7 @@ async def test_a_batch_fills_the_slots_and_is_paid_for_to_the_token(trio: Trio) 
     async with providing(desk.play) as provider, reviewing(trio, provider, slots=slots), trio.client() as client:
         before = await spent(client)
         began = time.monotonic()
-        ids = await jobs.submit_all(client, jobs.requests(jobs.plain_creatives(number), ""))
+        ids = await jobs.submit_all(client, jobs.requests([unlike_others(one) for one in range(number)], ""))
         accepted_seconds = time.monotonic() - began
         ended = await jobs.settled(client, ids)
         took_seconds = time.monotonic() - began
@@ -184,7 +191,7 @@ async def _submit_until(over: asyncio.Event, client: Client, labels: dict[str, s
     """The ids; of every second job the first failure is the last."""
     ids: list[str] = []
     while not over.is_set():
-        creative = jobs.plain_creative(len(ids))
+        creative = unlike_others(len(ids))
         ids.append((await client.submit(creative=creative, labels=labels, max_attempts=1 + len(ids) % 2 * 2)).id)
         await asyncio.sleep(SUBMIT_PAUSE_SECONDS)
     return ids

@@ -219,8 +219,8 @@ def contended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     submit = jobs.submit
 
-    async def now_and_then(tx: Any, new_jobs: Any, *, release_at_once: int) -> Any:
-        answers = await submit(tx, new_jobs, release_at_once=release_at_once)
+    async def now_and_then(tx: Any, new_jobs: Any, **options: Any) -> Any:
+        answers = await submit(tx, new_jobs, **options)
         sizes.append(len(new_jobs))
         if len(new_jobs) > 1 or len(sizes) % 3:
             raise Contended("others came in between")
@@ -248,7 +248,7 @@ async def test_what_others_came_in_between_of_is_done_again_and_at_last_singly(
 async def test_what_others_always_come_in_between_of_may_be_tried_again(
     me: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never(self: Jobs, new_jobs: Any) -> Any:
+    async def never(self: Jobs, new_jobs: Any, write: Any) -> Any:
         raise Contended("others came in between")
 
     monkeypatch.setattr(Jobs, "_store_once", never)

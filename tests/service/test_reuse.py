@@ -270,14 +270,14 @@ async def test_what_was_not_wholly_examined_is_looked_at_again(system: System, m
 
 @on_sqlite
 async def test_appeals_and_suspects_neither_take_nor_give(system: System, me: Caller, engine: ScriptedEngine) -> None:
-    special = [("appeal_of", new_id(), AWAITING), ("losses", 2, SUCCEEDED)]
-    for column, value, state in special:
-        job = await me.submit(engines.APPROVE)
+    special = [("appeal_of", new_id(), AWAITING), ("losses", 2, SUCCEEDED)]  # an appeal is a person's in any case
+    for column, value, end in special:
+        job = await me.submit(engines.APPROVE, column)
         async with system.database.begin() as tx:
             chosen = update(schema.jobs).where(schema.jobs.c.id == uuid.UUID(job.id))
             await tx.connection.execute(chosen.values({column: value}))
         async with sharing(system, engine):
-            done = await me.until(job, state)
+            done = await me.until(job, end)
         assert not done.creative_review.ai_review.HasField("reused")
     async with sharing(system, engine):
         await me.until(await me.submit(engines.APPROVE), SUCCEEDED)

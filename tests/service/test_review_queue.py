@@ -243,7 +243,8 @@ async def _is_claimed(me: Caller, number: int) -> bool:
 
 async def test_the_next_one_is_the_most_urgent_that_matches_and_is_not_passed_over(system: System, me: Caller) -> None:
     jobs = await waiting(me, system, *[engines.HUMAN] * 4)
-    await age(system, jobs[2], 30)
+    for job, hours in zip(jobs, (4, 3, 30, 1), strict=True):
+        await age(system, job, hours)
     first = await take_next(me, reviewer="ada")
     assert (first.review.job.subject_id, first.left) == ("cr-2", 3)
     second = await take_next(me, reviewer="ada", except_job_ids=[jobs[0].id])

@@ -190,7 +190,7 @@ async def test_what_a_worker_claims_at_once_is_claimed_together(
 ) -> None:
     submitted = [await me.submit(engines.APPROVE, f"cr-{number}") for number in range(4)]
     turns.hold_up(claims, "claim", 2)
-    async with system.reviewer(engine, slots=8):  # which has four messages of a queue in hand at most
+    async with system.reviewer(engine, slots=16):  # which has four messages of a queue in hand at most
         await turns.until_waiting("claims", 4)
         turns.gate.set()
         for job in submitted:
