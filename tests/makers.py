@@ -9,7 +9,8 @@ from datetime import datetime
 
 from tests.patience import PATIENCE_SECONDS
 
-from imprimatur.evidence import Category, CategoryScore, EngineIdentity, Evidence, Part, Recommendation
+from imprimatur.criteria import Criterion
+from imprimatur.evidence import Category, CategoryScore, CriterionScore, EngineIdentity, Evidence, Part, Recommendation
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, NewJob, Priority, WhenBusy
 from imprimatur.storage import claims, dispatch, jobs, people, tenants
@@ -81,8 +82,10 @@ def evidence(
     examined: frozenset[Category] = frozenset(Category),
     unexamined: frozenset[Part] = frozenset(),
     truncated: bool = False,
+    broken: Mapping[Criterion, float] | None = None,
 ) -> Evidence:
-    """What an engine found; by default a clean creative, wholly examined."""
+    """What an engine found; by default a clean creative, wholly examined. `broken` has the criteria it was asked about,
+    each with the probability that the creative breaks it."""
     return Evidence(
         engine=EngineIdentity(name="test", version="1"),
         approval_score=score,
@@ -92,6 +95,10 @@ def evidence(
         examined_categories=examined,
         unexamined=unexamined,
         truncated=truncated,
+        criteria=tuple(
+            CriterionScore(name=one.name, fingerprint=one.fingerprint, score=value, explanation="It says so.")
+            for one, value in (broken or {}).items()
+        ),
     )
 
 

@@ -199,6 +199,18 @@ OUTCOMES = Row(
             unit="ops",
             queries=_by("type", "imprimatur_jobs_reviewed_again_total"),
         ),
+        Panel(
+            title="Decided by a changed policy",
+            description="Jobs that waited for people, decided by another policy from what the engine had found.",
+            unit="ops",
+            queries=_by("decision", "imprimatur_jobs_redecided_total"),
+        ),
+        Panel(
+            title="Policies made live",
+            description="Other versions of tenants' policies that were made live through a gateway, by their mode.",
+            unit="ops",
+            queries=_by("mode", "imprimatur_policy_activations_total"),
+        ),
     ),
 )
 

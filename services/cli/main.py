@@ -19,6 +19,7 @@ from cli import (
     evidence,
     jobs,
     limits,
+    policies,
     review_record,
     reviews,
     servers,
@@ -43,6 +44,7 @@ app.add_typer(assets.app, name="assets")
 reviews.app.add_typer(review_record.app)
 desk.add_to(reviews.app)
 app.add_typer(reviews.app, name="review")
+app.add_typer(policies.app, name="policies")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(servers.app)

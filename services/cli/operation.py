@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from imprimatur import webhooks
@@ -19,6 +19,8 @@ from imprimatur.tenancy import ApiKey, Limits, Role, Tenant
 from imprimatur.vault import Vault
 
 _Answer = TypeVar("_Answer")
+#: Who made a version of a policy, or made it live, at the database itself.
+_OPERATOR = "operator"
 
 
 def database_url_in(data: Path) -> str:
@@ -71,31 +73,19 @@ class Operation:
 
     def set_mode(self, tenant: str, mode: Mode) -> int:
         """The version of the new live policy."""
-
-        async def run(tx: Transaction) -> int:
-            tenant_id = await _tenant(tx, tenant)
-            policy = (await tenants.live_policy(tx, tenant_id)).policy
-            return await tenants.put_policy(tx, tenant_id, replace(policy, mode=mode))
-
-        return self._do(run)
+        return self._change_policy(tenant, mode=mode)
 
     def set_model(self, tenant: str, model: str | None) -> int:
         """The version of the new live policy."""
-
-        async def run(tx: Transaction) -> int:
-            tenant_id = await _tenant(tx, tenant)
-            policy = (await tenants.live_policy(tx, tenant_id)).policy
-            return await tenants.put_policy(tx, tenant_id, replace(policy, model=model))
-
-        return self._do(run)
+        return self._change_policy(tenant, model=model)
 
     def set_reuse(self, tenant: str, reuse: bool) -> int:
         """The version of the new live policy."""
+        return self._change_policy(tenant, reuse_evidence=reuse)
 
+    def _change_policy(self, tenant: str, **settings: Any) -> int:
         async def run(tx: Transaction) -> int:
-            tenant_id = await _tenant(tx, tenant)
-            policy = (await tenants.live_policy(tx, tenant_id)).policy
-            return await tenants.put_policy(tx, tenant_id, replace(policy, reuse_evidence=reuse))
+            return await tenants.change_policy(tx, await _tenant(tx, tenant), settings, by=_OPERATOR)
 
         return self._do(run)
 

@@ -239,6 +239,7 @@ def review_of(job: Job) -> RenderableType:
         ("engine", " ".join(filter(None, (engine.name, engine.version, engine.model)))),
         ("found for", f"the equal creative of job {ai.reused.job_id}" if ai.HasField("reused") else ""),
         ("categories", ", ".join(f"{word(Category, item.category)} {item.score:.2f}" for item in scores[:5])),
+        ("criteria", ", ".join(f"{item.name} {item.score:.2f}" for item in ai.evidence.criteria)),
         ("not examined", ", ".join(word(Part, part) for part in ai.evidence.unexamined)),
         (
             "by a person",

@@ -33,11 +33,13 @@ _READING = {
     "GetSystemStatus",
     "GetStats",
 }
-_OF_ALL_USERS = {"WebhookService", "AdminService"}
+_OF_ALL_USERS = {"WebhookService", "AdminService", "PolicyService"}
 #: For those who run the system, and nobody else.
 _OPERATING = {"GetTenantLimits", "SetTenantLimits"}
 #: Who names images has them already; who decides must look at them.
 _OF_ASSETS = {Role.SUBMITTER: {"UploadAsset", "GetAsset"}, Role.REVIEWER: {"GetAsset", "DownloadAsset"}}
+#: Who decides may know by what the AI does.
+_ABOUT_POLICIES = {"GetPolicy", "ListPolicyVersions", "ListPolicyActivations", "DiffPolicyVersions", "PreviewPolicy"}
 #: What a reviewer may do to jobs: they are the ones before whom it piles up.
 _REVIEWING = {"ReviewJobsAgain"}
 
@@ -78,8 +80,8 @@ def may(role: Role, method: str, *, bound: bool) -> bool:
     """Whether a key may call "/imprimatur.v1.Service/Method".
 
     Args:
-        bound: the key is bound to a user; webhook endpoints hear of every user's jobs, and administration is of all
-            of them, so both are not for it.
+        bound: the key is bound to a user; webhook endpoints hear of every user's jobs, and administration and the
+            policy are of all of them, so these are not for it.
     """
     service, _, name = method.rpartition("/")
     service = service.rpartition(".")[2]
@@ -89,6 +91,8 @@ def may(role: Role, method: str, *, bound: bool) -> bool:
         return not (bound and (service in _OF_ALL_USERS or name == "DeleteAsset"))
     if service == "AssetService":
         return name in _OF_ASSETS[role]
+    if service == "PolicyService":
+        return role is Role.REVIEWER and name in _ABOUT_POLICIES
     if service == "JobService":
         return role is Role.SUBMITTER or name in _READING or name in _REVIEWING
     return service == "ReviewService" and role is Role.REVIEWER

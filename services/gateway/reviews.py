@@ -156,7 +156,7 @@ class Reviews(ReviewServiceServicer):
     ) -> Waiting | None:
         if await jobs.find(tx, who.owner, job_id) is None:
             return None
-        await tell_ended(tx, await people.end_holds(tx, job_id=job_id))
+        await tell_ended(tx, await people.end_holds(tx, job_ids=[job_id]))
         waiting = await people.hold(tx, who.owner, job_id, reviewer=by.person, seconds=seconds, token=token)
         if waiting is not None and waiting.held_until is not None:
             details = {"claimed_until": waiting.held_until.isoformat()}
@@ -211,7 +211,7 @@ class Reviews(ReviewServiceServicer):
             waiting = await people.lock_waiting(tx, who.owner, job_id, reviewer=by.person, token=token)
             if waiting is None:
                 raise await _why_not(tx, who, job_id, self._retention, by=by, token=token)
-            await tell_ended(tx, await people.end_holds(tx, job_id=job_id))
+            await tell_ended(tx, await people.end_holds(tx, job_ids=[job_id]))
             decided = _decided(waiting, decision, reason, by, await clock.present(tx))
             job = await people.decide(tx, waiting, decided, result=_result(waiting, decision, decided))
             await audit.record(tx, AuditAction.DECIDED, job, by, reason=reason, details=_told(decided, waiting))

@@ -20,10 +20,18 @@ from gateway.interception import Edge
 from gateway.watching import Watchtower
 from imprimatur import metrics
 from imprimatur.errors import ConfigurationError
-from imprimatur.v1 import admin_service_pb2, asset_service_pb2, job_service_pb2, review_service_pb2, webhook_service_pb2
+from imprimatur.v1 import (
+    admin_service_pb2,
+    asset_service_pb2,
+    job_service_pb2,
+    policy_service_pb2,
+    review_service_pb2,
+    webhook_service_pb2,
+)
 from imprimatur.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
 from imprimatur.v1.asset_service_pb2_grpc import AssetServiceServicer, add_AssetServiceServicer_to_server
 from imprimatur.v1.job_service_pb2_grpc import JobServiceServicer, add_JobServiceServicer_to_server
+from imprimatur.v1.policy_service_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
 from imprimatur.v1.review_service_pb2_grpc import ReviewServiceServicer, add_ReviewServiceServicer_to_server
 from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceServicer, add_WebhookServiceServicer_to_server
 
@@ -36,6 +44,7 @@ _DESCRIBED = (
     admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
     asset_service_pb2.DESCRIPTOR.services_by_name["AssetService"],
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
+    policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"],
     review_service_pb2.DESCRIPTOR.services_by_name["ReviewService"],
     webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
 )
@@ -71,6 +80,7 @@ class Servicers:
     reviews: ReviewServiceServicer
     webhooks: WebhookServiceServicer
     administration: AdminServiceServicer
+    policies: PolicyServiceServicer
 
 
 @asynccontextmanager
@@ -98,6 +108,7 @@ async def grpc_port(
     add_ReviewServiceServicer_to_server(servicers.reviews, taking)
     add_WebhookServiceServicer_to_server(servicers.webhooks, taking)
     add_AdminServiceServicer_to_server(servicers.administration, taking)
+    add_PolicyServiceServicer_to_server(servicers.policies, taking)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, taking)
     if listener.reflection:
         reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)

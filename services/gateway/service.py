@@ -13,6 +13,7 @@ from gateway.health import Health
 from gateway.holds import Holds, show_queue
 from gateway.interception import Edge
 from gateway.jobs import Jobs
+from gateway.policies import Policies
 from gateway.quotas import Allowance, Quotas
 from gateway.reviews import Reviews
 from gateway.server import SERVICES, Listener, Servicers, grpc_port
@@ -71,6 +72,7 @@ async def gateway(
         reviews=Reviews(database, watchtower, retention, due),
         webhooks=Webhooks(database, vault, guard),
         administration=Administration(database, retention, allowance),
+        policies=Policies(database),
     )
     await watchtower.start()
     await dispatcher.start()

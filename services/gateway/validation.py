@@ -57,6 +57,13 @@ def limit_within(value: int, most: int) -> int:
     return value or most
 
 
+def version_within(value: int, field: str) -> int | None:
+    """The number of a policy's version; None for 0."""
+    if value < 0:
+        raise InvalidRequest(field, f"is {value}, must not be negative")
+    return value or None
+
+
 def seconds_within(span: Duration, field: str, least: float, most: float, default: float) -> float:
     """A duration in seconds; unset ones take the default."""
     if not (span.seconds or span.nanos):

@@ -118,6 +118,19 @@ class CategoryScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CriterionScore:
+    """P(the creative breaks one of the tenant's criteria), in [0, 1].
+
+    `fingerprint` is the criterion's as it was examined: one that was reworded since has not been.
+    """
+
+    name: str
+    fingerprint: str
+    score: float
+    explanation: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """One thing worth a person's look: what it is, how sure, and the words or measure that show it."""
 
@@ -154,6 +167,7 @@ class Evidence:
     examined_categories: frozenset[Category] = frozenset(Category)
     unexamined: frozenset[Part] = frozenset()
     truncated: bool = False
+    criteria: tuple[CriterionScore, ...] = ()  #: those of the tenant's that the engine examined
     input_tokens: int = 0
     output_tokens: int = 0
     cost_micros: int = 0  #: millionths of a US dollar

@@ -83,6 +83,7 @@ class Happening(StrEnum):
     RELEASED_BY_PERSON = "released_by_person"
     HOLD_EXPIRED = "claim_expired"
     DECIDED = "decided"
+    REDECIDED = "redecided"  #: a changed policy decides it by what the engine found before
     REVIEW_AGAIN = "review_again"  #: what failed for the engine's sake is sent back to it
 
 
@@ -127,6 +128,7 @@ TRANSITIONS: Mapping[Happening, Transition] = {
     Happening.RELEASED_BY_PERSON: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
     Happening.HOLD_EXPIRED: Transition(sources=_AWAITING, target=State.AWAITING_REVIEW),
     Happening.DECIDED: Transition(sources=_AWAITING, target=State.SUCCEEDED, notifies="job.succeeded"),
+    Happening.REDECIDED: Transition(sources=_AWAITING, target=State.SUCCEEDED, notifies="job.succeeded"),
     Happening.REVIEW_AGAIN: Transition(sources=_AWAITING, target=State.QUEUED),
 }
 

@@ -27,7 +27,7 @@ from imprimatur.errors import (
 )
 from imprimatur.human import Agreement
 from imprimatur.job import AttemptOutcome, JobType, Priority, State
-from imprimatur.policy import Trigger
+from imprimatur.policy import Mode, Trigger
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
@@ -118,6 +118,16 @@ jobs_released = Counter(
 )
 reviewed_again = Counter(
     "imprimatur_jobs_reviewed_again_total", "Jobs sent back to the engine after it had failed, by type.", ["type"]
+)
+jobs_redecided = Counter(
+    "imprimatur_jobs_redecided_total",
+    "Jobs that waited for a person and were decided by a changed policy from what the engine had found, by decision.",
+    ["decision"],
+)
+policy_activations = Counter(
+    "imprimatur_policy_activations_total",
+    "Times that another version of a tenant's policy was made live through a gateway, by the version's mode.",
+    ["mode"],
 )
 leases_lost = Counter("imprimatur_leases_lost_total", "Jobs queued again because their worker fell silent.")
 rows_removed = Counter("imprimatur_rows_removed_total", "Rows that clean-up removed, by kind.", ["kind"])
@@ -339,6 +349,10 @@ for _type in _TYPES:
         attempt_seconds.labels(_type, _ended)
 for _decision_and_overrides in product(("approved", "rejected"), ("true", "false")):
     human_decisions.labels(*_decision_and_overrides)
+for _decision in ("approved", "rejected"):
+    jobs_redecided.labels(_decision)
+for _mode in Mode:
+    policy_activations.labels(_mode)
 for _claim in ("claimed", "released", "expired"):
     review_claims.labels(_claim)
 for _appeal in ("made", "upheld", "overturned"):

@@ -11,8 +11,10 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
 
+from imprimatur import criteria
+from imprimatur.criteria import Criteria, Criterion, Effect
 from imprimatur.errors import InvalidRequest
-from imprimatur.evidence import Category, CategoryScore, Evidence, Recommendation
+from imprimatur.evidence import Category, CategoryScore, CriterionScore, Evidence, Recommendation
 
 
 class Mode(StrEnum):
@@ -39,7 +41,9 @@ class Trigger(StrEnum):
     ENGINE_ERROR = "engine_error"
     BUDGET_EXHAUSTED = "budget_exhausted"
     SENSITIVE_CATEGORY = "sensitive_category"
+    SENSITIVE_CRITERION = "sensitive_criterion"
     BLOCKED_CATEGORY = "blocked_category"
+    BLOCKED_CRITERION = "blocked_criterion"
     POSSIBLE_BLOCKED = "possible_blocked"
     UNCERTAIN = "uncertain"
     AUTO_REJECT = "auto_reject"
@@ -85,7 +89,8 @@ class Policy:
 
     Thresholds and detection limits are probabilities in [0, 1], with
     auto_reject_threshold < auto_approve_threshold and detect_min < block_min. `model` is the language model that
-    examines, as the reviewers name it, from the next attempt on; None: the one that they are set to. With
+    examines, as the reviewers name it, from the next attempt on; None: the one that they are set to. `criteria` are
+    rules in free text, which only language models examine: under them, no other engine's evidence approves. With
     `reuse_evidence`, equal creatives are examined once, where the reviewers are set to it.
     """
 
@@ -97,6 +102,7 @@ class Policy:
     always_human: frozenset[Category] = SENSITIVE
     blocked: frozenset[Category] = FORBIDDEN
     model: str | None = None
+    criteria: Criteria = ()
     reuse_evidence: bool = True
 
     def __post_init__(self) -> None:
@@ -114,13 +120,14 @@ class Policy:
             raise InvalidRequest("reuse_evidence", "must be true or false")
         if both := self.always_human & self.blocked:
             raise InvalidRequest("blocked", f"also in always_human: {', '.join(sorted(both))}")
+        criteria.checked(self.criteria)
 
     def document(self) -> dict[str, object]:
-        """The policy as plain JSON values, the form in which a version is stored."""
+        """The policy as plain JSON values, the form in which a version is stored; without what it does not have."""
         return {
-            field.name: sorted(value) if isinstance(value, frozenset) else value
+            field.name: _plain(value)
             for field in fields(self)
-            if (value := getattr(self, field.name)) is not None
+            if (value := getattr(self, field.name)) is not None and value != ()
         }
 
     @classmethod
@@ -140,7 +147,15 @@ class Policy:
             raise InvalidRequest("mode", f"must be one of {', '.join(Mode)}") from None
         for name in {"always_human", "blocked"} & set(values):
             values[name] = _categories(name, values[name])
+        if "criteria" in values:
+            values["criteria"] = criteria.from_documents(values["criteria"])
         return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks what is not checked above
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, frozenset):
+        return sorted(value)
+    return [one.document() for one in value] if isinstance(value, tuple) else value
 
 
 def _categories(field: str, names: object) -> frozenset[Category]:
@@ -232,10 +247,17 @@ def flaw_of(evidence: Evidence) -> str:
     """What makes the evidence unusable, or an empty string."""
     numbers = [("approval_score", evidence.approval_score)]
     numbers += [(item.category, item.score) for item in evidence.categories]
+    numbers += [(item.name, item.score) for item in evidence.criteria]
     for name, number in numbers:
         if not (math.isfinite(number) and 0 <= number <= 1):
             return f"{name} is {number}, not a probability"
     return ""
+
+
+def unexamined_criteria(policy: Policy, evidence: Evidence) -> tuple[Criterion, ...]:
+    """Those of the policy's criteria about which, as they are worded now, the evidence says nothing."""
+    examined = {found.fingerprint for found in evidence.criteria}
+    return tuple(one for one in policy.criteria if one.fingerprint not in examined)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +274,12 @@ class _Case:
     def detected(self, among: frozenset[Category], at_least: float) -> CategoryScore | None:
         """The highest-scoring category of `among` with at least that score."""
         hits = [hit for hit in self.evidence.categories if hit.category in among and hit.score >= at_least]
+        return max(hits, key=lambda hit: hit.score, default=None)
+
+    def broken(self, effect: Effect, at_least: float) -> CriterionScore | None:
+        """The criterion of that effect which is broken most surely, with at least that score."""
+        asked = {one.fingerprint for one in self.policy.criteria if one.effect is effect}
+        hits = [hit for hit in self.evidence.criteria if hit.fingerprint in asked and hit.score >= at_least]
         return max(hits, key=lambda hit: hit.score, default=None)
 
 
@@ -289,12 +317,17 @@ def _sensitive(case: _Case) -> _Match:
     if hit := case.detected(case.policy.always_human, case.policy.detect_min):
         reason = f"Touches {hit.category} ({hit.score:.2f}): a person decides."
         return Decision.PENDING, Trigger.SENSITIVE_CATEGORY, reason
+    if broken := case.broken(Effect.TO_PERSON, case.policy.detect_min):
+        reason = f"May break the criterion {_told(broken)} A person decides."
+        return Decision.PENDING, Trigger.SENSITIVE_CRITERION, reason
     return None
 
 
 def _blocked(case: _Case) -> _Match:
     if hit := case.detected(case.policy.blocked, case.policy.block_min):
         return Decision.REJECTED, Trigger.BLOCKED_CATEGORY, f"Contains {hit.category} ({hit.score:.2f})."
+    if broken := case.broken(Effect.BLOCKS, case.policy.block_min):
+        return Decision.REJECTED, Trigger.BLOCKED_CRITERION, f"Breaks the criterion {_told(broken)}"
     return None
 
 
@@ -302,7 +335,14 @@ def _possibly_blocked(case: _Case) -> _Match:
     if hit := case.detected(case.policy.blocked, case.policy.detect_min):
         reason = f"May contain {hit.category} ({hit.score:.2f}): a person decides."
         return Decision.PENDING, Trigger.POSSIBLE_BLOCKED, reason
+    if broken := case.broken(Effect.BLOCKS, case.policy.detect_min):
+        reason = f"May break the criterion {_told(broken)} A person decides."
+        return Decision.PENDING, Trigger.POSSIBLE_BLOCKED, reason
     return None
+
+
+def _told(broken: CriterionScore) -> str:
+    return f"{broken.name} ({broken.score:.2f})" + (f": {broken.explanation}" if broken.explanation else ".")
 
 
 def _uncertain(case: _Case) -> _Match:
@@ -327,6 +367,7 @@ def _auto_reject(case: _Case) -> _Match:
 def _not_fully_examined(case: _Case) -> _Match:
     parts: list[str] = sorted(case.evidence.unexamined)
     parts += sorted((case.policy.always_human | case.policy.blocked) - case.evidence.examined_categories)
+    parts += [f"the criterion {one.name}" for one in unexamined_criteria(case.policy, case.evidence)]
     if case.evidence.truncated:
         parts.append("the end of an overlong text")
     if parts:

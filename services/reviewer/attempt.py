@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 
 import structlog
@@ -22,7 +23,7 @@ from imprimatur.storage.claims import Conclusion
 from imprimatur.storage.database import Database
 from imprimatur.tracing import Attribute, Kind, SpanContext
 from reviewer.endings import Endings, uncancel
-from reviewer.engines import Receipt, receiving, timed_by
+from reviewer.engines import Receipt, note_cost, receiving, timed_by
 from reviewer.leases import Leases
 from reviewer.tasks import HandedBack, NotEnough, Task
 from reviewer.twins import Twins
@@ -85,26 +86,23 @@ class Attempts:
     async def _to_its_end(self, claim: Claim, task: Task, receipt: Receipt) -> Conclusion | None:
         began = time.monotonic()
         try:
-            return await self._work(claim, task, in_full=False)
+            return await self._work(claim, task, receipt, in_full=False)
         except HandedBack as done:
             self._leases.concluding(claim)
             return done.conclusion
-        except TimedOut as error:
-            late = error.after_spending(**vars(receipt))
-            return await self._failed(claim, task, late, time.monotonic() - began)
         except AttemptError as error:
-            return await self._failed(claim, task, error, time.monotonic() - began)
+            return await self._failed(claim, task, error, receipt, time.monotonic() - began)
         except Unavailable as fault:
             self._leases.concluding(claim)
             tracing.current().fail("database_away")
             log.warning("the database was away in the middle of an attempt; it is handed back", error=fault.message)
-            return await self._endings.write(claim, _DATABASE_AWAY, Spent())
+            return await self._endings.write(claim, _DATABASE_AWAY, Spent(**vars(receipt)))
         except Exception:
             log.exception("a task failed in a way it does not declare")
             unexpected = TransientError("the review failed unexpectedly; the operator's log says more", code="internal")
-            return await self._failed(claim, task, unexpected, time.monotonic() - began)
+            return await self._failed(claim, task, unexpected, receipt, time.monotonic() - began)
 
-    async def _work(self, claim: Claim, task: Task, *, in_full: bool) -> Conclusion | None:
+    async def _work(self, claim: Claim, task: Task, receipt: Receipt, *, in_full: bool) -> Conclusion | None:
         async def report(percent: int, stage: str, message: str) -> None:
             async with self._database.begin() as tx:
                 await claims.report_progress(tx, claim, percent=percent, stage=stage, message=message)
@@ -117,12 +115,15 @@ class Attempts:
             raise TimedOut(f"the attempt took longer than its time-out of {claim.timeout_seconds:g} s") from None
         self._leases.concluding(claim)
         try:
-            return await self._endings.write(claim, partial(task.conclude, claim, work), work.spent)
+            return await self._endings.write(claim, partial(task.conclude, claim, work), _all(work.spent, receipt))
         except NotEnough:
             self._leases.concluding(claim, really=False)
-            return await self._work(claim, task, in_full=True)
+            note_cost(**asdict(work.spent))
+            return await self._work(claim, task, receipt, in_full=True)
 
-    async def _failed(self, claim: Claim, task: Task, error: AttemptError, after_seconds: float) -> Conclusion | None:
+    async def _failed(
+        self, claim: Claim, task: Task, error: AttemptError, receipt: Receipt, after_seconds: float
+    ) -> Conclusion | None:
         self._leases.concluding(claim)
         tracing.current().fail(error.code)
         if isinstance(error, NotBegun):
@@ -140,8 +141,8 @@ class Attempts:
             jitter=random.random(),  # noqa: S311  # spreads retries, guards nothing
         )
         if isinstance(step, Again):
-            return await self._endings.write(claim, _retry(error, step), _spent(error))
-        return await self._endings.write(claim, partial(task.give_up, claim, error), _spent(error))
+            return await self._endings.write(claim, _retry(error, step), _all(_spent(error), receipt))
+        return await self._endings.write(claim, partial(task.give_up, claim, error), _all(_spent(error), receipt))
 
 
 _HANDED_BACK = Conclusion(
@@ -193,6 +194,16 @@ def _end_of(conclusion: Conclusion) -> dict[str, Attribute]:
         told["imprimatur.decision"] = conclusion.shown.decision
         told["imprimatur.policy_triggered"] = conclusion.shown.policy_triggered
     return told
+
+
+def _all(spent: Spent, receipt: Receipt) -> Spent:
+    """What the last examination of an attempt has cost, and what came before it."""
+    return Spent(
+        engine=spent.engine or receipt.engine,
+        input_tokens=spent.input_tokens + receipt.input_tokens,
+        output_tokens=spent.output_tokens + receipt.output_tokens,
+        cost_micros=spent.cost_micros + receipt.cost_micros,
+    )
 
 
 def _spent(error: AttemptError) -> Spent:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from imprimatur import metrics
 from imprimatur.evidence import EngineIdentity, Evidence
@@ -26,6 +27,9 @@ from reviewer.tasks import HandedBack
 
 #: Who waits is woken by the end of the attempt that it waits for; and looks again after this, should that be missed.
 _LOOK_AGAIN_SECONDS = 30.0
+
+#: A job, and the number of its claim.
+_Attempt: TypeAlias = tuple[uuid.UUID, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +52,14 @@ class Twins:
         self._keep_seconds = keep_seconds
         self._questions: Gathering[Asked, Answer] = Gathering("evidence", self._ask_all, linger_seconds=LINGER_SECONDS)
         self._waits: Gathering[Ending, None] = Gathering("twins", self._wait_all, linger_seconds=LINGER_SECONDS)
-        self._leads: dict[tuple[uuid.UUID, int], bytes] = {}
+        self._leads: dict[_Attempt, bytes] = {}
+        self._made: dict[_Attempt, Made | None] = {}
 
     def shares(self, claim: Claim) -> bool:
-        """Whether the attempt may reuse evidence, and have its own reused."""
-        return self._keep_seconds > 0 and not claim.suspect and claim.appeal_of is None
+        """Whether the attempt may reuse evidence, and have its own reused. Not any more once it has looked: a second
+        look, for a changed policy, it takes alone."""
+        may = self._keep_seconds > 0 and not claim.suspect and claim.appeal_of is None
+        return may and _attempt(claim) not in self._made
 
     async def earlier(self, claim: Claim, key: bytes, *, engine: EngineIdentity, policy_version: int) -> Earlier | None:
         """Evidence for this key; None: there is none, and it is this attempt that looks.
@@ -73,10 +80,9 @@ class Twins:
             since=claim.evidence_since,
         )
         answer = await self._questions.add(asked)
-        if isinstance(answer, Found):
+        if isinstance(answer, Found) and (found := evidence_of(answer.content)) is not None:
             metrics.evidence_lookups.labels("hit").inc()
-            source = Source(job_id=answer.job_id, made_at=answer.made_at)
-            return Earlier(evidence=evidence_of(answer.content), source=source)
+            return Earlier(evidence=found, source=Source(job_id=answer.job_id, made_at=answer.made_at))
         if answer is Standing.FOLLOWS:
             metrics.evidence_lookups.labels("wait").inc()
             waiting = _waiting_for(key)
@@ -84,11 +90,18 @@ class Twins:
             raise HandedBack(waiting)
         metrics.evidence_lookups.labels("miss").inc()
         if answer is Standing.LEADS:
-            self._leads[claim.job_id, claim.claim_no] = key
+            self._leads[_attempt(claim)] = key
         return None
 
-    def made(self, found: Evidence) -> Made:
-        """What a look brought, for equal creatives to come."""
+    def made(self, claim: Claim, found: Evidence) -> Made | None:
+        """What an attempt that leads brought for equal creatives to come, and that is what its first look found. A
+        second one, for a changed policy, is asked something else, and what it finds is not for the key of the first."""
+        attempt = _attempt(claim)
+        if attempt not in self._made:
+            self._made[attempt] = self._worth_of(found) if attempt in self._leads else None
+        return self._made[attempt]
+
+    def _worth_of(self, found: Evidence) -> Made:
         return Made(
             content=kept_evidence(found) if may_be_kept(found) else None,
             keep_seconds=self._keep_seconds,
@@ -99,7 +112,7 @@ class Twins:
 
     def led_by(self, claim: Claim) -> bytes | None:
         """The key of the evidence that this attempt is to make for others, too."""
-        return self._leads.get((claim.job_id, claim.claim_no))
+        return self._leads.get(_attempt(claim))
 
     @contextmanager
     def known(self, claim: Claim) -> Iterator[None]:
@@ -107,7 +120,8 @@ class Twins:
         try:
             yield
         finally:
-            self._leads.pop((claim.job_id, claim.claim_no), None)
+            self._leads.pop(_attempt(claim), None)
+            self._made.pop(_attempt(claim), None)
 
     async def _ask_all(self, questions: Sequence[Asked]) -> Sequence[Answer]:
         async with self._database.begin() as tx:
@@ -123,6 +137,10 @@ class Twins:
             await claims.conclude(tx, ends)
             await evidence.wait(tx, by_key)
         return [None] * len(ends)
+
+
+def _attempt(claim: Claim) -> _Attempt:
+    return claim.job_id, claim.claim_no
 
 
 def _waiting_for(key: bytes) -> Conclusion:

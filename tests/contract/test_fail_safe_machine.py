@@ -317,6 +317,8 @@ class Reviews(RuleBasedStateMachine):
                 return None
             self.remembered = self.remembered or self.policy
             unasked = self.remembered.mode is Mode.AUTO_APPROVE
+            if unasked and self.policy.mode is not Mode.AUTO_APPROVE:
+                self.remembered = self.policy  # read anew before it asks after all
             going = Going(job, claim, asyncio.create_task(self.attempts.run(claim)), unasked)
             await self._stands_still(going)
             return going

@@ -48,12 +48,13 @@ from imprimatur.job import (
 )
 from imprimatur.policy import Trigger
 from imprimatur.retry import Again, after_error
-from imprimatur.storage import claims, clock, dispatch, jobs, people, repeats, schema
+from imprimatur.storage import claims, clock, dispatch, jobs, people, redecisions, repeats, schema
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion, Ended, Ending, Wanted
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.people import HumanDecision
+from imprimatur.storage.redecisions import Redecided
 from imprimatur.storage.repeats import Scope
 
 T = TypeVar("T")
@@ -94,6 +95,8 @@ LIMITS = {
     State.AWAITING_REVIEW: ("held_until",),
 }
 PEOPLE = ["ada", "bob"]
+#: Decides what waits, too.
+POLICY = "a changed policy"
 
 
 def some(*states: State) -> Callable[[Any], bool]:
@@ -488,9 +491,12 @@ class StoredJobs(RuleBasedStateMachine):
             assert job.move(Happening.HELD_BY_PERSON)
             job.held_by = person
 
-    @rule(number=numbers, person=st.sampled_from(PEOPLE))
+    @rule(number=numbers, person=st.sampled_from([*PEOPLE, POLICY]))
     def decide(self, number: int, person: str) -> None:
         job = self.one(number, State.AWAITING_REVIEW)
+        if person == POLICY and job.state is State.AWAITING_REVIEW:
+            self.decide_again(job)
+            return
 
         async def work() -> bool:
             async with self.database.begin() as tx:
@@ -529,6 +535,32 @@ class StoredJobs(RuleBasedStateMachine):
             job.losses = losses_kept(job.losses)
             job.trigger, job.overdue, job.due = "", False, True
             self.reached["reviewed again"] += 1
+
+    def decide_again(self, job: Model) -> None:
+        """By a changed policy."""
+
+        async def work() -> tuple[dict[uuid.UUID, bool], set[uuid.UUID]]:
+            async with self.database.begin() as tx:
+                batch = await redecisions.lock_waiting(tx, self.owner.tenant_id, after=None, limit=100)
+                held = {waiting.id: waiting.held for waiting in batch.waiting}
+                decided = Redecided(
+                    job_id=job.id,
+                    decision="approved",
+                    policy_triggered=Trigger.AUTO_APPROVE,
+                    reason="fine",
+                    policy_version=2,
+                    result=b"",
+                    categories=["alcohol"],
+                )
+                return held, await redecisions.redecide(tx, [] if held[job.id] else [decided], asked_by="test")
+
+        held, done = self.run(work())
+        assert held == {one.id: bool(one.held_by) for one in self.among(State.AWAITING_REVIEW)}
+        assert done == (set() if job.held_by else {job.id})
+        if done:
+            assert job.move(Happening.REDECIDED)
+            job.trigger = Trigger.AUTO_APPROVE
+            self.reached["decided again"] += 1
 
     # --- what always holds
 
@@ -604,5 +636,5 @@ def test_whatever_is_done_in_whatever_order_the_jobs_are_as_expected(database_ur
 @pytest.mark.timeout(3600)
 def test_however_long_it_goes_on_the_jobs_are_as_expected(database_url: str) -> None:
     reached = run(database_url, LONG)
-    for what in ("lost too often", "overdue"):
+    for what in ("lost too often", "overdue", "decided again"):
         assert reached[what] > 0, f"{what}: {reached}"

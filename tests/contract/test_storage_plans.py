@@ -24,6 +24,7 @@ from imprimatur.storage import (
     jobs,
     outbox,
     people,
+    redecisions,
     repeats,
     retention,
     review_queue,
@@ -86,6 +87,7 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     "retry of what failed": lambda tx: repeats.retry(tx, replace(SCOPE, wanted=FAILED), limit=10),
     "count_retryable": lambda tx: repeats.count_retryable(tx, SCOPE),
     "review_again": lambda tx: repeats.review_again(tx, SCOPE, limit=10, asked_by=""),
+    "lock_waiting": lambda tx: redecisions.lock_waiting(tx, new_id(), after=new_id(), limit=10),
     "count_waiting": lambda tx: repeats.count_waiting(tx, SCOPE),
 }
 

@@ -15,6 +15,7 @@ from tests.deploy.load import UNKNOWN, WATCHES, Round
 from imprimatur import metrics
 from imprimatur.broker import Queue
 from imprimatur.metrics import ROWS_REMOVED
+from imprimatur.policy import Mode
 
 Number = float | tuple[float, float]
 Shown = Mapping[str, Number]
@@ -138,6 +139,8 @@ def counted(done: Round, addresses: Mapping[str, str]) -> dict[str, Shown]:
             f"imprimatur-{service} {address}": (_LITTLE, os.cpu_count() or 1) for service, address in addresses.items()
         },
         "reviewer: Sent back to the engine": {job: 0},
+        "reviewer: Decided by a changed policy": {"approved": 0, "rejected": 0},
+        "reviewer: Policies made live": dict.fromkeys(map(str, Mode), 0),
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tests import makers
 
+from imprimatur.criteria import Criteria
 from imprimatur.errors import PermanentError, RateLimited, TransientError, UnreviewableInput
 from imprimatur.evidence import Category, Creative, EngineIdentity, Evidence, Part, Recommendation
 
@@ -91,3 +92,28 @@ _EVIDENCE = {
     UNSEEN: makers.evidence(0.97, unexamined=frozenset({Part.IMAGE})),
     NONSENSE: makers.evidence(float("nan")),
 }
+
+
+class JudgingEngine(ScriptedEngine):
+    """Says of every criterion that it is kept, but of those that the headline names."""
+
+    def with_criteria(self, criteria: Criteria) -> "_Judge":
+        """This engine, asked about them too."""
+        return _Judge(self, criteria)
+
+
+class _Judge:
+    """An `Engine`."""
+
+    def __init__(self, engine: ScriptedEngine, criteria: Criteria) -> None:
+        self.identity = engine.identity
+        self._engine, self._criteria = engine, criteria
+
+    async def examine(self, asked: Creative) -> Evidence:
+        """Do what the headline says, and look for the criteria's names in it."""
+        found = await self._engine.examine(asked)
+        broken = {one: 0.95 if one.name in asked.headline else 0.0 for one in self._criteria}
+        return replace(found, criteria=makers.evidence(broken=broken).criteria)
+
+    async def close(self) -> None:
+        """The other's."""

@@ -33,8 +33,19 @@ class Call:
     @property
     def creative(self) -> Any:
         """The creative as it stands between the marks."""
-        _, *document, _ = self.shown[0]["text"].split("\n")
-        return json.loads("\n".join(document))
+        return self._marked("creative")
+
+    @property
+    def criteria(self) -> Any:
+        """The tenant's criteria as they stand between theirs; None when there are none."""
+        return self._marked("criteria")
+
+    def _marked(self, what: str) -> Any:
+        for part in self.shown:
+            first, *document, _ = part.get("text", "\n").split("\n")
+            if first.startswith(f"BEGIN {what} "):
+                return json.loads("\n".join(document))
+        return None
 
 
 @dataclass
@@ -81,6 +92,14 @@ def answer(**changes: Any) -> JSON:
         "recommendation": "approve",
     }
     return good | changes
+
+
+def judged(*scores: float) -> JSON:
+    """What an answer says of criteria, one after the other."""
+    return {
+        f"criterion_{number}": {"score": score, "explanation": "As it stands there."}
+        for number, score in enumerate(scores, start=1)
+    }
 
 
 def gives(found: JSON, *, model: str = "scripted") -> Step:

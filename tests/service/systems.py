@@ -29,6 +29,7 @@ from imprimatur.v1.creative_pb2 import Creative, CreativeReviewTask
 from imprimatur.v1.job_pb2 import Job, JobState
 from imprimatur.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WatchJobRequest
 from imprimatur.v1.job_service_pb2_grpc import JobServiceStub
+from imprimatur.v1.policy_service_pb2_grpc import PolicyServiceStub
 from imprimatur.v1.review_service_pb2_grpc import ReviewServiceStub
 from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from imprimatur.vault import Vault, new_key
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # they exist for type checkers alone
     from imprimatur.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
     from imprimatur.v1.asset_service_pb2_grpc import AssetServiceAsyncStub
     from imprimatur.v1.job_service_pb2_grpc import JobServiceAsyncStub
+    from imprimatur.v1.policy_service_pb2_grpc import PolicyServiceAsyncStub
     from imprimatur.v1.review_service_pb2_grpc import ReviewServiceAsyncStub
     from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceAsyncStub
 
@@ -74,6 +76,7 @@ class Caller:
         self.admin = cast("AdminServiceAsyncStub", _WithKey(AdminServiceStub(channel), key))
         self.webhooks = cast("WebhookServiceAsyncStub", _WithKey(WebhookServiceStub(channel), key))
         self.administration = cast("AdminServiceAsyncStub", _WithKey(AdminServiceStub(channel), key))
+        self.policies = cast("PolicyServiceAsyncStub", _WithKey(PolicyServiceStub(channel), key))
 
     async def submit(self, headline: str, creative_id: str | None = None, **fields: Any) -> Job:
         """Have a creative reviewed."""

@@ -15,7 +15,13 @@ from tests.service.systems import Caller, System, on_sqlite, submission
 from gateway import access
 from imprimatur.storage.tenants import KEY_PREFIX
 from imprimatur.tenancy import Role
-from imprimatur.v1 import admin_service_pb2, asset_service_pb2, review_service_pb2, webhook_service_pb2
+from imprimatur.v1 import (
+    admin_service_pb2,
+    asset_service_pb2,
+    policy_service_pb2,
+    review_service_pb2,
+    webhook_service_pb2,
+)
 from imprimatur.v1 import job_service_pb2 as pb
 from imprimatur.v1.admin_service_pb2 import (
     CleanUpRequest,
@@ -33,6 +39,16 @@ from imprimatur.v1.asset_service_pb2 import (
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import Job
+from imprimatur.v1.policy_service_pb2 import (
+    ActivatePolicyVersionRequest,
+    CreatePolicyVersionRequest,
+    DiffPolicyVersionsRequest,
+    GetPolicyRequest,
+    ListPolicyActivationsRequest,
+    ListPolicyVersionsRequest,
+    PreviewPolicyRequest,
+    RedecidePendingRequest,
+)
 from imprimatur.v1.review_service_pb2 import (
     ClaimNextReviewRequest,
     ClaimReviewRequest,
@@ -89,6 +105,14 @@ RPCS: dict[str, tuple[str, Any, set[Role]]] = {
     "GetAsset": ("assets", GetAssetRequest(asset_id="none"), EVERYBODY),
     "DeleteAsset": ("assets", DeleteAssetRequest(asset_id="none"), ADMINS),
     "DownloadAsset": ("assets", DownloadAssetRequest(asset_id="none"), REVIEWERS),
+    "CreatePolicyVersion": ("policies", CreatePolicyVersionRequest(), ADMINS),
+    "ActivatePolicyVersion": ("policies", ActivatePolicyVersionRequest(), ADMINS),
+    "RedecidePending": ("policies", RedecidePendingRequest(limit=-1), ADMINS),
+    "GetPolicy": ("policies", GetPolicyRequest(version=-1), REVIEWERS),
+    "ListPolicyVersions": ("policies", ListPolicyVersionsRequest(page_size=-1), REVIEWERS),
+    "ListPolicyActivations": ("policies", ListPolicyActivationsRequest(page_size=-1), REVIEWERS),
+    "DiffPolicyVersions": ("policies", DiffPolicyVersionsRequest(from_version=-1), REVIEWERS),
+    "PreviewPolicy": ("policies", PreviewPolicyRequest(), REVIEWERS),
     "GetTenantLimits": ("administration", GetTenantLimitsRequest(tenant="nobody"), OPERATORS),
     "SetTenantLimits": ("administration", SetTenantLimitsRequest(tenant="nobody"), OPERATORS),
 }
@@ -120,7 +144,7 @@ async def refused(caller: Caller, rpc: str) -> Refusal | None:
 
 
 def test_every_rpc_is_in_the_table() -> None:
-    files = (admin_service_pb2, asset_service_pb2, pb, review_service_pb2, webhook_service_pb2)
+    files = (admin_service_pb2, asset_service_pb2, pb, policy_service_pb2, review_service_pb2, webhook_service_pb2)
     described = [file.DESCRIPTOR for file in files]
     services = [service for file in described for service in file.services_by_name.values()]
     assert {method.name for service in services for method in service.methods} == set(RPCS)
@@ -231,10 +255,12 @@ async def test_another_tenants_endpoint_cannot_be_deleted(system: System, me: Ca
 
 
 @on_sqlite
-async def test_an_admin_key_that_is_bound_to_a_user_may_not_touch_webhooks_nor_clean_up(system: System) -> None:
+async def test_an_admin_key_that_is_bound_to_a_user_may_not_touch_webhooks_nor_the_policy_nor_clean_up(
+    system: System,
+) -> None:
     ada = await system.caller(Role.ADMIN, user_id="ada")
-    webhooks = ("CreateWebhookEndpoint", "ListWebhookEndpoints", "DeleteWebhookEndpoint")
-    for rpc in (*webhooks, "CleanUp", "GetEvidenceStats", "ForgetEvidence"):
+    of_all_users = [rpc for rpc, (service, _, _) in RPCS.items() if service in ("webhooks", "policies")]
+    for rpc in (*of_all_users, "CleanUp", "GetEvidenceStats", "ForgetEvidence"):
         seen = await refused(ada, rpc)
         assert seen is not None
         assert (seen.code, seen.reason) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_NOT_ALLOWED"), rpc

@@ -13,11 +13,18 @@ from tests.service.systems import CALL_SECONDS, System
 
 from gateway.server import SERVICES, Listener
 from gateway.service import gateway
-from imprimatur.v1 import admin_service_pb2, asset_service_pb2, job_service_pb2, review_service_pb2, webhook_service_pb2
+from imprimatur.v1 import (
+    admin_service_pb2,
+    asset_service_pb2,
+    job_service_pb2,
+    policy_service_pb2,
+    review_service_pb2,
+    webhook_service_pb2,
+)
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-OURS = {f"imprimatur.v1.{name}Service" for name in ("Admin", "Asset", "Job", "Review", "Webhook")}
+OURS = {f"imprimatur.v1.{name}Service" for name in ("Admin", "Asset", "Job", "Policy", "Review", "Webhook")}
 
 
 @asynccontextmanager
@@ -35,7 +42,14 @@ async def check(channel: grpc.aio.Channel, service: str) -> Any:
 
 
 def test_health_tells_of_every_service_there_is() -> None:
-    modules = (admin_service_pb2, asset_service_pb2, job_service_pb2, review_service_pb2, webhook_service_pb2)
+    modules = (
+        admin_service_pb2,
+        asset_service_pb2,
+        job_service_pb2,
+        policy_service_pb2,
+        review_service_pb2,
+        webhook_service_pb2,
+    )
     files = [module.DESCRIPTOR for module in modules]
     assert {one.full_name for file in files for one in file.services_by_name.values()} == OURS == set(SERVICES)
 

@@ -10,10 +10,11 @@ from tests.makers import until
 from tests.patience import happens
 from tests.service import provider as scripted
 from tests.service.engines import ScriptedEngine
-from tests.service.provider import INPUT_TOKENS, OUTPUT_TOKENS, Provider, answer, fails, gives, providing, says
+from tests.service.provider import INPUT_TOKENS, OUTPUT_TOKENS, Provider, answer, fails, gives, judged, providing, says
 from tests.service.systems import Caller, System, on_postgresql, on_sqlite
 
 from imprimatur.budgets import Budget, Used
+from imprimatur.criteria import Criterion, Effect
 from imprimatur.job import JobType
 from imprimatur.policy import Mode, Policy
 from imprimatur.storage import spending, tenants
@@ -390,3 +391,72 @@ async def test_an_engine_without_models_does_not_examine_in_place_of_one(
         seen = await me.until(await me.submit("approve"), job.JOB_STATE_AWAITING_REVIEW)
     assert engine.seen == []
     assert seen.error.code == "provider_model"
+
+
+# --- the policy's criteria -------------------------------------------------------------------------------
+
+RIVALS = Criterion(name="rivals", text="No rival is named.", effect=Effect.BLOCKS)
+
+
+async def test_a_broken_criterion_decides_as_the_policy_says(system: System, me: Caller, provider: Provider) -> None:
+    await put_policy(system, Policy(criteria=(RIVALS,)))
+    provider.follow(gives(answer(criteria=judged(0.95))), gives(answer(criteria=judged(0.5))))
+    provider.steps.append(gives(answer(criteria=judged(0.01))))
+    async with system.reviewer(opened(provider)):
+        broken = await me.until(await me.submit("Shoes"), job.JOB_STATE_SUCCEEDED)
+        perhaps = await me.until(await me.submit("Boots"), job.JOB_STATE_AWAITING_REVIEW)
+        kept = await me.until(await me.submit("Hats"), job.JOB_STATE_SUCCEEDED)
+    reviews = [one.creative_review.ai_review for one in (broken, perhaps, kept)]
+    assert [(review.decision, review.policy_triggered) for review in reviews] == [
+        (creative.DECISION_REJECTED, creative.POLICY_TRIGGER_BLOCKED_CRITERION),
+        (creative.DECISION_PENDING, creative.POLICY_TRIGGER_POSSIBLE_BLOCKED),
+        (creative.DECISION_APPROVED, creative.POLICY_TRIGGER_AUTO_APPROVE),
+    ]
+    [seen] = reviews[0].evidence.criteria
+    assert (seen.name, seen.fingerprint, seen.score) == ("rivals", RIVALS.fingerprint, 0.95)
+    assert "rivals" in reviews[0].reason
+
+
+async def test_a_criterion_that_comes_while_the_engine_looks_is_examined_and_both_looks_are_booked(
+    system: System, me: Caller, llm: Engine, provider: Provider
+) -> None:
+    provider.follow(scripted.slow(gives(answer())), gives(answer(criteria=judged(0.95))))
+    async with system.reviewer(llm):
+        submitted = await me.submit("Shoes")
+        await happens(provider.asked)
+        await put_policy(system, Policy(criteria=(RIVALS,)))
+        provider.released.set()
+        seen = await me.until(submitted, job.JOB_STATE_SUCCEEDED)
+    assert seen.creative_review.ai_review.policy_triggered == creative.POLICY_TRIGGER_BLOCKED_CRITERION
+    assert [call.criteria is None for call in provider.calls] == [True, False]
+    [attempt] = seen.attempt_history
+    assert booked(attempt) == ("llm", 2 * INPUT_TOKENS, 2 * OUTPUT_TOKENS, 2 * PER_CALL)
+
+
+@on_sqlite
+async def test_when_the_second_look_fails_the_first_one_is_booked_too(
+    system: System, me: Caller, llm: Engine, provider: Provider
+) -> None:
+    provider.follow(scripted.slow(gives(answer())), fails(401))
+    async with system.reviewer(llm):
+        submitted = await me.submit("Shoes")
+        await happens(provider.asked)
+        await put_policy(system, Policy(criteria=(RIVALS,)))
+        provider.released.set()
+        seen = await me.until(submitted, job.JOB_STATE_AWAITING_REVIEW)
+    [attempt] = seen.attempt_history
+    assert attempt.error.code == "provider_credentials"
+    assert booked(attempt) == ("llm", INPUT_TOKENS, OUTPUT_TOKENS, PER_CALL)
+
+
+async def test_an_engine_that_examines_no_criteria_approves_nothing_and_is_asked_once(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    await put_policy(system, Policy(criteria=(RIVALS,)))
+    async with system.reviewer(engine):
+        seen = await me.until(await me.submit("approve"), job.JOB_STATE_AWAITING_REVIEW)
+    review = seen.creative_review.ai_review
+    assert review.policy_triggered == creative.POLICY_TRIGGER_NOT_FULLY_EXAMINED
+    assert "the criterion rivals" in review.reason
+    assert len(engine.seen) == 1
+    assert not review.evidence.criteria

@@ -18,7 +18,7 @@ from sqlalchemy import update
 from tests import makers
 from tests.contract.polling import eventually
 from tests.service import engines
-from tests.service.engines import ScriptedEngine
+from tests.service.engines import JudgingEngine, ScriptedEngine
 from tests.service.listening import listening
 from tests.service.provider import answer, fails, gives, providing, slow
 from tests.service.statuses import refusal
@@ -33,6 +33,7 @@ from gateway import evidence as gateway_evidence
 from imprimatur import metrics
 from imprimatur.budgets import Budget
 from imprimatur.client import Client
+from imprimatur.criteria import Criterion, Effect
 from imprimatur.guard import Guard
 from imprimatur.identity import new_id
 from imprimatur.policy import Mode, Policy
@@ -376,6 +377,71 @@ async def test_of_an_image_at_a_url_the_bytes_count_that_are_there_now(
     assert again.creative_review.ai_review.reused.job_id == first.id
     assert not changed.creative_review.ai_review.HasField("reused")
     assert len(engine.seen) == 2
+
+
+# --- a tenant's criteria -----------------------------------------------------------------------------------
+
+RIVALS = Criterion(name="rivals", text="No rival is named.", effect=Effect.BLOCKS)
+REWORDED = replace(RIVALS, text="No rival is named or shown.")
+SHOWN = replace(REWORDED, name="rivals-shown")
+
+
+class GatedJudge(JudgingEngine, GatedEngine):
+    """Examines criteria, too, once the gate is open."""
+
+
+def examined(job: pb.Job) -> list[str]:
+    """The criteria of its evidence."""
+    return [one.fingerprint for one in job.creative_review.ai_review.evidence.criteria]
+
+
+async def review(system: System, me: Caller, engine: ScriptedEngine, policy: Policy, *states: Any) -> pb.Job:
+    """By a reviewer that remembers no other policy."""
+    await put(system, policy)
+    async with sharing(system, engine):
+        return await me.until(await me.submit("approve"), *states)
+
+
+async def test_evidence_serves_for_the_criteria_that_it_was_asked_about(system: System, me: Caller) -> None:
+    engine = JudgingEngine()
+    first = await review(system, me, engine, Policy(criteria=(RIVALS,)), SUCCEEDED)
+    lenient = Policy(criteria=(replace(RIVALS, effect=Effect.TO_PERSON),), detect_min=0.2)
+    again = await review(system, me, engine, lenient, SUCCEEDED)
+    assert again.creative_review.ai_review.reused.job_id == first.id
+    assert (examined(first), examined(again)) == ([RIVALS.fingerprint], [RIVALS.fingerprint])
+    for looks, policy in ((2, Policy(criteria=(REWORDED,))), (3, Policy()), (4, Policy(criteria=(RIVALS, SHOWN)))):
+        other = await review(system, me, engine, policy, SUCCEEDED)
+        assert examined(other) == [one.fingerprint for one in policy.criteria]
+        assert len(engine.seen) == looks
+
+
+@on_sqlite
+async def test_an_engine_that_examines_no_criteria_looks_once_whatever_they_are(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    first = await review(system, me, engine, Policy(), SUCCEEDED)
+    again = await review(system, me, engine, Policy(criteria=(RIVALS,)), AWAITING)
+    assert again.creative_review.ai_review.reused.job_id == first.id
+    assert again.creative_review.ai_review.policy_triggered == creative.POLICY_TRIGGER_NOT_FULLY_EXAMINED
+    assert len(engine.seen) == 1
+
+
+async def test_criteria_that_come_while_one_looks_are_examined_for_all_and_nothing_is_kept_under_a_wrong_key(
+    system: System, me: Caller
+) -> None:
+    engine = GatedJudge()
+    async with sharing(system, engine):
+        jobs = [await me.submit(engines.APPROVE) for _ in range(3)]
+        await all_but_one_wait(me, jobs)
+        await put(system, Policy(criteria=(RIVALS,)))
+        engine.gate.set()
+        done = [await me.until(job, SUCCEEDED) for job in jobs]
+    assert [examined(job) for job in done] == [[RIVALS.fingerprint]] * 3
+    assert len(engine.seen) == 3, "two of the first, one for all others"
+    assert sum(job.creative_review.ai_review.HasField("reused") for job in done) == 1
+    before = await review(system, me, engine, Policy(), SUCCEEDED)
+    assert (examined(before), len(engine.seen)) == ([], 3)
+    assert before.creative_review.ai_review.HasField("reused")
 
 
 # --- what is paid for --------------------------------------------------------------------------------------

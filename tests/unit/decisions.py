@@ -5,12 +5,13 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 
 from tests import makers
 
+from imprimatur.criteria import Criterion, Effect
 from imprimatur.evidence import Category, Evidence, Part, Recommendation
 from imprimatur.policy import Decision, EngineFailure, Mode, Policy, Trigger
 
@@ -28,6 +29,12 @@ LENIENT = Policy(always_human=frozenset(), blocked=frozenset())
 #: Thresholds on the wrong side of a half, where the engine's advice and they contradict each other.
 ODD = Policy(auto_approve_threshold=0.3, auto_reject_threshold=0.2)
 HARSH = Policy(auto_approve_threshold=0.9, auto_reject_threshold=0.7)
+
+PRICES = Criterion(name="prices", text="Prices name their currency.", effect=Effect.BLOCKS)
+RIVALS = Criterion(name="rivals", text="No rival is named.", effect=Effect.TO_PERSON)
+REWORDED = Criterion(name="rivals", text="No rival is named or shown.", effect=Effect.TO_PERSON)
+STRICTER = Criterion(name="rivals", text="No rival is named.", effect=Effect.BLOCKS)
+RULES = Policy(criteria=(PRICES, RIVALS))
 
 
 class Side(StrEnum):
@@ -68,6 +75,11 @@ def touches(category: Category, score: float, *, approval: float = 0.95) -> Evid
     return clean(approval, detected={category: score})
 
 
+def breaks(*, prices: float = 0.0, rivals: float = 0.0, approval: float = 0.95, **more: object) -> Evidence:
+    """Evidence of a creative that is clean otherwise, in which both criteria were examined."""
+    return clean(approval, broken={PRICES: prices, RIVALS: rivals}, **more)
+
+
 #: Whatever an engine may come with, by name.
 FOUND: Mapping[str, Evidence | EngineFailure | None] = {
     "clean": makers.evidence(),
@@ -76,6 +88,7 @@ FOUND: Mapping[str, Evidence | EngineFailure | None] = {
     "budget": BROKE,
     "blocked": touches(HATE, 1.0),
     "sensitive": touches(ALCOHOL, 1.0),
+    "criteria broken": breaks(prices=1.0, rivals=1.0),
     "asks for a person": makers.evidence(recommendation=HUMAN),
     "contradictory": makers.evidence(0.05),
     "bad": clean(0.0),
@@ -92,7 +105,9 @@ _2 = (PENDING, Trigger.HUMAN_REQUIRED)
 _3 = (PENDING, Trigger.ENGINE_ERROR)
 _3_BUDGET = (PENDING, Trigger.BUDGET_EXHAUSTED)
 _4 = (PENDING, Trigger.SENSITIVE_CATEGORY)
+_4_CRITERION = (PENDING, Trigger.SENSITIVE_CRITERION)
 _5 = (REJECTED, Trigger.BLOCKED_CATEGORY)
+_5_CRITERION = (REJECTED, Trigger.BLOCKED_CRITERION)
 _6 = (PENDING, Trigger.POSSIBLE_BLOCKED)
 _7 = (PENDING, Trigger.UNCERTAIN)
 _8 = (REJECTED, Trigger.AUTO_REJECT)
@@ -102,12 +117,13 @@ _11 = (PENDING, Trigger.LOW_CONFIDENCE)
 
 
 def _modes() -> Iterator[tuple[str, Case]]:
-    """Rows 1 and 2: the mode alone decides, whatever was found and declared."""
+    """Rows 1 and 2: the mode alone decides, whatever was found, declared and asked for."""
     for row, mode, is_ in ((1, Mode.AUTO_APPROVE, _1), (2, Mode.REQUIRE_HUMAN, _2)):
         policy = Policy(mode=mode)
         for name, found in FOUND.items():
             yield f"{row} {name}", Case(row=row, policy=policy, found=found, is_=is_)
         yield f"{row} declared", Case(row=row, policy=policy, declared=(ALCOHOL, HATE), is_=is_)
+        yield f"{row} criteria not examined", Case(row=row, policy=replace(RULES, mode=mode), is_=is_)
 
 
 _PLAIN = {
@@ -124,6 +140,11 @@ _PLAIN = {
     "3 category just above 1": Case(row=3, found=touches(HATE, Side.ABOVE.of(1.0)), is_=_3),
     "3 category just below 0": Case(row=3, found=touches(HATE, Side.BELOW.of(0.0)), is_=_3),
     "3 category of no interest not a number": Case(row=3, policy=LENIENT, found=touches(HATE, math.nan), is_=_3),
+    "3 criterion not a number": Case(row=3, policy=RULES, found=breaks(prices=math.nan), is_=_3),
+    "3 criterion just above 1": Case(row=3, policy=RULES, found=breaks(rivals=Side.ABOVE.of(1.0)), is_=_3),
+    "3 criterion just below 0": Case(row=3, policy=RULES, found=breaks(rivals=Side.BELOW.of(0.0)), is_=_3),
+    "3 criterion of no interest just above 1": Case(row=3, found=breaks(prices=Side.ABOVE.of(1.0)), is_=_3),
+    "3 failed under criteria": Case(row=3, policy=RULES, found=BROKEN, is_=_3),
     "3 before 4": Case(row=3, found=BROKEN, declared=(ALCOHOL,), is_=_3),
     "3 budget, before 4": Case(row=3, found=BROKE, declared=(ALCOHOL,), is_=_3_BUDGET),
     # 4: sensitive, declared or detected
@@ -135,15 +156,37 @@ _PLAIN = {
     "4 before 5": Case(row=4, found=clean(0.95, detected={ALCOHOL: 0.5, HATE: 0.99}), is_=_4),
     "4 declared, before 5": Case(row=4, declared=(HATE,), found=touches(HATE, 1.0), is_=_4),
     "4 before 8": Case(row=4, found=touches(ADULT, 0.9, approval=0.01), is_=_4),
+    "4 criterion certain": Case(row=4, policy=RULES, found=breaks(rivals=1.0), is_=_4_CRITERION),
+    "4 criterion not in the policy": Case(row=10, found=breaks(rivals=1.0, prices=1.0), is_=_10),
+    "4 criterion, before 5": Case(row=4, policy=RULES, found=breaks(rivals=0.5, prices=0.95), is_=_4_CRITERION),
+    "4 criterion, before 5 of a category": Case(
+        row=4, policy=RULES, found=breaks(rivals=0.5, detected={HATE: 1.0}), is_=_4_CRITERION
+    ),
+    "4 criterion, before 8": Case(row=4, policy=RULES, found=breaks(rivals=0.5, approval=0.01), is_=_4_CRITERION),
+    "4 category before criterion": Case(row=4, policy=RULES, found=breaks(rivals=1.0, detected={ALCOHOL: 0.5}), is_=_4),
+    "4 declared, before criterion": Case(row=4, policy=RULES, declared=(HATE,), found=breaks(rivals=1.0), is_=_4),
     # 5: blocked for sure
     "5 certain": Case(row=5, found=touches(HATE, 1.0), is_=_5),
     "5 of several": Case(row=5, found=clean(0.95, detected={HATE: 0.4, SCAM: 0.95}), is_=_5),
     "5 before 7": Case(row=5, found=makers.evidence(0.2, recommendation=HUMAN, detected={HATE: 0.95}), is_=_5),
     "5 before 9": Case(row=5, found=clean(1.0, detected={HATE: 0.95}, unexamined=frozenset(Part)), is_=_5),
+    "5 criterion certain": Case(row=5, policy=RULES, found=breaks(prices=1.0), is_=_5_CRITERION),
+    "5 criterion by its effect of today": Case(
+        row=5, policy=Policy(criteria=(STRICTER,)), found=breaks(rivals=1.0), is_=_5_CRITERION
+    ),
+    "5 category before criterion": Case(row=5, policy=RULES, found=breaks(prices=1.0, detected={HATE: 0.95}), is_=_5),
+    "5 criterion, before 6 of a category": Case(
+        row=5, policy=RULES, found=breaks(prices=1.0, detected={HATE: 0.5}), is_=_5_CRITERION
+    ),
+    "5 criterion, before 9": Case(
+        row=5, policy=RULES, found=clean(1.0, broken={PRICES: 1.0}, truncated=True), is_=_5_CRITERION
+    ),
     # 6: perhaps blocked
     "6 in the middle": Case(row=6, found=touches(HATE, 0.5), is_=_6),
     "6 before 7": Case(row=6, found=makers.evidence(recommendation=HUMAN, detected={HATE: 0.5}), is_=_6),
     "6 before 8": Case(row=6, found=touches(HATE, 0.5, approval=0.01), is_=_6),
+    "6 criterion in the middle": Case(row=6, policy=RULES, found=breaks(prices=0.5), is_=_6),
+    "6 criterion, before 8": Case(row=6, policy=RULES, found=breaks(prices=0.5, approval=0.01), is_=_6),
     # 7: contradictory, or a person is asked for
     "7 asks for a person": Case(row=7, found=makers.evidence(0.99, recommendation=HUMAN), is_=_7),
     "7 asks for a person at a low score": Case(row=7, found=makers.evidence(0.01, recommendation=HUMAN), is_=_7),
@@ -159,11 +202,17 @@ _PLAIN = {
         f"9 {category} not examined": Case(row=9, found=clean(1.0, examined=frozenset(Category) - {category}), is_=_9)
         for category in Category
     },
+    "9 no criterion examined": Case(row=9, policy=RULES, found=clean(1.0), is_=_9),
+    "9 one criterion not examined": Case(row=9, policy=RULES, found=clean(1.0, broken={PRICES: 0.0}), is_=_9),
+    "9 criterion examined as it was worded before": Case(
+        row=9, policy=Policy(criteria=(REWORDED,)), found=breaks(rivals=1.0), is_=_9
+    ),
     "9 truncated": Case(row=9, found=clean(1.0, truncated=True), is_=_9),
     "9 before 11": Case(row=9, found=clean(0.6, truncated=True), is_=_9),
     "9 of no interest": Case(row=10, found=clean(1.0, examined=frozenset()), policy=LENIENT, is_=_10),
     # 10: good enough
     "10 one": Case(row=10, found=clean(1.0), is_=_10),
+    "10 every criterion kept": Case(row=10, policy=RULES, found=breaks(), is_=_10),
     # 11: neither
     "11 in the middle": Case(row=11, found=clean(0.6), is_=_11),
 }
@@ -205,6 +254,14 @@ def _boundaries() -> Iterator[tuple[str, Case]]:
         yield from _boundary("sensitive detect_min", "detect_min", policy, sensitive, _from((10, _10), (4, _4)))
         yield from _boundary("blocked detect_min", "detect_min", policy, blocked, _from((10, _10), (6, _6)))
         yield from _boundary("block_min", "block_min", policy, blocked, _from((6, _6), (5, _5)))
+        ruled = replace(policy, criteria=RULES.criteria)
+        to_person, blocking = (lambda score: breaks(rivals=score)), (lambda score: breaks(prices=score))
+        for_people, refused = _from((10, _10), (4, _4_CRITERION)), _from((6, _6), (5, _5_CRITERION))
+        yield from _boundary("criterion for people detect_min", "detect_min", ruled, to_person, for_people)
+        yield from _boundary(
+            "criterion that blocks detect_min", "detect_min", ruled, blocking, _from((10, _10), (6, _6))
+        )
+        yield from _boundary("criterion that blocks block_min", "block_min", ruled, blocking, refused)
     approving, rejecting = (partial(makers.evidence, recommendation=advice) for advice in (APPROVE, REJECT))
     rejected, approved = _until((7, _7), (11, _11)), _from((11, _11), (7, _7))
     yield from _boundary("rejecting against advice", "auto_reject_threshold", HARSH, approving, rejected)

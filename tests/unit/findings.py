@@ -9,8 +9,10 @@ from typing import TypeVar
 
 from hypothesis import strategies as st
 from tests import makers
+from tests.unit.policies import CRITERIA
 
-from imprimatur.evidence import Category, CategoryScore, EngineIdentity, Evidence, Part, Recommendation
+from imprimatur.criteria import Criterion
+from imprimatur.evidence import Category, CategoryScore, CriterionScore, EngineIdentity, Evidence, Part, Recommendation
 from imprimatur.policy import EngineFailure, Policy
 
 T = TypeVar("T")
@@ -19,6 +21,11 @@ T = TypeVar("T")
 def mostly(usual: st.SearchStrategy[T], rare: st.SearchStrategy[T]) -> st.SearchStrategy[T]:
     """Nine times of ten `usual`: were every part of a case arbitrary, hardly one would be approved."""
     return st.integers(0, 9).flatmap(lambda number: rare if number == 0 else usual)
+
+
+def score_of(criterion: Criterion, score: float) -> CriterionScore:
+    """What an engine says of a criterion."""
+    return CriterionScore(name=criterion.name, fingerprint=criterion.fingerprint, score=score, explanation="")
 
 
 categories = st.sampled_from(Category)
@@ -35,6 +42,10 @@ evidences = st.builds(
     examined_categories=mostly(st.just(frozenset(Category)), st.frozensets(categories)),
     unexamined=mostly(st.just(frozenset[Part]()), st.frozensets(st.sampled_from(Part), max_size=2)),
     truncated=mostly(st.just(False), st.booleans()),
+    criteria=mostly(
+        st.just(tuple(score_of(one, 0.0) for one in CRITERIA)),
+        st.lists(st.builds(score_of, st.sampled_from(CRITERIA), scores), max_size=4).map(tuple),
+    ),
 )
 #: Clean evidence but for one thing, which forbids the default policy to approve.
 near_misses = st.sampled_from(
@@ -59,7 +70,8 @@ def usable(found: object) -> bool:
     """Evidence of which every number is a probability."""
     if not isinstance(found, Evidence):
         return False
-    return all(0 <= score <= 1 for score in (found.approval_score, *(hit.score for hit in found.categories)))
+    scored = [hit.score for hit in found.categories] + [hit.score for hit in found.criteria]
+    return all(0 <= score <= 1 for score in (found.approval_score, *scored))
 
 
 def deserves_approval(policy: Policy, declared: Iterable[Category], found: object) -> bool:
@@ -73,6 +85,13 @@ def deserves_approval(policy: Policy, declared: Iterable[Category], found: objec
         and listed <= found.examined_categories
         and not listed & set(declared)
         and all(hit.score < policy.detect_min for hit in found.categories if hit.category in listed)
+        and all(_is_kept(one, found, policy.detect_min) for one in policy.criteria)
         and found.recommendation is Recommendation.APPROVE
         and found.approval_score >= max(policy.auto_approve_threshold, 0.5)
     )
+
+
+def _is_kept(criterion: Criterion, found: Evidence, detect_min: float) -> bool:
+    """Whether it was examined, as it is worded now, and nothing speaks for a breach."""
+    about = [hit.score for hit in found.criteria if hit.fingerprint == criterion.fingerprint]
+    return bool(about) and max(about) < detect_min

@@ -43,6 +43,7 @@ TABLE = {
     (State.AWAITING_REVIEW, Happening.RELEASED_BY_PERSON): (State.AWAITING_REVIEW, ""),
     (State.AWAITING_REVIEW, Happening.HOLD_EXPIRED): (State.AWAITING_REVIEW, ""),
     (State.AWAITING_REVIEW, Happening.DECIDED): (State.SUCCEEDED, "job.succeeded"),
+    (State.AWAITING_REVIEW, Happening.REDECIDED): (State.SUCCEEDED, "job.succeeded"),
     (State.AWAITING_REVIEW, Happening.CANCELLED): (State.CANCELLED, "job.cancelled"),
     (State.AWAITING_REVIEW, Happening.REVIEW_AGAIN): (State.QUEUED, ""),
 }

@@ -35,6 +35,7 @@ from imprimatur.errors import (
     UnreviewableInput,
 )
 from imprimatur.evidence import Category, Evidence, Part, Recommendation
+from imprimatur.hindsight import Reviewed, decided_again
 from imprimatur.job import (
     DEFAULTS,
     LOSSES_OF_A_SUSPECT,
@@ -97,6 +98,7 @@ class Model:
     last_write: int = 0  #: the claim_no of the newest claim that changed anything
     approved_by: str = ""
     trigger: Trigger | None = None  #: of what the machine made of it last
+    found: Evidence | None = None  #: what that was made of
     told: int = 0  #: webhooks of an end
     seen_version: int = 0
     ended: State | None = None
@@ -202,7 +204,9 @@ class Jobs(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(number=numbers, old=st.booleans(), found=st.sampled_from(ANSWERS))
     def answer(self, number: int, old: bool, found: Evidence) -> None:
-        held = self.one_claim(number, old=old)
+        self.conclude(self.one_claim(number, old=old), found)
+
+    def conclude(self, held: Held, found: Evidence) -> None:
         if flaw := flaw_of(found):
             self.failed(held, TransientError(flaw), remaining_seconds=3600.0)
             return
@@ -210,10 +214,17 @@ class Jobs(RuleBasedStateMachine):
         happening = Happening.REFERRED if verdict.decision is Decision.PENDING else Happening.COMPLETED
         if not self.write(held, happening, spends_attempt=True):
             return
-        held.job.trigger = verdict.trigger
+        held.job.trigger, held.job.found = verdict.trigger, found
         if verdict.decision is Decision.APPROVED:
             held.job.approved_by = "mode" if self.policy.mode is Mode.AUTO_APPROVE else "evidence"
             assert held.job.approved_by == "mode" or found is GOOD
+
+    @precondition(some(State.QUEUED))
+    @rule(number=numbers, found=st.sampled_from(ANSWERS))
+    def review(self, number: int, found: Evidence) -> None:
+        """From the claim to the answer, without anything in between."""
+        self.claims.append(self.claimed(self.one(number, State.QUEUED)))
+        self.conclude(self.claims[-1], found)
 
     @precondition(lambda self: self.claims)
     @rule(
@@ -322,6 +333,26 @@ class Jobs(RuleBasedStateMachine):
         job.attempts, job.losses = 0, losses_kept(job.losses)
         self.reached["reviewed again"] += 1
 
+    @precondition(some(State.AWAITING_REVIEW))
+    @rule(number=numbers, policy=st.sampled_from(POLICIES))
+    def decide_again(self, number: int, policy: Policy) -> None:
+        self.change_policy(policy)
+        waiting = self.among(State.AWAITING_REVIEW)
+        examined = [job for job in waiting if job.found is not None] or waiting
+        job = examined[number % len(examined)]
+        trigger = job.trigger or Trigger.HUMAN_REQUIRED
+        then = Reviewed(declared=(), evidence=job.found, decision=Decision.PENDING, trigger=trigger)
+        verdict = decided_again(self.policy, then)
+        assert (verdict is None) == (job.found is None)
+        if verdict is None or verdict.decision is Decision.PENDING:
+            return
+        assert job.move(Happening.REDECIDED)
+        job.trigger = verdict.trigger
+        if verdict.decision is Decision.APPROVED:
+            job.approved_by = "mode" if self.policy.mode is Mode.AUTO_APPROVE else "evidence"
+            assert job.approved_by == "mode" or job.found is GOOD
+        self.reached["decided again"] += 1
+
     @precondition(some(*TERMINAL))
     @rule(number=numbers, happening=st.sampled_from(Happening))
     def disturb_after_the_end(self, number: int, happening: Happening) -> None:
@@ -379,6 +410,7 @@ def test_whatever_happens_in_whatever_order_the_promises_hold() -> None:
     reached = run(BRIEF)
     for what in ("ended", "fenced off", "suspect", "reviewed again", "disturbed after the end"):
         assert reached[what] > 20, f"{what}: {reached}"
+    assert reached["decided again"] > 0, reached
 
 
 @pytest.mark.soak

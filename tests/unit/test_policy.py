@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 from tests import makers
-from tests.unit.decisions import ALCOHOL, BROKEN, FOUND, HATE, TABLE, Case, Side, clean, touches
+from tests.unit.decisions import ALCOHOL, BROKEN, FOUND, HATE, RULES, TABLE, Case, Side, breaks, clean, touches
 
 from imprimatur import policy
 from imprimatur.evidence import Category, Evidence, Part
@@ -112,6 +112,8 @@ def test_reasons_name_what_a_person_should_look_at() -> None:
     assert "alcohol, gambling" in reason(makers.evidence(), Category.GAMBLING, ALCOHOL)
     assert "alcohol (0.45)" in reason(touches(ALCOHOL, 0.45))
     assert "hate (0.95)" in reason(touches(HATE, 0.95))
+    assert "prices (0.95): It says so." in decide(RULES, (), breaks(prices=0.95)).reason
+    assert "the criterion prices, the criterion rivals" in decide(RULES, (), clean(1.0)).reason
     assert "video" in reason(clean(1.0, unexamined=frozenset({Part.VIDEO})))
     assert "overlong" in reason(clean(1.0, truncated=True))
     assert "timed out" in reason(BROKEN)

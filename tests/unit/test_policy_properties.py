@@ -4,6 +4,7 @@ from hypothesis import given
 from tests.unit.findings import anything, deserves_approval, failures, some_categories, usable
 from tests.unit.policies import policies
 
+from imprimatur.criteria import Effect
 from imprimatur.evidence import Category, Evidence, Recommendation
 from imprimatur.policy import Decision, EngineFailure, Mode, Policy, Trigger, Verdict, decide, decide_failure
 
@@ -38,7 +39,9 @@ def test_nothing_is_rejected_without_usable_evidence_against_it(
     assert usable(found)
     blocked = [hit for hit in found.categories if hit.category in policy.blocked and hit.score >= policy.block_min]
     bad = found.approval_score <= policy.auto_reject_threshold and found.recommendation is Recommendation.REJECT
-    assert blocked or bad
+    blocking = {one.fingerprint for one in policy.criteria if one.effect is Effect.BLOCKS}
+    broken = [hit for hit in found.criteria if hit.fingerprint in blocking and hit.score >= policy.block_min]
+    assert blocked or bad or broken
 
 
 @given(policy=policies(), declared=some_categories, found=anything)

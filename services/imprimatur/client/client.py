@@ -13,6 +13,7 @@ from imprimatur.client.calls import Calls
 from imprimatur.client.channel import KEEPALIVE_SECONDS, open_channel
 from imprimatur.client.cleaning import clean_everything, forget_everything
 from imprimatur.client.errors import ClientError
+from imprimatur.client.policies import Policies
 from imprimatur.client.repeats import retry_all, review_all_again
 from imprimatur.client.reviews import QueueWatch
 from imprimatur.client.submissions import SubmitFields, batches, repeatable, submission, throttled, worth_waiting_for
@@ -37,6 +38,7 @@ from imprimatur.v1.asset_service_pb2_grpc import AssetServiceStub
 from imprimatur.v1.creative_pb2 import Creative, Decision
 from imprimatur.v1.job_pb2 import Job, JobEvent
 from imprimatur.v1.job_service_pb2_grpc import JobServiceStub
+from imprimatur.v1.policy_service_pb2_grpc import PolicyServiceStub
 from imprimatur.v1.review_service_pb2_grpc import ReviewServiceStub
 from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceStub
 
@@ -55,6 +57,8 @@ class Client:
     Every method raises ClientError when the gateway refuses or does not answer. Reads, and what can be done
     twice without harm, are repeated by themselves while the gateway is away, and after the pause that it asks for
     where a limit is reached (RESOURCE_EXHAUSTED with a RetryInfo).
+
+    `policies` has what is to be done about the tenant's policy (`client.policies.Policies`).
 
     Args:
         target: "host:port", or any name that gRPC resolves; calls are spread over all its addresses.
@@ -101,6 +105,7 @@ class Client:
         self._reviews = ReviewServiceStub(self._channel)
         self._webhooks = WebhookServiceStub(self._channel)
         self._admin = AdminServiceStub(self._channel)
+        self.policies = Policies(self._calls, PolicyServiceStub(self._channel))
 
     def __repr__(self) -> str:
         return f"Client({self.target!r})"

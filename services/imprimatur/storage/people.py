@@ -3,7 +3,7 @@
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -124,11 +124,13 @@ async def holds_are_over(reader: Reader) -> bool:
     return (await reader.connection.execute(select(jobs.c.id).where(_IS_OVER).limit(1))).first() is not None
 
 
-async def end_holds(tx: Transaction, *, job_id: uuid.UUID | None = None, limit: int = 100) -> Sequence[EndedHold]:
-    """End holds whose time is over: of one job, or of some that are first. What others work on is left to them."""
+async def end_holds(
+    tx: Transaction, *, job_ids: Collection[uuid.UUID] | None = None, limit: int = 100
+) -> Sequence[EndedHold]:
+    """End holds whose time is over: of these jobs, or of some that are first. What others work on is left to them."""
     over = select(*_HOLD).where(_IS_OVER)
-    if job_id is not None:
-        chosen = over.where(is_job(job_id)).with_for_update()
+    if job_ids is not None:
+        chosen = over.where(jobs.c.id.in_(sorted(job_ids))).order_by(jobs.c.id).with_for_update()
     else:
         chosen = over.order_by(jobs.c.held_until).limit(limit).with_for_update(skip_locked=True)
     held = {row.id: row for row in await tx.connection.execute(chosen)}

@@ -81,6 +81,21 @@ policies = Table(
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("document", Document, nullable=False),
     Column("created_at", Instant, nullable=False),
+    Column("created_by", Text),  # none, as the note: made before that was kept
+    Column("note", Text),
+)
+
+#: Which version was live from when on. Rows are added, and never changed.
+policy_activations = Table(
+    "policy_activations",
+    metadata,
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),  # of the tenant's, from 1 on
+    Column("from_version", Integer),  # none: its first
+    Column("to_version", Integer, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("activated_by", Text, nullable=False),
+    Column("note", Text, nullable=False),
 )
 
 jobs = Table(

@@ -3,8 +3,8 @@
 import hashlib
 import secrets
 import uuid
-from collections.abc import Collection
-from dataclasses import asdict, fields
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, insert, select, tuple_, update
@@ -14,6 +14,7 @@ from imprimatur.errors import AlreadyExists, NotFound
 from imprimatur.identity import new_id
 from imprimatur.policy import LivePolicy, Policy
 from imprimatur.storage import clock
+from imprimatur.storage import policies as policy_versions
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.locks import among, for_both
 from imprimatur.storage.schema import api_keys, policies, tenants
@@ -45,9 +46,7 @@ async def create_tenant(tx: Transaction, name: str) -> uuid.UUID:
     )
     if made.one_or_none() is None:
         raise AlreadyExists(f"there is a tenant {name!r} already", reason="TENANT_EXISTS", tenant=name)
-    await tx.connection.execute(
-        insert(policies).values(tenant_id=tenant_id, version=1, document=Policy().document(), created_at=clock.now())
-    )
+    await policy_versions.begin(tx, tenant_id, Policy())
     return tenant_id
 
 
@@ -222,17 +221,13 @@ async def _learn(reader: Reader, wanted: Collection[tuple[uuid.UUID, int]]) -> N
     _known.update({(row.tenant_id, row.version): Policy.from_document(row.document) for row in rows})
 
 
-async def put_policy(tx: Transaction, tenant_id: uuid.UUID, policy: Policy) -> int:
+async def change_policy(tx: Transaction, tenant_id: uuid.UUID, settings: Mapping[str, Any], *, by: str = "") -> int:
+    """As `put_policy`, with the live version in which these settings are others: all else stays as it is then."""
+    live = await policy_versions.lock(tx, tenant_id)
+    policy = (await policy_versions.find(tx, tenant_id, live)).policy
+    return await put_policy(tx, tenant_id, replace(policy, **settings), by=by)
+
+
+async def put_policy(tx: Transaction, tenant_id: uuid.UUID, policy: Policy, *, by: str = "") -> int:
     """Add a version and make it the live one, at once for queued and running jobs too."""
-    # NO KEY UPDATE: submissions refer to the tenant meanwhile.
-    locked = select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update(key_share=True)
-    await tx.connection.execute(locked)
-    newest = select(policies.c.version).where(policies.c.tenant_id == tenant_id).order_by(policies.c.version)
-    version: int = list((await tx.connection.execute(newest)).scalars())[-1] + 1
-    await tx.connection.execute(
-        insert(policies).values(
-            tenant_id=tenant_id, version=version, document=policy.document(), created_at=clock.now()
-        )
-    )
-    await tx.connection.execute(update(tenants).where(tenants.c.id == tenant_id).values(policy_version=version))
-    return version
+    return await policy_versions.create(tx, tenant_id, policy, by=by, live_at_once=True)

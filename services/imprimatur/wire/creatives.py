@@ -11,6 +11,7 @@ from imprimatur.evidence import (
     Category,
     CategoryScore,
     Creative,
+    CriterionScore,
     EngineIdentity,
     Evidence,
     Finding,
@@ -96,20 +97,28 @@ def ai_result(
 ) -> bytes:
     """The stored result of what the engine and the policy made of a creative; `reused` is where the evidence is from
     when another job brought it."""
-    review = pb.AiReview(
-        decision=to_wire(pb.Decision, "DECISION", verdict.decision),
-        reason=verdict.reason,
-        confidence=_confidence(verdict.confidence),
-        confidence_score=verdict.confidence_score,
-        policy_triggered=to_wire(pb.PolicyTrigger, "POLICY_TRIGGER", verdict.trigger),
-        policy_version=policy_version,
-        reviewed_at=timestamp(reviewed_at),
-    )
+    result = pb.CreativeReviewResult()
+    put_verdict(result, verdict, policy_version=policy_version, reviewed_at=reviewed_at)
     if evidence is not None:
-        review.evidence.CopyFrom(evidence_to_wire(evidence))
+        result.ai_review.evidence.CopyFrom(evidence_to_wire(evidence))
     if reused is not None:
-        review.reused.CopyFrom(pb.ReusedEvidence(job_id=str(reused.job_id), made_at=timestamp(reused.made_at)))
-    return pb.CreativeReviewResult(decision=review.decision, ai_review=review).SerializeToString()
+        source = pb.ReusedEvidence(job_id=str(reused.job_id), made_at=timestamp(reused.made_at))
+        result.ai_review.reused.CopyFrom(source)
+    return result.SerializeToString()
+
+
+def put_verdict(
+    result: pb.CreativeReviewResult, verdict: Verdict, *, policy_version: int, reviewed_at: datetime
+) -> None:
+    """Write what the policy made of it; the evidence, and where it is from, stays."""
+    review = result.ai_review
+    review.decision = result.decision = to_wire(pb.Decision, "DECISION", verdict.decision)
+    review.reason = verdict.reason
+    review.confidence = _confidence(verdict.confidence)
+    review.confidence_score = verdict.confidence_score
+    review.policy_triggered = to_wire(pb.PolicyTrigger, "POLICY_TRIGGER", verdict.trigger)
+    review.policy_version = policy_version
+    review.reviewed_at.CopyFrom(timestamp(reviewed_at))
 
 
 def human_result(
@@ -173,6 +182,12 @@ def evidence_to_wire(evidence: Evidence) -> pb.Evidence:
         examined_categories=[_category(item) for item in sorted(evidence.examined_categories)],
         unexamined=[to_wire(pb.Part, "PART", part) for part in sorted(evidence.unexamined)],
         truncated=evidence.truncated,
+        criteria=[
+            pb.CriterionScore(
+                name=item.name, fingerprint=item.fingerprint, score=item.score, explanation=item.explanation
+            )
+            for item in evidence.criteria
+        ],
     )
 
 
@@ -181,11 +196,20 @@ def kept_evidence(evidence: Evidence) -> bytes:
     return evidence_to_wire(evidence).SerializeToString()
 
 
-def evidence_of(kept: bytes) -> Evidence:
-    """Evidence as it was kept. It costs nothing any more."""
-    seen = pb.Evidence.FromString(kept)
+def evidence_of(kept: bytes) -> Evidence | None:
+    """Evidence as it was kept, which costs nothing any more; None as `evidence_from_wire`."""
+    return evidence_from_wire(pb.Evidence.FromString(kept))
+
+
+def evidence_from_wire(seen: pb.Evidence) -> Evidence | None:
+    """None for evidence of which this version does not know every word: what it does not understand it must not take
+    for examined, or for harmless."""
     recommendation = from_wire(pb.Recommendation, "RECOMMENDATION", seen.recommendation, Recommendation)
-    assert recommendation is not None, "every engine recommends something"
+    scored = [_category_of(item.category) for item in seen.categories]
+    parts = [from_wire(pb.Part, "PART", part, Part) for part in seen.unexamined]
+    if recommendation is None or None in scored or None in parts:
+        return None
+    examined = (_category_of(item) for item in seen.examined_categories)
     return Evidence(
         engine=EngineIdentity(name=seen.engine.name, version=seen.engine.version, model=seen.engine.model),
         approval_score=seen.approval_score,
@@ -193,8 +217,8 @@ def evidence_of(kept: bytes) -> Evidence:
         reason=seen.reason,
         categories=tuple(
             CategoryScore(category=category, score=item.score)
-            for item in seen.categories
-            if (category := _category_of(item.category)) is not None
+            for category, item in zip(scored, seen.categories, strict=True)
+            if category is not None
         ),
         findings=tuple(
             Finding(
@@ -206,13 +230,13 @@ def evidence_of(kept: bytes) -> Evidence:
             )
             for item in seen.findings
         ),
-        examined_categories=frozenset(
-            category for item in seen.examined_categories if (category := _category_of(item)) is not None
-        ),
-        unexamined=frozenset(
-            part for item in seen.unexamined if (part := from_wire(pb.Part, "PART", item, Part)) is not None
-        ),
+        examined_categories=frozenset(category for category in examined if category is not None),
+        unexamined=frozenset(part for part in parts if part is not None),
         truncated=seen.truncated,
+        criteria=tuple(
+            CriterionScore(name=item.name, fingerprint=item.fingerprint, score=item.score, explanation=item.explanation)
+            for item in seen.criteria
+        ),
     )
 
 

@@ -88,7 +88,7 @@ def _of_creative_review(job: Job, event: JobEvent, task_input: bytes) -> dict[st
         "name": creative.name,
         "format": creative.format,
         "status": status,
-        "ai_review": _ai_review(result.ai_review) if result.HasField("ai_review") else _review_of_event(event),
+        "ai_review": _review_at(event, result.ai_review) if result.HasField("ai_review") else _review_of_event(event),
     }
     if event.kind == Happening.DECIDED and result.HasField("human_review"):
         told["human_review"] = _human_review(result.human_review)
@@ -107,6 +107,15 @@ def _status(event: JobEvent, result: pb.CreativeReviewResult) -> str:
     return str(_named(pb.Decision, "DECISION", result.decision, Decision) or Decision.PENDING)
 
 
+def _review_at(event: JobEvent, review: pb.AiReview) -> dict[str, Any]:
+    """The AI's side as it was at the event: a referral is told as one, though a changed policy has decided since."""
+    told = _ai_review(review)
+    before = _review_of_event(event)
+    if before is not None and told["decision"] != before["decision"]:
+        told |= {name: before[name] for name in ("decision", "reason", "policy_triggered", "reviewed_at")}
+    return told
+
+
 def _ai_review(review: pb.AiReview) -> dict[str, Any]:
     engine_ran = review.HasField("evidence")
     engine = review.evidence.engine
@@ -123,7 +132,7 @@ def _ai_review(review: pb.AiReview) -> dict[str, Any]:
 
 def _review_of_event(event: JobEvent) -> dict[str, Any] | None:
     """What a referral says by itself, after the engine was asked anew and the job's result is of that review: only
-    a review in which no engine ran can be asked for again."""
+    a review in which no engine ran can be asked for again. Nothing of any other event."""
     if event.kind != Happening.REFERRED:
         return None
     return {

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from imprimatur.criteria import Criteria
 from imprimatur.evidence import Creative, EngineIdentity, Evidence
 
 
@@ -74,13 +75,22 @@ class Choosing(Protocol):
         ...
 
 
+@runtime_checkable
+class Judging(Protocol):
+    """An engine that examines a tenant's free-text criteria, too. The evidence of any other names none as examined."""
+
+    def with_criteria(self, criteria: Criteria) -> Engine:
+        """The same engine, which looks whether creatives break these criteria, besides all else."""
+        ...
+
+
 #: `async with open_engine() as engine: ...`: an engine for the block alone. Entering may take long.
 OpenEngine = Callable[[], AbstractAsyncContextManager[Engine]]
 
 
 @dataclass(kw_only=True)
 class Receipt:
-    """What an examination that was cut short had cost until then."""
+    """What was paid for in an attempt without a product: an examination that was cut short, or had to be repeated."""
 
     engine: str = ""
     input_tokens: int = 0
@@ -93,7 +103,7 @@ _receipt: ContextVar[Receipt] = ContextVar("receipt")
 
 @contextmanager
 def receiving() -> Iterator[Receipt]:
-    """Inside the block, examinations that are cancelled note here what they had cost."""
+    """Inside the block, examinations that come to nothing note here what they had cost."""
     receipt = Receipt()
     before = _receipt.set(receipt)
     try:
@@ -103,7 +113,7 @@ def receiving() -> Iterator[Receipt]:
 
 
 def note_cost(engine: str, *, input_tokens: int, output_tokens: int, cost_micros: int) -> None:
-    """Note what was paid for before a cancellation."""
+    """Note what was paid for in vain."""
     receipt = _receipt.get(None)
     if receipt is not None:
         receipt.engine = engine

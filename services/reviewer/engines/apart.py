@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
 
+from imprimatur.criteria import Criteria
 from imprimatur.errors import PermanentError, TransientError
 from imprimatur.evidence import Creative, EngineIdentity, Evidence
 from imprimatur.job import WORKERS_LOST
 from reviewer.child import bound_memory
 from reviewer.children import DIED, LoneChild, child_alone
-from reviewer.engines import Choosing, Engine, Starting
+from reviewer.engines import Choosing, Engine, Judging, Starting
 
 #: Children at once, each with an engine of its own: about 200 MB with the builtin one. Further suspects
 #: wait: starting a child costs about a second of processor, and the other slots need theirs.
@@ -62,14 +63,21 @@ class EngineApart:
 class _EngineInChild:
     """An `Engine`, for one creative."""
 
-    def __init__(self, child: LoneChild, identity: EngineIdentity, *, model: str | None = None) -> None:
+    def __init__(
+        self, child: LoneChild, identity: EngineIdentity, *, model: str | None = None, criteria: Criteria = ()
+    ) -> None:
         self.identity = identity
         self._child = child
         self._model = model
+        self._criteria = criteria
 
     def with_model(self, name: str) -> "_EngineInChild":
         """The child's engine with the model of that name."""
-        return _EngineInChild(self._child, self.identity, model=name)
+        return _EngineInChild(self._child, self.identity, model=name, criteria=self._criteria)
+
+    def with_criteria(self, criteria: Criteria) -> "_EngineInChild":
+        """The child's engine, asked about a tenant's criteria too if it can be."""
+        return _EngineInChild(self._child, self.identity, model=self._model, criteria=criteria)
 
     async def examine(self, creative: Creative) -> Evidence:
         """Have the child examine the creative.
@@ -80,7 +88,7 @@ class _EngineInChild:
             imprimatur.errors.AttemptError: as the engine raised it.
         """
         try:
-            return await self._child.run(_examine, creative, self._model)
+            return await self._child.run(_examine, creative, self._model, self._criteria)
         except TransientError as error:
             if error.code != DIED:
                 raise
@@ -111,14 +119,17 @@ def _open(opener: Callable[[], Engine]) -> None:
     _runner.set(runner)
 
 
-def _examine(creative: Creative, model: str | None) -> Evidence:
-    return _runner.get().run(_examine_and_close(_engine.get(), creative, model))
+def _examine(creative: Creative, model: str | None, criteria: Criteria) -> Evidence:
+    return _runner.get().run(_examine_and_close(_engine.get(), creative, model, criteria))
 
 
-async def _examine_and_close(engine: Engine, creative: Creative, model: str | None) -> Evidence:
+async def _examine_and_close(opened: Engine, creative: Creative, model: str | None, criteria: Criteria) -> Evidence:
     try:
+        engine = opened
         if model is not None and isinstance(engine, Choosing):
-            return await engine.with_model(model).examine(creative)
+            engine = engine.with_model(model)
+        if criteria and isinstance(engine, Judging):
+            engine = engine.with_criteria(criteria)
         return await engine.examine(creative)
     finally:
-        await engine.close()
+        await opened.close()

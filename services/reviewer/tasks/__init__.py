@@ -46,7 +46,7 @@ class Task(Protocol):
     """One job type."""
 
     async def run(self, claim: Claim, report: Report, waiting: Waiting, *, in_full: bool) -> Work:
-        """Do the work. With `in_full`, leave nothing out that the policy of the start allowed to leave out.
+        """Do the work, by the policy of about now. With `in_full`, by that of this moment, and leave nothing out.
 
         Raises:
             AttemptError: the attempt failed; its class says whether it may be retried.

@@ -14,6 +14,7 @@ from functools import partial
 import structlog
 
 from imprimatur import metrics, tracing
+from imprimatur.criteria import Criteria
 from imprimatur.errors import AttemptError, BudgetExhausted, PermanentError, TransientError
 from imprimatur.evidence import Category, Creative, Evidence
 from imprimatur.human import categories_of
@@ -24,11 +25,13 @@ from imprimatur.policy import (
     LivePolicy,
     Mode,
     Policy,
+    Trigger,
     Verdict,
     appealed,
     decide,
     decide_failure,
     flaw_of,
+    unexamined_criteria,
 )
 from imprimatur.reuse import Source, digest_of, key_of
 from imprimatur.storage import tenants
@@ -39,7 +42,7 @@ from imprimatur.storage.evidence import Made
 from imprimatur.tracing import Attribute
 from imprimatur.wire.creatives import ai_result, creative_of
 from reviewer.admission import Admission
-from reviewer.engines import Asking, Choosing, Engine, OpenEngine
+from reviewer.engines import Asking, Choosing, Engine, Judging, OpenEngine
 from reviewer.images.images import Images
 from reviewer.tasks import NotEnough, Report, Waiting, Work
 from reviewer.terms import Terms
@@ -78,15 +81,21 @@ class CreativeReview:
     async def run(self, claim: Claim, report: Report, waiting: Waiting, *, in_full: bool) -> Work:
         """Have the engine examine the creative, unless the tenant approves everything without a review, or an equal
         creative has been examined."""
-        live = await self._policy(claim)
+        live = await self._policy(claim, fresh=in_full)
         if not in_full and live.policy.mode is Mode.AUTO_APPROVE:
             return Work(product=None)
         creative = creative_of(claim.input)
-        look = _Look(claim=claim, chosen=_chosen(self._engine, live.policy), live=live, report=report, waiting=waiting)
+        look = _Look(
+            claim=claim,
+            chosen=_chosen(self._engine, live.policy),
+            asked=live.policy.criteria if isinstance(self._engine, Judging) else None,
+            live=live,
+            report=report,
+            waiting=waiting,
+        )
         if live.policy.reuse_evidence and self._twins.shares(claim):
             return await self._first_or_again(look, creative)
-        found = await self._examined(look, creative)
-        return Work(product=_Product(evidence=found), spent=_spent(found))
+        return await self._looked(look, creative)
 
     async def _first_or_again(self, look: "_Look", creative: Creative) -> Work:
         """Take the evidence of an equal creative, or make it. It costs neither budget nor turn to take it."""
@@ -100,10 +109,14 @@ class CreativeReview:
                 look.claim, key, engine=look.chosen.identity, policy_version=look.live.version
             )
             if earlier is not None:
-                product = _Product(evidence=earlier.evidence, reused=earlier.source)
+                product = _Product(evidence=earlier.evidence, asked=look.asked, reused=earlier.source)
                 return Work(product=product, spent=Spent(engine=earlier.evidence.engine.name))
-            found = await self._examined(look, creative)
-        return Work(product=_Product(evidence=found, made=self._twins.made(found)), spent=_spent(found))
+            return await self._looked(look, creative)
+
+    async def _looked(self, look: "_Look", creative: Creative) -> Work:
+        found = await self._examined(look, creative)
+        product = _Product(evidence=found, asked=look.asked, made=self._twins.made(look.claim, found))
+        return Work(product=product, spent=_spent(found))
 
     async def _examined(self, look: "_Look", creative: Creative) -> Evidence:
         claim, chosen, waiting = look.claim, look.chosen, look.waiting
@@ -143,10 +156,10 @@ class CreativeReview:
                 engine = await stack.enter_async_context(self._open_apart())
             yield _chosen(engine, policy)
 
-    async def _policy(self, claim: Claim) -> LivePolicy:
+    async def _policy(self, claim: Claim, *, fresh: bool) -> LivePolicy:
         """The policy, or that of a moment ago: what is worked out by an old one is looked at again in the end."""
         now = time.monotonic()
-        if (known := self._policies.get(claim.tenant_id)) is not None and now < known[0]:
+        if not fresh and (known := self._policies.get(claim.tenant_id)) is not None and now < known[0]:
             return known[1]
         async with self._database.read() as reader:
             live = await tenants.live_policy(reader, claim.tenant_id)
@@ -163,6 +176,8 @@ class CreativeReview:
             raise NotEnough
         declared = creative_of(claim.input).declared_categories
         verdict = decide(live.policy, declared, evidence)
+        if verdict.trigger is Trigger.NOT_FULLY_EXAMINED and _asks_for_more(live.policy, product):
+            raise NotEnough
         if claim.appeal_of is not None:
             verdict = appealed(verdict)
         happening = Happening.REFERRED if verdict.decision is Decision.PENDING else Happening.COMPLETED
@@ -196,19 +211,24 @@ class CreativeReview:
 
 @dataclass(frozen=True, kw_only=True)
 class _Product:
-    """What an attempt comes to its end with: evidence; where that is `reused` from, or what is `made` for others."""
+    """What an attempt comes to its end with: evidence; where that is `reused` from, or what is `made` for others.
+
+    `asked` are the criteria that an engine was asked about; None: it cannot examine any.
+    """
 
     evidence: Evidence | None = None
+    asked: Criteria | None = None
     reused: Source | None = None
     made: Made | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """What an attempt begins with."""
+    """What an attempt begins with; `asked` is as in `_Product`."""
 
     claim: Claim
     chosen: Engine
+    asked: Criteria | None
     live: LivePolicy
     report: Report
     waiting: Waiting
@@ -222,12 +242,29 @@ async def _key(look: _Look, creative: Creative) -> bytes:
         job_type=look.claim.type,
         engine=look.chosen.identity,
         provider=look.chosen.provider if isinstance(look.chosen, Asking) else "",
+        criteria=[(one.name, one.text) for one in look.asked or ()],
     )
     return await asyncio.to_thread(make) if creative.images else make()  # images are large
 
 
+def _asks_for_more(policy: Policy, product: _Product) -> bool:
+    """Whether the policy has got criteria since about which the engine was not asked, and could have been."""
+    if product.evidence is None or product.asked is None:
+        return False
+    asked = {one.fingerprint for one in product.asked}
+    return any(one.fingerprint not in asked for one in unexamined_criteria(policy, product.evidence))
+
+
 def _chosen(engine: Engine, policy: Policy) -> Engine:
-    """The engine with the policy's model. None stands in for a model that is not to be had."""
+    """The engine with the policy's model and criteria. None stands in for a model that is not to be had; an engine that
+    examines no criteria does without, and the policy sees to what follows."""
+    chosen = _with_model(engine, policy)
+    if policy.criteria and isinstance(chosen, Judging):
+        return chosen.with_criteria(policy.criteria)
+    return chosen
+
+
+def _with_model(engine: Engine, policy: Policy) -> Engine:
     if policy.model is None:
         return engine
     if isinstance(engine, Choosing):

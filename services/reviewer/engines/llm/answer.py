@@ -5,14 +5,17 @@ and complete. What it leads to is the policy's business.
 """
 
 import re
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from imprimatur.criteria import Criteria, Criterion
 from imprimatur.evidence import (
     Category,
     CategoryScore,
     Creative,
+    CriterionScore,
     EngineIdentity,
     Evidence,
     Finding,
@@ -66,6 +69,45 @@ class Answer(BaseModel):
             findings=tuple(_finding(found, creative) for found in self.findings[:MOST_FINDINGS]),
             unexamined=unexamined,
         )
+
+
+class Judged(BaseModel):
+    """What the model says of one criterion."""
+
+    score: Probability
+    explanation: str
+
+
+class AnswerWithCriteria(Answer):
+    """What the model found in the creative, and what it says of the tenant's criteria, by their ids."""
+
+    criteria: BaseModel
+
+    def about(self, criteria: Criteria) -> tuple[CriterionScore, ...]:
+        """What it says of each of them."""
+        return tuple(_judged(one, getattr(self.criteria, name)) for name, one in ids_of(criteria).items())
+
+
+@lru_cache(maxsize=128)
+def answer_about(criteria: Criteria) -> type[AnswerWithCriteria]:
+    """The form of an answer in which none of these criteria can be left out."""
+    required: dict[str, Any] = dict.fromkeys(ids_of(criteria), (Judged, ...))
+    judgements = create_model("Criteria", **required)
+    return create_model("EvidenceWithCriteria", __base__=AnswerWithCriteria, criteria=(judgements, ...))
+
+
+def ids_of(criteria: Criteria) -> dict[str, Criterion]:
+    """The criteria by the ids that the model knows them by."""
+    return {f"criterion_{number}": one for number, one in enumerate(criteria, start=1)}
+
+
+def _judged(criterion: Criterion, judged: Judged) -> CriterionScore:
+    return CriterionScore(
+        name=criterion.name,
+        fingerprint=criterion.fingerprint,
+        score=judged.score,
+        explanation=readable(judged.explanation),
+    )
 
 
 def _finding(found: Found, creative: Creative) -> Finding:

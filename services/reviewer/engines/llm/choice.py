@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Mapping
 
+from imprimatur.criteria import Criteria
 from imprimatur.errors import PermanentError
 from imprimatur.evidence import Creative, Evidence
-from reviewer.engines.llm.engine import LLMEngine
+from reviewer.engines.llm.engine import EngineWithCriteria, LLMEngine
 from reviewer.engines.llm.faults import STAGE
 
 
@@ -38,6 +39,10 @@ class LLMEngines:
                 code="provider_model",
                 stage=STAGE,
             ) from None
+
+    def with_criteria(self, criteria: Criteria) -> EngineWithCriteria:
+        """The engine of the default model, asked about a tenant's criteria too."""
+        return self._default.with_criteria(criteria)
 
     def require_ready(self) -> None:
         """As of the default model."""

@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import json
 from dataclasses import replace
-from typing import Any, TypedDict
+from functools import cache
+from typing import Any, TypedDict, TypeVar
 
 import structlog
 from pydantic_ai import Agent, ModelSettings, NativeOutput
@@ -16,12 +17,13 @@ from pydantic_ai.usage import RunUsage
 
 from imprimatur import metrics, tracing
 from imprimatur.budgets import MICROS
+from imprimatur.criteria import Criteria
 from imprimatur.errors import AttemptError, TimedOut, TransientError
 from imprimatur.evidence import Creative, EngineIdentity, Evidence, Part
 from imprimatur.tracing import Kind
 from reviewer.engines import note_cost, out_of_time
 from reviewer.engines.llm import answer, pictures, prompts
-from reviewer.engines.llm.answer import Answer
+from reviewer.engines.llm.answer import Answer, AnswerWithCriteria, answer_about
 from reviewer.engines.llm.breaker import Breaker
 from reviewer.engines.llm.faults import STAGE, TOO_SLOW, attempt_error
 from reviewer.engines.llm.question import question
@@ -30,6 +32,8 @@ from reviewer.settings import Price
 log = structlog.get_logger(__name__)
 
 NAME = "llm"
+
+_Form = TypeVar("_Form", bound=Answer)
 
 
 class LLMEngine:
@@ -55,22 +59,26 @@ class LLMEngine:
         price: Price | None = None,
         call_seconds: float = 60.0,
     ) -> None:
-        self.identity = EngineIdentity(name=NAME, version=_version(), model=model_name)
+        self.identity = EngineIdentity(name=NAME, version=_version(prompts.CURRENT), model=model_name)
         self.provider = breaker.provider
         self._breaker = breaker
         self._model = model
         self._takes_images = takes_images
         self._price = price
         self._price_is_missed = False
-        self._agent = Agent(
-            model,
-            output_type=NativeOutput(Answer, strict=True),
-            instructions=prompts.read(prompts.CURRENT),
-            # Retries are decided in one place, and that is `imprimatur.retry`.
-            model_settings=ModelSettings(max_retries=0),
-            retries={"output": reasks},
-            capabilities=[_Unfiltered(), _Asked(model_name, breaker, call_seconds=call_seconds)],
-        )
+        # With and without criteria; the instructions are one text, since many models take but one system message.
+        self._agents = {
+            judging: Agent(
+                model,
+                output_type=NativeOutput(Answer, strict=True),
+                instructions=_instructions(*((prompts.CURRENT, prompts.CRITERIA) if judging else (prompts.CURRENT,))),
+                # Retries are decided in one place, and that is `imprimatur.retry`.
+                model_settings=ModelSettings(max_retries=0),
+                retries={"output": reasks},
+                capabilities=[_Unfiltered(), _Asked(model_name, breaker, call_seconds=call_seconds)],
+            )
+            for judging in (False, True)
+        }
 
     def require_ready(self) -> None:
         """Make sure that the provider is not being left alone.
@@ -80,16 +88,37 @@ class LLMEngine:
         """
         self._breaker.require_ready()
 
+    def with_criteria(self, criteria: Criteria) -> "EngineWithCriteria":
+        """This engine, asked about a tenant's criteria too."""
+        return EngineWithCriteria(self, criteria)
+
     async def examine(self, creative: Creative) -> Evidence:
         """Ask the model about texts and images. Cancelling the call closes its connection.
 
         Raises:
             imprimatur.errors.AttemptError: as `faults` says; it carries the tokens spent nonetheless.
         """
+        evidence, _ = await self.ask(creative, Answer, self.identity)
+        return evidence
+
+    async def ask(
+        self,
+        creative: Creative,
+        form: type[_Form],
+        identity: EngineIdentity,
+        *,
+        criteria: Criteria = (),
+    ) -> "tuple[Evidence, _Form]":
+        """As `examine`, with an answer of that form: the evidence, and the answer itself."""
         usage = RunUsage()
-        asked = question(creative, with_images=self._takes_images)
+        asked = question(creative, criteria, with_images=self._takes_images)
         try:
-            found = await self._agent.run(asked, usage=usage, infer_name=False)
+            run: Any = await self._agents[bool(criteria)].run(
+                asked,
+                output_type=None if form is Answer else NativeOutput(form, strict=True),
+                usage=usage,
+                infer_name=False,
+            )
         except AttemptError as error:
             raise error.after_spending(NAME, **self._spent(usage)) from error.__cause__
         except (AgentRunError, UserError) as error:
@@ -98,8 +127,9 @@ class LLMEngine:
             note_cost(NAME, **self._spent(usage))
             raise
         unexamined = _out_of_reach(creative, takes_images=self._takes_images)
-        evidence = found.output.evidence(creative, self.identity, unexamined=unexamined)
-        return replace(evidence, **self._spent(usage))
+        found: _Form = run.output
+        evidence = found.evidence(creative, identity, unexamined=unexamined)
+        return replace(evidence, **self._spent(usage)), found
 
     async def close(self) -> None:
         """Close the connections to the provider."""
@@ -126,6 +156,35 @@ class LLMEngine:
                 "no price of the model is known: it counts as free; see IMPRIMATUR_LLM_PRICES",
                 model=self.identity.model,
             )
+
+
+class EngineWithCriteria:
+    """An `Engine`: the llm engine with a tenant's criteria. Its connections are the other's."""
+
+    def __init__(self, engine: LLMEngine, criteria: Criteria) -> None:
+        self._engine = engine
+        self._criteria = criteria
+        # Fixed by what every set of criteria has in common: they themselves are the policy's, and not the engine's.
+        version = _version(prompts.CURRENT, prompts.CRITERIA, form=AnswerWithCriteria)
+        self.identity = replace(engine.identity, version=version)
+        self.provider = engine.provider
+
+    def require_ready(self) -> None:
+        """As of the engine without criteria."""
+        self._engine.require_ready()
+
+    async def examine(self, creative: Creative) -> Evidence:
+        """As of the engine without criteria; what the model says of them is in the evidence."""
+        evidence, found = await self._engine.ask(
+            creative,
+            answer_about(self._criteria),
+            self.identity,
+            criteria=self._criteria,
+        )
+        return replace(evidence, criteria=found.about(self._criteria))
+
+    async def close(self) -> None:
+        """Nothing of its own to give back."""
 
 
 class _Spent(TypedDict):
@@ -202,8 +261,13 @@ def _out_of_reach(creative: Creative, *, takes_images: bool) -> frozenset[Part]:
     return frozenset(part for part, present in parts if present)
 
 
-def _version() -> str:
-    """The names of prompt and schema, and a fingerprint of both, for whoever changes one and not its name."""
-    schema = json.dumps(Answer.model_json_schema(), sort_keys=True)
-    print_ = hashlib.sha256((prompts.read(prompts.CURRENT) + schema).encode()).hexdigest()[:8]
-    return f"{prompts.CURRENT}/{answer.SCHEMA}+{print_}"
+def _instructions(*names: str) -> str:
+    return "\n\n".join(map(prompts.read, names))
+
+
+@cache
+def _version(*names: str, form: type[Answer] = Answer) -> str:
+    """The names of prompts and schema, and a fingerprint of all, for whoever changes one and not its name."""
+    schema = json.dumps(form.model_json_schema(), sort_keys=True)
+    print_ = hashlib.sha256((_instructions(*names) + schema).encode()).hexdigest()[:8]
+    return f"{'+'.join(names)}/{answer.SCHEMA}+{print_}"

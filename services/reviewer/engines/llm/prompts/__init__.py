@@ -4,6 +4,8 @@ from importlib import resources
 
 #: The prompt in use.
 CURRENT = "creative-review-v1"
+#: What follows it where a tenant has criteria.
+CRITERIA = "criteria-v1"
 
 
 def read(name: str) -> str:
