@@ -5,6 +5,16 @@ from typing import Any
 
 import grpc
 import pytest
+from imprimatur.v1.policy_service_pb2 import (
+    ActivatePolicyVersionRequest,
+    CreatePolicyVersionRequest,
+    DiffPolicyVersionsRequest,
+    GetPolicyRequest,
+    ListPolicyActivationsRequest,
+    ListPolicyVersionsRequest,
+    PreviewPolicyRequest,
+    RedecidePendingRequest,
+)
 from tests import makers
 from tests.service import engines
 from tests.service.bad_calls import decision
@@ -39,16 +49,6 @@ from imprimatur.v1.asset_service_pb2 import (
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import Job
-from imprimatur.v1.policy_service_pb2 import (
-    ActivatePolicyVersionRequest,
-    CreatePolicyVersionRequest,
-    DiffPolicyVersionsRequest,
-    GetPolicyRequest,
-    ListPolicyActivationsRequest,
-    ListPolicyVersionsRequest,
-    PreviewPolicyRequest,
-    RedecidePendingRequest,
-)
 from imprimatur.v1.review_service_pb2 import (
     ClaimNextReviewRequest,
     ClaimReviewRequest,

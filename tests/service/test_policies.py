@@ -239,8 +239,8 @@ BAD_POLICIES: list[tuple[pb.Policy, str, str]] = [
     (with_(auto_approve_threshold=1.5), "auto_approve_threshold", "INVALID_FIELD"),
     (with_(detect_min=float("nan")), "detect_min", "INVALID_FIELD"),
     (with_(auto_reject_threshold=0.9), "auto_reject_threshold", "INVALID_FIELD"),
-    (with_(blocked=pb.CategoryList(categories=[77])), "blocked.categories[6]", "INVALID_FIELD"),  # type: ignore[list-item]
-    (with_(blocked=pb.CategoryList(categories=[14])), "blocked.categories[6]", "INVALID_FIELD"),  # type: ignore[list-item]
+    (with_(blocked=pb.CategoryList(categories=[77])), "blocked.categories[6]", "INVALID_FIELD"),  # type: ignore[list-item]  # to the stubs a number is no member
+    (with_(blocked=pb.CategoryList(categories=[14])), "blocked.categories[6]", "INVALID_FIELD"),  # type: ignore[list-item]  # to the stubs a number is no member
     (with_(blocked=pb.CategoryList(categories=[5])), "blocked", "INVALID_FIELD"),  # type: ignore[list-item]  # alcohol
     (with_(model="m" * 201), "model", "INVALID_FIELD"),
     (with_(model="m\0"), "model", "NUL_CHARACTER"),

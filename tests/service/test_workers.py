@@ -3,12 +3,13 @@
 import asyncio
 import uuid
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
-from sqlalchemy import text
+from sqlalchemy import text, update
 from tests import makers
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
@@ -20,7 +21,7 @@ from imprimatur.errors import Unavailable
 from imprimatur.identity import new_id
 from imprimatur.job import State
 from imprimatur.policy import Mode, Policy
-from imprimatur.storage import claims, dispatch, jobs, tenants
+from imprimatur.storage import claims, dispatch, jobs, schema, tenants
 from imprimatur.storage.database import Database
 from imprimatur.v1 import job_pb2 as pb
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
@@ -279,6 +280,28 @@ async def test_a_job_of_a_later_version_does_not_take_a_place_in_hand_for_ever(
     async with system.database.read() as reader:
         told = text("SELECT DISTINCT state, claim_no, losses FROM jobs WHERE type = 'from_the_future'")
         assert (await reader.connection.execute(told)).all() == [("queued", 0, 0)]  # for a reviewer that knows it
+
+
+async def test_of_many_jobs_a_few_share_a_message_and_one_that_cannot_be_claimed_hurts_no_other(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    number, consumed = 40, partial(counted, "imprimatur_broker_deliveries_total", queue=Queue.REVIEW_NORMAL)
+    submitted = [await me.submit(engines.APPROVE, f"cr-{place}") for place in range(number)]
+    strange = submitted.pop(number // 2)
+    async with system.database.begin() as tx:
+        changing = update(schema.jobs).where(schema.jobs.c.id == uuid.UUID(strange.id))
+        await tx.connection.execute(changing.values(type="from_the_future"))
+    before = consumed(redelivered="false")
+    async with system.reviewer(engine, slots=64):
+        for job in submitted:
+            assert outcomes(await me.until(job, SUCCEEDED)) == ["SUCCEEDED"]
+        await makers.until(lambda: _is_set_aside(system))
+    assert sorted(engine.seen) == sorted(job.subject_id for job in submitted)
+    assert consumed(redelivered="false") - before < number / 2
+
+
+async def _is_set_aside(system: System) -> bool:
+    return await system.broker.depth(Queue.PARKED) == 1
 
 
 async def test_an_input_that_is_broken_in_the_database_fails(
