@@ -4,14 +4,13 @@ import json
 import time
 from typing import Any
 
-from deploy.local import process as processes
-
 from benchmarks.figures import percentile
 from benchmarks.fleet import memory_bytes
 from benchmarks.remote import Remote
 from benchmarks.rounds import begin, turn, wait_finished
 from benchmarks.servers import servers
 from benchmarks.systems.ours import Ours
+from deploy.local import process as processes
 
 _JOBS = 100
 _STREAMS = 10_000

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import imprimatur
 from deploy.local import process as processes
 from deploy.local.process import Process
-
-import imprimatur
 
 #: For processes that run our modules: this checkout's benchmarks, and the services that are imported here.
 PYTHONPATH = os.pathsep.join(

@@ -7,9 +7,8 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from deploy.local import process as processes
-
 from benchmarks.fleet import Fleet
+from deploy.local import process as processes
 
 _START_SECONDS = 120.0
 _LONGEST_LINE = 2**24

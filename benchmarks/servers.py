@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
-from deploy.local.postgres import PrivatePostgres
-from deploy.local.rabbitmq import PROMETHEUS, PrivateRabbitMQ
 
 from benchmarks.fleet import Fleet
+from deploy.local.postgres import PrivatePostgres
+from deploy.local.rabbitmq import PROMETHEUS, PrivateRabbitMQ
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docs.generated import placed, write_or_compare
-
 from imprimatur.evidence import Category
 from imprimatur.policy import Decision
 

@@ -3,10 +3,10 @@
 The classes are the one source: names, defaults and descriptions stand there and nowhere else.
 """
 
-from docs.generated import REPOSITORY, write_or_compare
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
+from docs.generated import REPOSITORY, write_or_compare
 from gateway.settings import GatewaySettings
 from notifier.settings import NotifierSettings
 from reviewer.settings import ReviewerSettings

@@ -19,6 +19,9 @@ from functools import partial
 from pathlib import Path
 
 from aiohttp import web
+from rich.console import Console
+from rich.table import Table
+
 from deploy.grafana.answers import ask
 from deploy.grafana.catalogue import DASHBOARDS
 from deploy.grafana.panels import Panel, Query
@@ -26,9 +29,6 @@ from deploy.local.prometheus import PrivatePrometheus
 from deploy.local.stack import running
 from examples.demo import material
 from examples.webhook_receiver import Inbox
-from rich.console import Console
-from rich.table import Table
-
 from imprimatur.client import Client, ClientError, submission
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED, Creative, CreativeImage
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW, Job

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]  # ships no types
 import pytest
-from deploy.local.postgres import PrivatePostgres
-from deploy.local.rabbitmq import PrivateRabbitMQ
 from hypothesis import settings
 
+from deploy.local.postgres import PrivatePostgres
+from deploy.local.rabbitmq import PrivateRabbitMQ
 from imprimatur.storage import migrations
 from imprimatur.storage.database import Database
 from imprimatur.storage.schema import metadata

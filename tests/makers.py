@@ -7,8 +7,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 
-from tests.patience import PATIENCE_SECONDS
-
 from imprimatur.criteria import Criterion
 from imprimatur.evidence import Category, CategoryScore, CriterionScore, EngineIdentity, Evidence, Part, Recommendation
 from imprimatur.identity import new_id
@@ -20,6 +18,7 @@ from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
 from imprimatur.storage.review_queue import Waiting
 from imprimatur.storage.workers import Worker
+from tests.patience import PATIENCE_SECONDS
 
 #: More than any test submits at once.
 EVERYTHING = 10_000

@@ -9,7 +9,6 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import func, select, update
-from tests import makers
 
 from imprimatur.identity import first_id_at, new_id
 from imprimatur.job import TERMINAL, AttemptOutcome, Claim, Happening, State
@@ -23,6 +22,7 @@ from imprimatur.storage.deliveries import AttemptRecord, DeliveryState
 from imprimatur.storage.jobs import Owner
 from imprimatur.storage.people import HumanDecision
 from imprimatur.storage.retention import Place
+from tests import makers
 
 
 class Told(StrEnum):

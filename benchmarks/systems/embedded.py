@@ -5,12 +5,11 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from deploy.local import process as processes
-from deploy.local.ports import free_port
-
 from benchmarks.fleet import Fleet
 from benchmarks.load import Loader
 from benchmarks.systems import ours
+from deploy.local import process as processes
+from deploy.local.ports import free_port
 
 _READY_SECONDS = 240.0
 

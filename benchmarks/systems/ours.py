@@ -11,13 +11,13 @@ from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
-from deploy.local import process as processes
-from deploy.local.ports import free_port
-from deploy.local.process import Process
 
 from benchmarks.load import Loader, Submit, payload
 from benchmarks.servers import Servers
 from cli.operation import Operation
+from deploy.local import process as processes
+from deploy.local.ports import free_port
+from deploy.local.process import Process
 from imprimatur.client import Client, submission
 from imprimatur.identity import new_id
 from imprimatur.v1.creative_pb2 import Creative

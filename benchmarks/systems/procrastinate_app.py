@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import psycopg
-from deploy.local import process as processes
 from procrastinate import App, PsycopgConnector
 
 from benchmarks.load import Loader, Submit, payload
 from benchmarks.servers import Servers
+from deploy.local import process as processes
 
 _SLOTS = 64
 _SCHEMA_SECONDS = 30.0

@@ -9,7 +9,6 @@ import secrets
 import sys
 
 from deploy.k8s.rendering import Manifest
-
 from imprimatur.vault import new_key
 
 NAMESPACE = "imprimatur"

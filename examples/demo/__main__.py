@@ -18,7 +18,6 @@ from examples.demo.material import Item
 from examples.demo.outcomes import Outcome
 from examples.demo.processes import DemoFailed, Running, running
 from examples.demo.screen import Screen
-
 from imprimatur.client import Client, ClientError, is_settled, submission
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW, Job

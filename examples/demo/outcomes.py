@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from examples.demo.material import Item
-
 from cli.tables import word
+from examples.demo.material import Item
 from imprimatur.client import is_settled
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED
 from imprimatur.v1.job_pb2 import Job, JobState

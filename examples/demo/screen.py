@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from examples.demo.material import Item
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from cli import tables
 from cli.output import one_line, plain
+from examples.demo.material import Item
 from imprimatur.client import is_settled
 from imprimatur.v1.creative_pb2 import Confidence, Decision, PolicyTrigger
 from imprimatur.v1.job_pb2 import Job, JobState

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import aio_pika
 import pytest
 from aio_pika.exceptions import ChannelClosed
-from deploy.local.rabbitmq import PrivateRabbitMQ
-from tests.contract.polling import eventually
 
+from deploy.local.rabbitmq import PrivateRabbitMQ
 from imprimatur.broker import Broker, Queue
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.broker.rabbitmq import RabbitMQBroker
+from tests.contract.polling import eventually
 
 ConnectRabbitMQ = Callable[..., Awaitable[RabbitMQBroker]]
 

@@ -3,12 +3,12 @@
 import uuid
 
 from sqlalchemy import update
-from tests import makers
 
 from imprimatur.job import Attempt, Claim, Job
 from imprimatur.storage import attempts, claims, clock
 from imprimatur.storage.database import Database
 from imprimatur.storage.schema import jobs
+from tests import makers
 
 
 async def attempts_of(database: Database, job_id: uuid.UUID) -> list[Attempt]:

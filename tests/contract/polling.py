@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 
 from sqlalchemy import text
-from tests import makers
-from tests.patience import PATIENCE_SECONDS
 
 from imprimatur.storage.database import Database
+from tests import makers
+from tests.patience import PATIENCE_SECONDS
 
 POLL_SECONDS = 0.01
 

@@ -3,11 +3,11 @@
 import asyncio
 
 import pytest
-from tests import makers
-from tests.contract.polling import eventually
 
 from imprimatur.broker import EVENTS, Broker, Delivery, Message, Queue
 from imprimatur.errors import BrokerError, Unroutable
+from tests import makers
+from tests.contract.polling import eventually
 
 
 def review(number: int = 0, queue: Queue = Queue.REVIEW_NORMAL, **fields: object) -> Message:

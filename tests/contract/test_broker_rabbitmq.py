@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator, Coroutine
 
 import aio_pika
 import pytest
-from deploy.local.rabbitmq import PrivateRabbitMQ
-from tests.contract.conftest import ConnectRabbitMQ
-from tests.contract.polling import eventually
-from tests.patience import PATIENCE_SECONDS
 
+from deploy.local.rabbitmq import PrivateRabbitMQ
 from imprimatur.broker import EVENTS, Delivery, Message, Queue
 from imprimatur.broker.rabbitmq import SECOND_LOOK_SECONDS
 from imprimatur.errors import BrokerError, Unroutable
+from tests.contract.conftest import ConnectRabbitMQ
+from tests.contract.polling import eventually
+from tests.patience import PATIENCE_SECONDS
 
 #: A queue declared later than this before a SIGKILL is lost with its node (measured: 0.5 s).
 SETTLED_SECONDS = 1.0

@@ -28,9 +28,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sqlalchemy import delete, select, update
-from tests import makers
-from tests.unit.findings import deserves_approval, evidences, mostly, near_misses, some_categories, usable
-from tests.unit.policies import policies
 
 from gateway.dispatcher import give_up
 from imprimatur.errors import (
@@ -64,6 +61,9 @@ from reviewer.tasks import creative_review
 from reviewer.tasks.creative_review import CreativeReview
 from reviewer.terms import NO_TERMS
 from reviewer.twins import Twins
+from tests import makers
+from tests.unit.findings import deserves_approval, evidences, mostly, near_misses, some_categories, usable
+from tests.unit.policies import policies
 
 T = TypeVar("T")
 

@@ -9,8 +9,6 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import func, select, update
-from tests import makers
-from tests.pasts import clean
 
 from imprimatur.assets import asset_id_of
 from imprimatur.identity import first_id_at, new_id
@@ -18,6 +16,8 @@ from imprimatur.job import Happening, Job
 from imprimatur.retention import Kind, Retention
 from imprimatur.storage import assets, clock, schema
 from imprimatur.storage.database import Database
+from tests import makers
+from tests.pasts import clean
 
 CONTENT = b"\x89PNG\r\n\x1a\n and more"
 WEEK = Retention()

@@ -2,7 +2,6 @@
 
 import pytest
 from sqlalchemy import delete, exc, text, update
-from tests import makers, pasts
 
 from imprimatur.human import AuditAction
 from imprimatur.job import Job
@@ -11,6 +10,7 @@ from imprimatur.storage import audit, schema
 from imprimatur.storage.audit import Actor, AuditEntry, Wanted
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
+from tests import makers, pasts
 
 
 async def recorded(database: Database, job: Job, action: AuditAction, person: str = "ada") -> None:

@@ -4,12 +4,12 @@ import asyncio
 import gc
 
 from sqlalchemy import text
-from tests import makers
-from tests.patience import PATIENCE_SECONDS
 
 from imprimatur.job import AttemptOutcome
 from imprimatur.storage import attempts
 from imprimatur.storage.database import Database
+from tests import makers
+from tests.patience import PATIENCE_SECONDS
 
 
 async def test_a_cancelled_transaction_holds_no_lock(database: Database) -> None:

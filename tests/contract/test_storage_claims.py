@@ -6,14 +6,14 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import func, select
-from tests import makers
-from tests.contract.leasing import attempts_of, lose, renew, sweep_until_lost
 
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, State
 from imprimatur.storage import claims, schema
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Database
+from tests import makers
+from tests.contract.leasing import attempts_of, lose, renew, sweep_until_lost
 
 COST = Spent(engine="test", input_tokens=100, output_tokens=20, cost_micros=7)
 FAULT = JobError(code="transient", message="The provider is down.", stage="engine", retryable=True)

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from deploy.local.ports import free_port
 from sqlalchemy import Float, cast, func, select, text
 from structlog.testing import capture_logs
-from tests import makers
 
+from deploy.local.ports import free_port
 from imprimatur.errors import Unavailable
 from imprimatur.identity import new_id
 from imprimatur.storage import clock, jobs, schema, tenants
 from imprimatur.storage.database import Database, OutboxRow
+from tests import makers
 
 
 async def test_what_a_failing_block_wrote_is_rolled_back_and_nothing_is_handed_over(database: Database) -> None:

@@ -6,8 +6,6 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import select, update
-from tests import makers
-from tests.contract.leasing import attempts_of, make_due, sweep_until_lost
 
 from imprimatur.broker import Queue
 from imprimatur.identity import new_id
@@ -16,6 +14,8 @@ from imprimatur.storage import clock, dispatch, schema, workers
 from imprimatur.storage.database import Database, OutboxRow
 from imprimatur.storage.dispatch import LOST_TOO_OFTEN, OVERDUE, Backlog, Hopeless
 from imprimatur.wire.messages import Released, ReviewRequested
+from tests import makers
+from tests.contract.leasing import attempts_of, make_due, sweep_until_lost
 
 
 async def waiting(database: Database, *new_jobs: NewJob) -> list[Job]:

@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, text, update
-from tests import makers
-from tests.contract.leasing import sweep_until_lost
-from tests.pasts import clean
 
 from imprimatur.evidence import EngineIdentity
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobType, State, WhenBusy
@@ -22,6 +19,9 @@ from imprimatur.storage.claims import Conclusion, Ending
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.evidence import Answer, Asked, Found, Made, Scope, Standing
 from imprimatur.storage.jobs import Owner
+from tests import makers
+from tests.contract.leasing import sweep_until_lost
+from tests.pasts import clean
 
 ENGINE = EngineIdentity(name="llm", version="1", model="m")
 KEY, OTHER = b"k" * 32, b"o" * 32

@@ -4,13 +4,13 @@ import uuid
 from datetime import timedelta
 
 import pytest
-from tests import makers
 
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, Job, JobType, Priority, State
 from imprimatur.storage import jobs
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Filter, Owner
+from tests import makers
 
 #: Keys and values that mean something to SQL, JSON, JSON paths or the shell.
 STRANGE = [

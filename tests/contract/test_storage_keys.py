@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select
-from tests import makers
-from tests.contract.polling import lock_waiters
 
 from imprimatur import keys as names
 from imprimatur.errors import Contended
@@ -26,6 +24,8 @@ from imprimatur.storage.keys import Verdict
 from imprimatur.storage.repeats import Scope
 from imprimatur.storage.retention import Place
 from imprimatur.wire.messages import JobsChanged
+from tests import makers
+from tests.contract.polling import lock_waiters
 
 KEY = names.given("nightly")
 UNFINISHED = [State.QUEUED, State.RUNNING, State.AWAITING_REVIEW]

@@ -4,14 +4,14 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from tests import makers
-from tests.contract.leasing import attempts_of, lose, make_due, renew, sweep, sweep_until_lost
 
 from imprimatur.identity import new_id
 from imprimatur.job import MOST_LOSSES, AttemptOutcome, Happening, State
 from imprimatur.storage import claims, clock, workers
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Database
+from tests import makers
+from tests.contract.leasing import attempts_of, lose, make_due, renew, sweep, sweep_until_lost
 
 
 async def test_renewing_returns_only_what_is_still_held(database: Database) -> None:

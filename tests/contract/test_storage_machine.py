@@ -25,8 +25,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sqlalchemy import delete, update
-from tests import makers
-from tests.contract.job_model import TOLD, Held, Model, stored_histories, stored_jobs
 
 from imprimatur.errors import AttemptError, PermanentError, RateLimited, TimedOut, TransientError, UnreviewableInput
 from imprimatur.identity import new_id
@@ -56,6 +54,8 @@ from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.people import HumanDecision
 from imprimatur.storage.redecisions import Redecided
 from imprimatur.storage.repeats import Scope
+from tests import makers
+from tests.contract.job_model import TOLD, Held, Model, stored_histories, stored_jobs
 
 T = TypeVar("T")
 

@@ -22,13 +22,13 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.types import TypeEngine
-from tests import makers
 
 from imprimatur.identity import new_id
 from imprimatur.storage.clock import Instant
 from imprimatur.storage.database import Database
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import Document, jobs
+from tests import makers
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123_456, tzinfo=UTC)
 

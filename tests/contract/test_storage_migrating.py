@@ -10,10 +10,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Row, select, update
-from tests import makers
-from tests.conftest import MakePostgresURL
-from tests.contract.leasing import renew
-from tests.contract.test_storage_people import decide
 
 from imprimatur.errors import ConfigurationError, Unavailable
 from imprimatur.job import Claim, Happening
@@ -21,6 +17,10 @@ from imprimatur.storage import migrations
 from imprimatur.storage.database import Database
 from imprimatur.storage.migrations import online
 from imprimatur.storage.schema import human_decisions, job_events, jobs
+from tests import makers
+from tests.conftest import MakePostgresURL
+from tests.contract.leasing import renew
+from tests.contract.test_storage_people import decide
 
 
 async def test_who_waited_for_a_person_before_that_was_noted_has_waited_all_the_time(database: Database) -> None:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import select, update
-from tests import makers
 
 from imprimatur.broker import EVENTS
 from imprimatur.identity import new_id
@@ -16,6 +15,7 @@ from imprimatur.storage.database import Database, OutboxRow
 from imprimatur.storage.transitions import move
 from imprimatur.storage.webhooks import SealedSecret
 from imprimatur.wire.messages import JobChange, JobsChanged
+from tests import makers
 
 CALLBACK = "https://ads.example/hook"
 

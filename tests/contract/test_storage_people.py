@@ -2,8 +2,6 @@
 
 import asyncio
 
-from tests import makers
-
 from imprimatur.human import DueHours
 from imprimatur.identity import new_id
 from imprimatur.job import Job, Priority, State
@@ -12,6 +10,7 @@ from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
 from imprimatur.storage.people import HumanDecision
 from imprimatur.storage.review_queue import Place, Waiting, Wanted
+from tests import makers
 
 DUE = DueHours()
 

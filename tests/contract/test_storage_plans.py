@@ -10,7 +10,6 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import event, select
-from tests import makers
 
 from imprimatur.evidence import EngineIdentity
 from imprimatur.human import DueHours
@@ -38,6 +37,7 @@ from imprimatur.storage.repeats import Scope
 from imprimatur.storage.retention import Place
 from imprimatur.storage.review_queue import Choice, Wanted
 from imprimatur.storage.schema import tenants
+from tests import makers
 
 SCOPE = Scope(owner=Owner(tenant_id=new_id()), wanted=Filter(), as_of=datetime.now(UTC))
 #: Names that statements give to the table of jobs.

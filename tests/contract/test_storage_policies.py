@@ -7,9 +7,6 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import select, update
-from tests import makers
-from tests.contract.polling import lock_waiters
-from tests.contract.test_storage_people import decide
 
 from imprimatur.errors import FailedPrecondition, NotFound
 from imprimatur.identity import new_id
@@ -20,6 +17,9 @@ from imprimatur.storage.database import Database
 from imprimatur.storage.redecisions import Batch, Redecided
 from imprimatur.storage.schema import job_events
 from imprimatur.storage.schema import jobs as table
+from tests import makers
+from tests.contract.polling import lock_waiters
+from tests.contract.test_storage_people import decide
 
 STRICT = Policy(mode=Mode.REQUIRE_HUMAN)
 

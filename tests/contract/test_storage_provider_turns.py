@@ -3,13 +3,12 @@
 import asyncio
 import uuid
 
-from tests import makers
-
 from imprimatur.job import JobType
 from imprimatur.pacing import Turn
 from imprimatur.storage import provider_turns
 from imprimatur.storage.database import Database
 from imprimatur.storage.provider_turns import Lane
+from tests import makers
 
 INTERVAL = 60.0
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
-from tests import makers
-from tests.contract.polling import lock_waiters
 
 from imprimatur.identity import new_id
 from imprimatur.job import LOSSES_OF_A_SUSPECT, Claim, Happening, Job, JobError, State
@@ -19,6 +17,8 @@ from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.people import HumanDecision
 from imprimatur.storage.repeats import Scope, Waiting
 from imprimatur.storage.schema import jobs as table
+from tests import makers
+from tests.contract.polling import lock_waiters
 
 ENGINE_ERROR = JobError(code="provider_error", message="the provider answered 503", retryable=True)
 

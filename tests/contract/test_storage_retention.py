@@ -12,8 +12,6 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, select, update
-from tests import makers
-from tests.pasts import Left, Past, Told, clean, left, made
 
 from imprimatur.identity import new_id
 from imprimatur.job import TERMINAL, State
@@ -24,6 +22,8 @@ from imprimatur.storage.deliveries import AttemptRecord, DeliveryState
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.repeats import Scope
 from imprimatur.storage.retention import Place
+from tests import makers
+from tests.pasts import Left, Past, Told, clean, left, made
 
 WEEK = Retention()
 PAST_IT = Past(days=7.5)

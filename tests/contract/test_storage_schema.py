@@ -10,12 +10,12 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection
-from tests.conftest import MakePostgresURL
 
 from imprimatur.errors import ConfigurationError
 from imprimatur.storage import migrations
 from imprimatur.storage.database import Database
 from imprimatur.storage.schema import metadata
+from tests.conftest import MakePostgresURL
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -5,7 +5,6 @@ import uuid
 
 import pytest
 from sqlalchemy import select, update
-from tests import makers
 
 from imprimatur.budgets import Budget, Used
 from imprimatur.errors import NotFound
@@ -14,6 +13,7 @@ from imprimatur.storage import claims, schema, spending
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Ending
 from imprimatur.storage.database import Database
+from tests import makers
 
 SPENT = Spent(engine="test", input_tokens=1000, output_tokens=100, cost_micros=7)
 

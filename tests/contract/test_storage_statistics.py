@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Row, insert, select, update
-from tests import makers
 
 from imprimatur.identity import first_id_at
 from imprimatur.job import AttemptOutcome, Happening, JobType, Priority, State
@@ -20,6 +19,7 @@ from imprimatur.storage.database import Database, Reader
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.repeats import Scope
 from imprimatur.storage.statistics import ErrorCount, HourStats, QueueStatus, TypeStats, UnderWay
+from tests import makers
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SINCE, UNTIL = NOON - timedelta(hours=6), NOON + timedelta(hours=6)

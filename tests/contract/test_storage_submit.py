@@ -6,8 +6,6 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from sqlalchemy import func, select
-from tests import makers
-from tests.contract.polling import lock_waiters
 
 from imprimatur.broker import Queue
 from imprimatur.identity import new_id
@@ -17,6 +15,8 @@ from imprimatur.storage.claims import Wanted
 from imprimatur.storage.database import Database, OutboxRow
 from imprimatur.storage.jobs import Submitted
 from imprimatur.wire.messages import Released, ReviewRequested
+from tests import makers
+from tests.contract.polling import lock_waiters
 
 
 async def submit(database: Database, *new_jobs: NewJob, release_at_once: int = 100) -> list[Submitted]:

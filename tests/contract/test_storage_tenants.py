@@ -5,8 +5,6 @@ import uuid
 
 import pytest
 from sqlalchemy import select
-from tests import makers
-from tests.contract.polling import lock_waiters
 
 from imprimatur.errors import AlreadyExists, NotFound
 from imprimatur.evidence import Category
@@ -15,6 +13,8 @@ from imprimatur.policy import LivePolicy, Mode, Policy
 from imprimatur.storage import schema, tenants
 from imprimatur.storage.database import Database
 from imprimatur.tenancy import Limits, Role
+from tests import makers
+from tests.contract.polling import lock_waiters
 
 
 def version_and_policy(live: LivePolicy) -> tuple[int, Policy]:

@@ -7,9 +7,6 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import select, update
-from tests import makers
-from tests.contract.leasing import attempts_of, lose, make_due
-from tests.contract.polling import lock_waiters
 
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobEvent, State
@@ -18,6 +15,9 @@ from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion, Ended, Ending, Wanted
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.workers import Worker
+from tests import makers
+from tests.contract.leasing import attempts_of, lose, make_due
+from tests.contract.polling import lock_waiters
 
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 

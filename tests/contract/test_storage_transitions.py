@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Row, select, update
-from tests import makers
 
 from imprimatur.broker import EVENTS
 from imprimatur.identity import new_id
@@ -14,6 +13,7 @@ from imprimatur.storage import clock, schema
 from imprimatur.storage.database import Database, OutboxRow
 from imprimatur.storage.transitions import is_job, move
 from imprimatur.wire.messages import JobChange, JobsChanged
+from tests import makers
 
 
 async def put_into(database: Database, job_id: uuid.UUID, state: State) -> None:

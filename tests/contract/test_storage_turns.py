@@ -7,11 +7,11 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import update
-from tests import makers
 
 from imprimatur.job import Job, NewJob, Priority
 from imprimatur.storage import clock, schema, turns
 from imprimatur.storage.database import Database
+from tests import makers
 
 Chances = Callable[[Priority], float]
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 from sqlalchemy import func, select, update
-from tests import makers
 
 from imprimatur.errors import NotFound, ResourceExhausted
 from imprimatur.identity import new_id
@@ -24,6 +23,7 @@ from imprimatur.storage.schema import (
     webhook_secrets,
 )
 from imprimatur.storage.webhooks import MAX_ENDPOINTS, Endpoint, SealedSecret
+from tests import makers
 
 LEASE_SECONDS = 30.0
 

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from prometheus_client import Histogram
-from tests.deploy.load import UNKNOWN, WATCHES, Round
 
 from imprimatur import metrics
 from imprimatur.broker import Queue
 from imprimatur.metrics import ROWS_REMOVED
 from imprimatur.policy import Mode
+from tests.deploy.load import UNKNOWN, WATCHES, Round
 
 Number = float | tuple[float, float]
 Shown = Mapping[str, Number]

@@ -10,10 +10,6 @@ from datetime import UTC, datetime, timedelta
 
 from deploy.local.ports import free_port
 from deploy.local.stack import Stack
-from tests.contract.polling import eventually
-from tests.e2e import jobs
-from tests.e2e.processes import Receiver, Samples, scrape
-
 from imprimatur.client import Client, ClientError, submission
 from imprimatur.identity import new_id
 from imprimatur.v1.creative_pb2 import (
@@ -26,6 +22,9 @@ from imprimatur.v1.creative_pb2 import (
 )
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW, PRIORITY_HIGH, PRIORITY_LOW, Job, JobState
 from imprimatur.v1.job_service_pb2 import JobFilter, SubmitJobRequest
+from tests.contract.polling import eventually
+from tests.e2e import jobs
+from tests.e2e.processes import Receiver, Samples, scrape
 
 #: Creatives that the builtin engine approves, rejects and leaves to a person: all three are among so many.
 _EXAMPLES = 20

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from deploy.k8s.rendering import Manifest, rendered
 from pydantic_settings import BaseSettings
 
+from deploy.k8s.rendering import Manifest, rendered
 from gateway.settings import GatewaySettings
 from notifier.settings import NotifierSettings
 from reviewer.settings import ReviewerSettings

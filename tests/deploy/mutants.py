@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from deploy.prometheus import objectives, rulebook
 from deploy.prometheus.objectives import Objective
 from deploy.prometheus.rulebook import Alert

@@ -5,9 +5,8 @@ from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from deploy.k8s.rendering import Manifest
-from tests.deploy.manifests import COMPONENT, OURS, SERVICES, Manifests, labels, named, selects
-
 from imprimatur.networks import NOT_PUBLIC
+from tests.deploy.manifests import COMPONENT, OURS, SERVICES, Manifests, labels, named, selects
 
 #: What the operators' pods carry, and a pod that nobody thought of.
 STORES = {

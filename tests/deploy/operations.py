@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
+
 from tests.deploy.manifests import COMPONENT, SERVICES, Manifests, amount, labels, named, only_container, pod, selects
 
 #: PostgreSQL's own, the operator's, the exporter's, and a person's.

@@ -5,13 +5,13 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from docs.settings import settings as all_settings
 from pydantic import ValidationError
-from tests.deploy.manifests import OURS, SERVICES, Manifests, amount, labels, named, only_container, pod
 
+from docs.settings import settings as all_settings
 from imprimatur.job import DEFAULTS
 from reviewer.engines.apart import MOST_AT_ONCE, MOST_BYTES
 from reviewer.images import decoding
+from tests.deploy.manifests import OURS, SERVICES, Manifests, amount, labels, named, only_container, pod
 
 ROOT = Path(__file__).parents[2]
 _VOLUMES = {"configMap", "secret", "emptyDir", "persistentVolumeClaim", "projected"}

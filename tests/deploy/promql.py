@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from deploy.prometheus import rulebook
 from grpc import StatusCode
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
+from deploy.prometheus import rulebook
 from imprimatur import metrics
 from imprimatur.broker import EVENTS, Queue
 from imprimatur.errors import UnreviewableInput

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from deploy.grafana.catalogue import DASHBOARDS
 from deploy.local import programs
 from deploy.prometheus import __main__ as writing

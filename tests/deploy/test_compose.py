@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+
 from deploy.local import programs
 from docs.settings import SERVICES, settings
-
 from imprimatur.vault import Vault
 
 ROOT = Path(__file__).parents[2]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from deploy.grafana import __main__ as writing
 from deploy.grafana.catalogue import DASHBOARDS, FOLDER
 from deploy.grafana.panels import Dashboard, Panel, Query, Row, rendered

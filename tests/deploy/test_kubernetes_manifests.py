@@ -11,6 +11,7 @@ import jsonschema
 import kubernetes_validate  # type: ignore[import-untyped]  # ships no types
 import pytest
 import yaml
+
 from deploy.k8s import rendering
 from deploy.k8s.rendering import OVERLAYS, KustomizeMissing, Manifest, rendered
 from tests.deploy import networks

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from deploy.k8s import rendering, secrets
 from deploy.k8s.rendering import Manifest, rendered
 from deploy.k8s.summary import page
+from imprimatur.vault import Vault
 from tests.deploy.manifests import Manifests, only_container
 from tests.deploy.operations import the_database_has_connections_for_all
-
-from imprimatur.vault import Vault
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deployment" / "kubernetes.md").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from deploy.k8s.rendering import OVERLAYS
 from tests.deploy import networks, operations, pods
 from tests.deploy.manifests import Manifests

@@ -8,19 +8,19 @@ from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
+
 from deploy.grafana.answers import ask
 from deploy.grafana.catalogue import DASHBOARDS
 from deploy.grafana.panels import Panel, Query
 from deploy.local import stack as stacks
 from deploy.local.prometheus import PrivatePrometheus
 from deploy.local.stack import Stack
+from imprimatur.client import Client
 from tests.contract.polling import eventually
 from tests.deploy import expected, load
 from tests.deploy.expected import EMPTY, QUANTILES, Number, Shown
 from tests.deploy.load import Round
 from tests.e2e.processes import Receiver, scrape
-
-from imprimatur.client import Client
 
 PANELS = {f"{dashboard.name}: {panel.title}": panel for dashboard in DASHBOARDS for panel in dashboard.panels}
 #: Prometheus reckons an increase over a window from the samples in it, and goes on to the window's ends as they went:

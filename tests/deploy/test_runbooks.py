@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import typer
-from deploy.grafana.catalogue import DASHBOARDS
-from deploy.prometheus import rulebook
 
 from cli.main import app
+from deploy.grafana.catalogue import DASHBOARDS
+from deploy.prometheus import rulebook
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "runbooks"

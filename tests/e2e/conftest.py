@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from deploy.local import stack
 from tests.e2e.processes import Child, Embedded, Receiver, Trio
 

@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import Iterable
 
 from examples.demo import material
-from tests.patience import PATIENCE_SECONDS
-
 from imprimatur.client import Client, ClientError, submission
 from imprimatur.identity import new_id
 from imprimatur.v1.creative_pb2 import Creative
 from imprimatur.v1.job_pb2 import Job, JobState
 from imprimatur.v1.job_service_pb2 import SubmitJobRequest
+from tests.patience import PATIENCE_SECONDS
 
 SETTLE_SECONDS = 2 * PATIENCE_SECONDS
 

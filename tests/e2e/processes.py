@@ -14,16 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from deploy.local import process as processes
 from deploy.local.ports import free_port
 from deploy.local.process import Process
 from deploy.local.server import read_state
 from deploy.local.stack import SERVICES, Stack
 from examples import webhook_receiver
-from prometheus_client.parser import text_string_to_metric_families
-from tests.patience import PATIENCE_SECONDS
-
 from imprimatur.client import Client
+from tests.patience import PATIENCE_SECONDS
 
 IMPRIMATUR = (sys.executable, "-m", "cli")
 #: (name, labels) and value.

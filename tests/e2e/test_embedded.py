@@ -4,14 +4,13 @@ import asyncio
 import subprocess
 from pathlib import Path
 
+from imprimatur.client import is_settled
+from imprimatur.v1.creative_pb2 import DECISION_APPROVED
+from imprimatur.v1.job_pb2 import ATTEMPT_OUTCOME_LOST, JOB_STATE_AWAITING_REVIEW, JOB_STATE_SUCCEEDED
 from tests.contract.polling import eventually
 from tests.e2e import jobs
 from tests.e2e.conftest import Receive, Serve
 from tests.e2e.processes import START_SECONDS, Embedded, family, serve_command
-
-from imprimatur.client import is_settled
-from imprimatur.v1.creative_pb2 import DECISION_APPROVED
-from imprimatur.v1.job_pb2 import ATTEMPT_OUTCOME_LOST, JOB_STATE_AWAITING_REVIEW, JOB_STATE_SUCCEEDED
 
 CREATIVES = Path(__file__).parents[2] / "examples" / "creatives"
 CASINO = CREATIVES / "27-accumulator-offer.json"

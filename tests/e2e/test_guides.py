@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from deploy.local.ports import free_port
 from deploy.local.stack import REPOSITORY, observe
+from imprimatur.identity import new_id
 from tests.e2e import jobs
 from tests.e2e.processes import Child, Trio, command
 from tests.patience import PATIENCE_SECONDS
-
-from imprimatur.identity import new_id
 
 _FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _KINDS = ("sh", "sh server", "sh cluster")

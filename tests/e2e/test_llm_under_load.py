@@ -9,17 +9,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
+
+from imprimatur.client import Client
+from imprimatur.v1.creative_pb2 import DECISION_APPROVED, POLICY_TRIGGER_ENGINE_ERROR, Creative
+from imprimatur.v1.job_pb2 import ATTEMPT_OUTCOME_SUCCEEDED, JOB_STATE_AWAITING_REVIEW, JOB_STATE_SUCCEEDED, Job
+from imprimatur.v1.job_service_pb2 import JobFilter, TypeStats
 from tests.contract.polling import eventually
 from tests.e2e import jobs
 from tests.e2e.processes import Service, Trio, scrape
 from tests.makers import until
 from tests.patience import happens
 from tests.service.provider import INPUT_TOKENS, OUTPUT_TOKENS, Provider, answer, fails, gives, providing
-
-from imprimatur.client import Client
-from imprimatur.v1.creative_pb2 import DECISION_APPROVED, POLICY_TRIGGER_ENGINE_ERROR, Creative
-from imprimatur.v1.job_pb2 import ATTEMPT_OUTCOME_SUCCEEDED, JOB_STATE_AWAITING_REVIEW, JOB_STATE_SUCCEEDED, Job
-from imprimatur.v1.job_service_pb2 import JobFilter, TypeStats
 
 #: What an answer costs at these prices: so many millionths of a dollar.
 PRICES = '{"house-model": {"input": 2, "output": 8}}'

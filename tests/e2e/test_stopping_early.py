@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+
 from deploy.local.ports import free_port
 from deploy.local.stack import SERVICES
+from imprimatur.vault import new_key
 from tests.e2e.conftest import Serve
 from tests.e2e.processes import IMPRIMATUR, Child, get, serve_command
-
-from imprimatur.vault import new_key
 
 
 @pytest.mark.parametrize("name", ["gateway", "reviewer", "notifier"])

@@ -4,9 +4,6 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import update
-from tests.e2e import jobs
-from tests.e2e.conftest import Serve
-from tests.e2e.processes import family
 
 from cli.operation import database_url_in
 from imprimatur.client import Client
@@ -14,6 +11,9 @@ from imprimatur.job import LOSSES_OF_A_SUSPECT
 from imprimatur.storage import clock, schema
 from imprimatur.storage.database import Database
 from imprimatur.v1.job_pb2 import ATTEMPT_OUTCOME_SUCCEEDED
+from tests.e2e import jobs
+from tests.e2e.conftest import Serve
+from tests.e2e.processes import family
 
 
 async def test_a_suspect_is_examined_apart_by_everything_in_one_process(serve: Serve) -> None:

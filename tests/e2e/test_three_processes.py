@@ -10,19 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+
 from deploy.local import stack
 from deploy.local.postgres_exporter import PrivatePostgresExporter
 from deploy.local.prometheus import PrivatePrometheus
 from deploy.local.server import ServerDidNotStart
-from opentelemetry.sdk.trace import TracerProvider
-from tests.contract.polling import eventually
-from tests.e2e import jobs
-from tests.e2e.conftest import Receive
-from tests.e2e.processes import STOP_SECONDS, Samples, Trio, family, get, is_ready, scrape
-from tests.e2e.test_suspects import examined_apart
-from tests.service.collector import collecting
-from tests.service.provider import answer, gives, providing, slow
-
 from imprimatur.client import Client, is_settled, submission
 from imprimatur.identity import new_id
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED, Creative
@@ -35,6 +28,13 @@ from imprimatur.v1.job_pb2 import (
     JobState,
 )
 from imprimatur.v1.job_service_pb2 import JobFilter
+from tests.contract.polling import eventually
+from tests.e2e import jobs
+from tests.e2e.conftest import Receive
+from tests.e2e.processes import STOP_SECONDS, Samples, Trio, family, get, is_ready, scrape
+from tests.e2e.test_suspects import examined_apart
+from tests.service.collector import collecting
+from tests.service.provider import answer, gives, providing, slow
 
 _PAUSE_SECONDS = 0.1
 

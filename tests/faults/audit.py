@@ -14,11 +14,11 @@ from datetime import datetime
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # ships no types
-from tests.faults.load import LABEL, Load, Told
-from tests.faults.scripts import Kind
 
 from imprimatur.job import SUBMITTED, TERMINAL, TRANSITIONS
 from imprimatur.v1.job_pb2 import JobState
+from tests.faults.load import LABEL, Load, Told
+from tests.faults.scripts import Kind
 
 #: How long what is unfinished may take once nothing strikes any more.
 _CALM_SECONDS = 60.0

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
+
 from tests.faults import report
 from tests.faults.rows import Row
 from tests.faults.world import Surface, World, a_world

@@ -5,12 +5,11 @@ import os
 import signal
 from pathlib import Path
 
-from tests.faults.scripts import Kind, Script
-
 from imprimatur.errors import RateLimited, TransientError
 from imprimatur.evidence import Creative, EngineIdentity, Evidence, Recommendation
 from reviewer.engines import Engine
 from reviewer.settings import EngineSettings
+from tests.faults.scripts import Kind, Script
 
 #: Names the folder of a world's files; the services of a world have it in their environment.
 FOLDER_VARIABLE = "IMPRIMATUR_FAULTS_FOLDER"

@@ -18,8 +18,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.faults.engine import FOLDER_VARIABLE, open_engine
-
 from imprimatur.broker import EVENTS
 from imprimatur.errors import Unavailable
 from imprimatur.job import SUBMITTED
@@ -28,6 +26,7 @@ from imprimatur.process import run_service
 from imprimatur.storage import claims, deliveries
 from imprimatur.storage.database import Database, OutboxRow, Transaction
 from notifier.post import Answer, Poster
+from tests.faults.engine import FOLDER_VARIABLE, open_engine
 
 SERVICES = {
     "gateway": "GatewaySettings",

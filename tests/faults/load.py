@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 from grpc.aio import AioRpcError
-from tests.faults.scripts import Kind, Script
-from tests.faults.world import World
 
 from imprimatur.client import Client, ClientError, is_terminal, submission
 from imprimatur.client.channel import open_channel
@@ -31,6 +29,8 @@ from imprimatur.v1.job_pb2 import (
 )
 from imprimatur.v1.job_service_pb2 import WatchJobRequest
 from imprimatur.v1.job_service_pb2_grpc import JobServiceStub
+from tests.faults.scripts import Kind, Script
+from tests.faults.world import World
 
 if TYPE_CHECKING:  # it exists for type checkers alone
     from imprimatur.v1.job_service_pb2_grpc import JobServiceAsyncStub

@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import pytest
 from standardwebhooks.webhooks import Webhook
+
+from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
 from tests.faults import audit
 from tests.faults.audit import Findings, Record
 from tests.faults.load import Load, Told
 from tests.faults.scripts import Kind, Script
 from tests.faults.world import World, verifying
 from tests.service.receiver import Post, Receiver
-
-from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
 
 _EARLY = datetime(2026, 1, 1, tzinfo=UTC)
 

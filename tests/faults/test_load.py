@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from tests.faults.load import Load, Told
-from tests.faults.scripts import Kind, Script
-from tests.faults.test_audit import a_world_without_servers
 
 from imprimatur.client import ClientError
 from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING, JOB_STATE_SUCCEEDED, Job
+from tests.faults.load import Load, Told
+from tests.faults.scripts import Kind, Script
+from tests.faults.test_audit import a_world_without_servers
 
 _RUNNING = JOB_STATE_RUNNING
 _ENDED = JOB_STATE_SUCCEEDED

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from docs import reliability
 from tests.faults import report
 from tests.faults.audit import Findings

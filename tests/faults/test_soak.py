@@ -1,6 +1,7 @@
 """Every fault, again and again, under load: nothing is lost. Hours on a slow machine; `make soak`."""
 
 import pytest
+
 from docs.reliability import FIGURES
 from tests.faults import report
 from tests.faults.campaign import campaign

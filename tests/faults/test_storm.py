@@ -3,6 +3,7 @@ All of them, again and again, are in `test_soak`.
 """
 
 import pytest
+
 from tests.faults.campaign import attacked, storm
 from tests.faults.conftest import STORM_SEED, Worlds
 from tests.faults.faults import PLAIN

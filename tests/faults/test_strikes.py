@@ -8,6 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+
+from imprimatur.broker import EVENTS, Queue
+from imprimatur.identity import new_id
+from imprimatur.job import LOSSES_OF_A_SUSPECT
+from imprimatur.storage.database import OutboxRow
 from tests.contract.polling import eventually
 from tests.faults import audit
 from tests.faults.audit import Record
@@ -18,11 +23,6 @@ from tests.faults.load import Load
 from tests.faults.strikes.processes import charge_to_the_poison, replaced_in_turn
 from tests.faults.test_audit import a_world_without_servers
 from tests.faults.world import Seat, World, supervise
-
-from imprimatur.broker import EVENTS, Queue
-from imprimatur.identity import new_id
-from imprimatur.job import LOSSES_OF_A_SUSPECT
-from imprimatur.storage.database import OutboxRow
 
 _NOTHING = Record(jobs={}, events={}, attempts={}, deliveries={}, outbox=0)
 

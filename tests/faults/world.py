@@ -16,18 +16,18 @@ from functools import partial
 from pathlib import Path
 
 from aiohttp import web
+from standardwebhooks.webhooks import WebhookVerificationError
+
 from deploy.local.ports import free_port
 from deploy.local.postgres import PrivatePostgres
 from deploy.local.rabbitmq import PrivateRabbitMQ
 from deploy.local.rabbitmq_cluster import PrivateRabbitMQCluster
-from standardwebhooks.webhooks import WebhookVerificationError
+from imprimatur.vault import new_key
 from tests import makers
 from tests.e2e.processes import IMPRIMATUR, Child, is_ready
 from tests.faults.engine import FOLDER_VARIABLE
 from tests.faults.proxy import Proxy, proxying
 from tests.service.receiver import Answer, Post, Receiver, receiving
-
-from imprimatur.vault import new_key
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HTTP_PORTS = {

@@ -16,15 +16,15 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
-from deploy.local.ports import free_port
-from tests.service import provider as scripted
-from tests.service.provider import INPUT_TOKENS, OUTPUT_TOKENS, Provider, Step, answer, fails, gives, providing, says
 
+from deploy.local.ports import free_port
 from imprimatur.errors import AttemptError, PermanentError, RateLimited, TransientError
 from imprimatur.evidence import Category, Creative, Image, Recommendation
 from reviewer.engines import Engine
 from reviewer.engines.registry import open_engine
 from reviewer.settings import EngineName, EngineSettings, Price
+from tests.service import provider as scripted
+from tests.service.provider import INPUT_TOKENS, OUTPUT_TOKENS, Provider, Step, answer, fails, gives, providing, says
 
 pytestmark = pytest.mark.peer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]  # asyncpg ships no types
 import pytest
+
 from deploy.local.postgres import PrivatePostgres
 from deploy.local.process import wait_until
 from deploy.local.server import NothingStarted, PortTaken, ServerDidNotStart

@@ -6,13 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
 from deploy.local import programs
 from deploy.local.postgres import PrivatePostgres
 from deploy.local.postgres_exporter import PrivatePostgresExporter
 from deploy.local.process import wait_until
 from deploy.local.programs import ProgramMissing
 from deploy.local.server import NothingStarted, ServerDidNotStart
-from prometheus_client.parser import text_string_to_metric_families
 
 SECONDS = 30.0
 

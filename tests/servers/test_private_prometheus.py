@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+
 from deploy.local import programs, stack
 from deploy.local.ports import free_port
 from deploy.local.process import wait_until

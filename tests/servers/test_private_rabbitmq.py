@@ -12,6 +12,7 @@ import aio_pika
 import aiohttp
 import pytest
 from aio_pika.abc import AbstractChannel
+
 from deploy.local.process import wait_until
 from deploy.local.rabbitmq import PROMETHEUS, PrivateRabbitMQ
 from deploy.local.rabbitmq_cluster import PrivateRabbitMQCluster

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 import asyncpg  # type: ignore[import-untyped]  # ships no types
 import pytest
+
 from deploy.local.ports import free_port
 from deploy.local.postgres import PrivatePostgres
 from tests.contract.polling import eventually

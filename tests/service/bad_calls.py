@@ -6,7 +6,6 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
-from tests.service.bad_submissions import URL, YEAR_10000, Refused, duration, submission
 
 from imprimatur.v1 import job_service_pb2 as pb
 from imprimatur.v1.admin_service_pb2 import CleanUpRequest
@@ -15,6 +14,7 @@ from imprimatur.v1.job_pb2 import JobState
 from imprimatur.v1.job_service_pb2 import JobFilter
 from imprimatur.v1.review_service_pb2 import ClaimReviewRequest, DecideReviewRequest, ListPendingReviewsRequest
 from imprimatur.v1.webhook_service_pb2 import CreateWebhookEndpointRequest, DeleteWebhookEndpointRequest
+from tests.service.bad_submissions import URL, YEAR_10000, Refused, duration, submission
 
 NOBODYS = "0199c0de-0000-7000-8000-000000000000"
 _NUL, _LONG, _EMPTY = "NUL_CHARACTER", "FIELD_TOO_LONG", "FIELD_REQUIRED"

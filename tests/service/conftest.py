@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import structlog
-from tests.conftest import MakePostgresURL
-from tests.service.engines import ScriptedEngine
-from tests.service.systems import Caller, System, running_system
 
 from imprimatur.job import DEFAULTS, JobType
 from imprimatur.retry import Backoff
 from imprimatur.storage.database import Database
+from tests.conftest import MakePostgresURL
+from tests.service.engines import ScriptedEngine
+from tests.service.systems import Caller, System, running_system
 
 
 @pytest.fixture(scope="session", autouse=True)

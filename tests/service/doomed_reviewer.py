@@ -7,14 +7,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from tests import deadly
-from tests.deadly import DeadlyEngine
-
 from imprimatur.broker.rabbitmq import RabbitMQBroker
 from imprimatur.runtime import StopSignal, run_until_signalled
 from imprimatur.storage.database import Database
 from reviewer.engines.apart import EngineApart
 from reviewer.service import reviewer
+from tests import deadly
+from tests.deadly import DeadlyEngine
 
 SLOTS = 16
 LEASE_SECONDS = 3.0

@@ -4,11 +4,10 @@ import asyncio
 from collections import Counter, defaultdict
 from dataclasses import replace
 
-from tests import makers
-
 from imprimatur.criteria import Criteria
 from imprimatur.errors import PermanentError, RateLimited, TransientError, UnreviewableInput
 from imprimatur.evidence import Category, Creative, EngineIdentity, Evidence, Part, Recommendation
+from tests import makers
 
 #: What must never reach a client.
 SECRET = "sk-a-provider-key-that-nobody-may-see"

@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 from standardwebhooks.webhooks import Webhook
+
 from tests.service.listening import listening
 
 Answer = Callable[["Post"], Awaitable[web.StreamResponse]]

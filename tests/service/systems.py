@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import grpc.aio
 import pytest
-from imprimatur.v1.policy_service_pb2_grpc import PolicyServiceStub
-from tests import makers
-from tests.patience import PATIENCE_SECONDS
 
 from gateway.quotas import Allowance
 from gateway.server import Listener
@@ -30,6 +27,7 @@ from imprimatur.v1.creative_pb2 import Creative, CreativeReviewTask
 from imprimatur.v1.job_pb2 import Job, JobState
 from imprimatur.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WatchJobRequest
 from imprimatur.v1.job_service_pb2_grpc import JobServiceStub
+from imprimatur.v1.policy_service_pb2_grpc import PolicyServiceStub
 from imprimatur.v1.review_service_pb2_grpc import ReviewServiceStub
 from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from imprimatur.vault import Vault, new_key
@@ -37,13 +35,14 @@ from reviewer.engines import Engine
 from reviewer.engines.apart import EngineApart
 from reviewer.service import Reviewer, reviewer
 from reviewer.terms import NO_TERMS, Terms
+from tests import makers
+from tests.patience import PATIENCE_SECONDS
 
 if TYPE_CHECKING:  # they exist for type checkers alone
-    from imprimatur.v1.policy_service_pb2_grpc import PolicyServiceAsyncStub
-
     from imprimatur.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
     from imprimatur.v1.asset_service_pb2_grpc import AssetServiceAsyncStub
     from imprimatur.v1.job_service_pb2_grpc import JobServiceAsyncStub
+    from imprimatur.v1.policy_service_pb2_grpc import PolicyServiceAsyncStub
     from imprimatur.v1.review_service_pb2_grpc import ReviewServiceAsyncStub
     from imprimatur.v1.webhook_service_pb2_grpc import WebhookServiceAsyncStub
 

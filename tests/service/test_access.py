@@ -5,22 +5,6 @@ from typing import Any
 
 import grpc
 import pytest
-from imprimatur.v1.policy_service_pb2 import (
-    ActivatePolicyVersionRequest,
-    CreatePolicyVersionRequest,
-    DiffPolicyVersionsRequest,
-    GetPolicyRequest,
-    ListPolicyActivationsRequest,
-    ListPolicyVersionsRequest,
-    PreviewPolicyRequest,
-    RedecidePendingRequest,
-)
-from tests import makers
-from tests.service import engines
-from tests.service.bad_calls import decision
-from tests.service.engines import ScriptedEngine
-from tests.service.statuses import Refusal, refusal, refusal_of
-from tests.service.systems import Caller, System, on_sqlite, submission
 
 from gateway import access
 from imprimatur.storage.tenants import KEY_PREFIX
@@ -49,6 +33,16 @@ from imprimatur.v1.asset_service_pb2 import (
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import Job
+from imprimatur.v1.policy_service_pb2 import (
+    ActivatePolicyVersionRequest,
+    CreatePolicyVersionRequest,
+    DiffPolicyVersionsRequest,
+    GetPolicyRequest,
+    ListPolicyActivationsRequest,
+    ListPolicyVersionsRequest,
+    PreviewPolicyRequest,
+    RedecidePendingRequest,
+)
 from imprimatur.v1.review_service_pb2 import (
     ClaimNextReviewRequest,
     ClaimReviewRequest,
@@ -65,6 +59,12 @@ from imprimatur.v1.webhook_service_pb2 import (
     DeleteWebhookEndpointRequest,
     ListWebhookEndpointsRequest,
 )
+from tests import makers
+from tests.service import engines
+from tests.service.bad_calls import decision
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import Refusal, refusal, refusal_of
+from tests.service.systems import Caller, System, on_sqlite, submission
 
 NOBODYS = "0199c0de-0000-7000-8000-000000000000"
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 import structlog
-from tests.conftest import MakePostgresURL
-from tests.service.test_cli import Ran, run
 
 from cli import main
 from imprimatur.policy import Mode
@@ -21,6 +19,8 @@ from imprimatur.storage import tenants
 from imprimatur.storage.database import Database
 from imprimatur.tenancy import Role
 from imprimatur.vault import Vault, new_key
+from tests.conftest import MakePostgresURL
+from tests.service.test_cli import Ran, run
 
 Imprimatur = Callable[..., Awaitable[Ran]]
 

@@ -3,15 +3,6 @@
 import asyncio
 from typing import Any
 
-from tests import makers
-from tests.service import engines
-from tests.service.bad_calls import decision
-from tests.service.engines import ScriptedEngine
-from tests.service.statuses import refusal
-from tests.service.systems import Caller, System, on_sqlite
-from tests.service.test_people import claim
-from tests.service.test_reviewing import put_mode
-
 from imprimatur.policy import Mode
 from imprimatur.tenancy import Role
 from imprimatur.v1.creative_pb2 import (
@@ -35,6 +26,14 @@ from imprimatur.v1.review_service_pb2 import (
     ListPendingReviewsRequest,
     ReviewFilter,
 )
+from tests import makers
+from tests.service import engines
+from tests.service.bad_calls import decision
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, on_sqlite
+from tests.service.test_people import claim
+from tests.service.test_reviewing import put_mode
 
 
 async def appeal(me: Caller, job: Job, reason: str = "It is a parody.", **fields: Any) -> Job:

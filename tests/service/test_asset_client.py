@@ -9,10 +9,6 @@ from pathlib import Path
 import grpc
 import pytest
 from rich.console import Console
-from tests.service.scripted import UNAVAILABLE, Fault, Script, serving
-from tests.service.systems import System, on_sqlite, running_system
-from tests.service.test_cli import Ran, run
-from tests.unit.test_builtin_images import encoded, picture
 
 from cli import tables
 from imprimatur.assets import asset_id_of
@@ -23,6 +19,10 @@ from imprimatur.tenancy import Role
 from imprimatur.v1.asset_service_pb2 import Asset, UploadAssetResponse
 from imprimatur.v1.creative_pb2 import Creative, CreativeImage
 from imprimatur.v1.review_service_pb2 import PendingReview
+from tests.service.scripted import UNAVAILABLE, Fault, Script, serving
+from tests.service.systems import System, on_sqlite, running_system
+from tests.service.test_cli import Ran, run
+from tests.unit.test_builtin_images import encoded, picture
 
 PNG = encoded([picture()], "PNG")
 

@@ -13,14 +13,6 @@ from aiohttp import web
 from google.protobuf.wrappers_pb2 import UInt64Value
 from prometheus_client import REGISTRY
 from sqlalchemy import delete, select
-from tests import makers
-from tests.patience import happens
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.listening import listening
-from tests.service.statuses import Refusal, refusal
-from tests.service.systems import Caller, System, on_sqlite
-from tests.unit.test_builtin_images import bomb, encoded, picture
 
 from gateway import quotas
 from gateway.quotas import Allowance
@@ -55,6 +47,14 @@ from imprimatur.v1.review_service_pb2 import ClaimReviewRequest
 from reviewer.images import decoding
 from reviewer.images.darkroom import Darkroom
 from reviewer.images.images import FETCHED_AT_ONCE
+from tests import makers
+from tests.patience import happens
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.listening import listening
+from tests.service.statuses import Refusal, refusal
+from tests.service.systems import Caller, System, on_sqlite
+from tests.unit.test_builtin_images import bomb, encoded, picture
 
 PNG = encoded([picture()], "PNG")
 NOWHERE = "ab" * 32

@@ -12,14 +12,8 @@ import asyncpg  # type: ignore[import-untyped]  # ships no types
 import grpc.aio
 import pytest
 import pytest_asyncio
-from deploy.local.postgres import PrivatePostgres
-from tests.service import engines
-from tests.service.bad_calls import CALLS, BadCall, decision
-from tests.service.bad_submissions import SUBMISSIONS, BadSubmission, Refused
-from tests.service.engines import ScriptedEngine
-from tests.service.statuses import Refusal, refusal, refusal_of
-from tests.service.systems import Caller, System, running_system, submission
 
+from deploy.local.postgres import PrivatePostgres
 from imprimatur.storage.database import Database
 from imprimatur.v1.creative_pb2 import DECISION_REJECTED
 from imprimatur.v1.job_pb2 import (
@@ -36,6 +30,12 @@ from imprimatur.v1.job_service_pb2 import (
     ListJobsRequest,
 )
 from imprimatur.v1.review_service_pb2 import ClaimReviewRequest, ListPendingReviewsRequest
+from tests.service import engines
+from tests.service.bad_calls import CALLS, BadCall, decision
+from tests.service.bad_submissions import SUBMISSIONS, BadSubmission, Refused
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import Refusal, refusal, refusal_of
+from tests.service.systems import Caller, System, running_system, submission
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

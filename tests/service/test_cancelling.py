@@ -15,12 +15,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from deploy.local.rabbitmq import PrivateRabbitMQ
-from tests.contract.polling import eventually
-from tests.patience import happens
-from tests.service.provider import Provider, hangs, providing
-from tests.service.systems import Caller, System, running_system
 
+from deploy.local.rabbitmq import PrivateRabbitMQ
 from imprimatur.broker import Broker, Message, Subscription
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.broker.rabbitmq import RabbitMQBroker
@@ -35,6 +31,10 @@ from imprimatur.v1.job_pb2 import (
 from imprimatur.v1.job_service_pb2 import CancelJobRequest
 from reviewer.engines.registry import open_engine
 from reviewer.settings import EngineName, EngineSettings
+from tests.contract.polling import eventually
+from tests.patience import happens
+from tests.service.provider import Provider, hangs, providing
+from tests.service.systems import Caller, System, running_system
 
 #: So long a lease that no renewal comes within a test.
 NO_RENEWAL_SECONDS = 600.0

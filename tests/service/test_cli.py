@@ -16,8 +16,6 @@ import grpc
 import pytest
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
-from tests.patience import PATIENCE_SECONDS, happens
-from tests.service.scripted import HANG, Fault, Script, serving
 
 from cli import main
 from imprimatur.v1.creative_pb2 import (
@@ -83,6 +81,8 @@ from imprimatur.v1.webhook_service_pb2 import (
     ListWebhookEndpointsResponse,
     WebhookEndpoint,
 )
+from tests.patience import PATIENCE_SECONDS, happens
+from tests.service.scripted import HANG, Fault, Script, serving
 
 ROOT = Path(__file__).parents[2]
 CREATIVES = ROOT / "examples" / "creatives"

@@ -15,9 +15,6 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from tests.patience import PATIENCE_SECONDS, happens
-from tests.service.certificates import Authority
-from tests.service.scripted import HANG, UNAVAILABLE, Fault, Script, Step, serving
 
 from imprimatur.client import Client, ClientError
 from imprimatur.client.calls import Patience
@@ -53,6 +50,9 @@ from imprimatur.v1.job_service_pb2 import (
     WatchJobResponse,
     WatchJobsResponse,
 )
+from tests.patience import PATIENCE_SECONDS, happens
+from tests.service.certificates import Authority
+from tests.service.scripted import HANG, UNAVAILABLE, Fault, Script, Step, serving
 
 KEY = "imp_the-key-that-nobody-may-see"
 BAD_FIELD = Fault(

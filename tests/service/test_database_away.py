@@ -7,18 +7,10 @@ from contextlib import AsyncExitStack
 
 import grpc
 import pytest
-from deploy.local.postgres import PrivatePostgres
 from grpc_health.v1 import health_pb2
 from structlog.testing import capture_logs
-from tests import makers
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.statuses import refusal
-from tests.service.systems import Caller, System, running_system
-from tests.service.test_health import NOT_SERVING, SERVING, check, dialled, health
-from tests.service.test_metrics import get, observed, scraped
-from tests.service.test_reviewing import kinds, outcomes
 
+from deploy.local.postgres import PrivatePostgres
 from gateway import access
 from imprimatur import metrics
 from imprimatur.identity import new_id
@@ -27,6 +19,14 @@ from imprimatur.storage.database import Database
 from imprimatur.tenancy import Role
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED
 from imprimatur.v1.job_service_pb2 import GetStatsRequest, GetSystemStatusRequest, GetSystemStatusResponse
+from tests import makers
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, running_system
+from tests.service.test_health import NOT_SERVING, SERVING, check, dialled, health
+from tests.service.test_metrics import get, observed, scraped
+from tests.service.test_reviewing import kinds, outcomes
 
 #: So soon the fault of a killed server is an answer.
 SOON_SECONDS = 5.0

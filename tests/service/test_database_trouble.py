@@ -14,19 +14,11 @@ import asyncpg  # type: ignore[import-untyped]  # ships no types
 import grpc
 import grpc.aio
 import pytest
-from deploy.local.postgres import PrivatePostgres
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 from sqlalchemy import text
-from tests import makers
-from tests.contract.polling import eventually
-from tests.patience import PATIENCE_SECONDS
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.statuses import Refusal, refusal_of
-from tests.service.systems import Caller, System, running_system, submission
-from tests.service.test_metrics import get
 
+from deploy.local.postgres import PrivatePostgres
 from imprimatur.identity import new_id
 from imprimatur.runtime import http_port
 from imprimatur.storage import migrations
@@ -40,6 +32,14 @@ from imprimatur.v1.job_service_pb2 import (
     WatchJobRequest,
     WatchJobsRequest,
 )
+from tests import makers
+from tests.contract.polling import eventually
+from tests.patience import PATIENCE_SECONDS
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import Refusal, refusal_of
+from tests.service.systems import Caller, System, running_system, submission
+from tests.service.test_metrics import get
 
 #: A client's patience. What we answer must come before it ends.
 DEADLINE_SECONDS = 2.0

@@ -5,12 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from sqlalchemy import text
-from tests import makers
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.systems import Caller, System, on_sqlite, submission
-from tests.service.terminals import Terminal, on_a_terminal
-from tests.service.test_reviewing import kinds
 
 from imprimatur.tenancy import Role
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED, DECISION_REJECTED
@@ -18,6 +12,12 @@ from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_pb2 import PRIORITY_HIGH, PRIORITY_NORMAL, Job
 from imprimatur.v1.review_service_pb2 import ListPendingReviewsRequest
+from tests import makers
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.systems import Caller, System, on_sqlite, submission
+from tests.service.terminals import Terminal, on_a_terminal
+from tests.service.test_reviewing import kinds
 
 PROMPT = "[q]uit ? "
 

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
-from tests import makers
-from tests.contract.leasing import attempts_of, lose
-from tests.contract.polling import lock_waiters
 
 from imprimatur.errors import Unavailable
 from imprimatur.job import AttemptOutcome, Claim, Happening, State
@@ -20,6 +17,9 @@ from imprimatur.storage.database import Database, Transaction
 from reviewer import endings
 from reviewer.endings import Endings
 from reviewer.tasks import NotEnough
+from tests import makers
+from tests.contract.leasing import attempts_of, lose
+from tests.contract.polling import lock_waiters
 
 APPROVED = Conclusion(
     happening=Happening.COMPLETED,

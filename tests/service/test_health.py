@@ -9,7 +9,6 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from tests.service.systems import CALL_SECONDS, System
 
 from gateway.server import SERVICES, Listener
 from gateway.service import gateway
@@ -21,6 +20,7 @@ from imprimatur.v1 import (
     review_service_pb2,
     webhook_service_pb2,
 )
+from tests.service.systems import CALL_SECONDS, System
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

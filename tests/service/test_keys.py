@@ -5,15 +5,6 @@ from typing import Any
 
 import pytest
 from grpc import StatusCode
-from tests import makers
-from tests.service import engines
-from tests.service.bad_calls import decision
-from tests.service.engines import ScriptedEngine
-from tests.service.statuses import Refusal, refusal, refusal_of
-from tests.service.systems import Caller, System, on_sqlite, submission
-from tests.service.test_people import claim
-from tests.service.test_reviewing import kinds, outcomes
-from tests.service.test_workers import counted
 
 from gateway.jobs import Jobs
 from imprimatur.errors import Contended
@@ -34,6 +25,15 @@ from imprimatur.v1.job_service_pb2 import (
     SubmitJobRequest,
     WatchJobRequest,
 )
+from tests import makers
+from tests.service import engines
+from tests.service.bad_calls import decision
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import Refusal, refusal, refusal_of
+from tests.service.systems import Caller, System, on_sqlite, submission
+from tests.service.test_people import claim
+from tests.service.test_reviewing import kinds, outcomes
+from tests.service.test_workers import counted
 
 
 async def refused(me: Caller, request: SubmitJobRequest) -> Refusal:

@@ -4,17 +4,17 @@ import uuid
 
 from prometheus_client import REGISTRY
 from sqlalchemy import select
-from tests import makers
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.systems import running_system
-from tests.service.test_reviewing import outcomes
 
 from imprimatur.job import Happening
 from imprimatur.storage.database import Database
 from imprimatur.storage.schema import attempts, workers
 from imprimatur.storage.transitions import is_job, move
 from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING, JOB_STATE_SUCCEEDED
+from tests import makers
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.systems import running_system
+from tests.service.test_reviewing import outcomes
 
 
 async def test_an_attempt_is_aborted_once_however_long_its_booking_takes(

@@ -14,21 +14,6 @@ import pytest
 from pydantic_ai import ModelSettings
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
-from tests.deadly import own_children
-from tests.patience import happens
-from tests.service import provider as scripted
-from tests.service.provider import (
-    INPUT_TOKENS,
-    OUTPUT_TOKENS,
-    Provider,
-    Step,
-    answer,
-    fails,
-    gives,
-    judged,
-    providing,
-    says,
-)
 
 from imprimatur.criteria import Criterion, Effect
 from imprimatur.errors import (
@@ -47,6 +32,21 @@ from reviewer.engines.llm.breaker import Breaker
 from reviewer.engines.llm.engine import LLMEngine
 from reviewer.engines.registry import open_engine
 from reviewer.settings import EngineName, EngineSettings, Price
+from tests.deadly import own_children
+from tests.patience import happens
+from tests.service import provider as scripted
+from tests.service.provider import (
+    INPUT_TOKENS,
+    OUTPUT_TOKENS,
+    Provider,
+    Step,
+    answer,
+    fails,
+    gives,
+    judged,
+    providing,
+    says,
+)
 
 KEY = "sk-secret"
 PRICES = {"house-model": Price(input=2, output=8)}

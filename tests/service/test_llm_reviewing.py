@@ -5,13 +5,6 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from tests.contract.polling import eventually
-from tests.makers import until
-from tests.patience import happens
-from tests.service import provider as scripted
-from tests.service.engines import ScriptedEngine
-from tests.service.provider import INPUT_TOKENS, OUTPUT_TOKENS, Provider, answer, fails, gives, judged, providing, says
-from tests.service.systems import Caller, System, on_postgresql, on_sqlite
 
 from imprimatur.budgets import Budget, Used
 from imprimatur.criteria import Criterion, Effect
@@ -29,6 +22,13 @@ from reviewer.engines.llm.model import open_model
 from reviewer.engines.registry import open_engine
 from reviewer.settings import EngineName, EngineSettings, Price
 from reviewer.terms import Terms
+from tests.contract.polling import eventually
+from tests.makers import until
+from tests.patience import happens
+from tests.service import provider as scripted
+from tests.service.engines import ScriptedEngine
+from tests.service.provider import INPUT_TOKENS, OUTPUT_TOKENS, Provider, answer, fails, gives, judged, providing, says
+from tests.service.systems import Caller, System, on_postgresql, on_sqlite
 
 
 @pytest.fixture

@@ -18,19 +18,13 @@ from typing import Any
 import aiohttp
 import grpc.aio
 import pytest
-from deploy.local.postgres import PrivatePostgres
-from deploy.prometheus import rulebook
 from prometheus_client import REGISTRY, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from sqlalchemy import event
-from tests import makers
-from tests.contract.polling import eventually
-from tests.deploy import promql
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.systems import System, on_postgresql
 
+from deploy.local.postgres import PrivatePostgres
+from deploy.prometheus import rulebook
 from gateway.statistics import show_unfinished
 from gateway.watching import Watchtower
 from imprimatur import metrics
@@ -56,6 +50,12 @@ from reviewer.children import _NOT_STARTED, DIED
 from reviewer.engines.llm import faults
 from reviewer.images.darkroom import DECODER_DIED
 from reviewer.images.fetching import UNAVAILABLE
+from tests import makers
+from tests.contract.polling import eventually
+from tests.deploy import promql
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.systems import System, on_postgresql
 
 _ID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}|\bcr-|imp_|@|://|/[a-z]")
 

@@ -15,9 +15,6 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import delete, select, text
-from tests import makers
-from tests.contract.polling import eventually
-from tests.service.receiver import Post, Receiver, never, receiving, with_status
 
 from imprimatur import metrics, webhooks
 from imprimatur.broker import EVENTS, Message, Queue
@@ -43,6 +40,9 @@ from notifier.announcer import Sweep
 from notifier.deliverer import Pace
 from notifier.room import Limits
 from notifier.service import Notifier, notifier
+from tests import makers
+from tests.contract.polling import eventually
+from tests.service.receiver import Post, Receiver, never, receiving, with_status
 
 OPEN_GUARD = Guard(allow_private=True, allow_http=True)
 QUICK = Pace(lease_seconds=5.0, pauses_seconds=(0.05, 0.05, 0.05, 0.05), poll_seconds=0.02)

@@ -3,8 +3,6 @@
 import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import func, select
-from tests import makers
-from tests.contract.polling import eventually
 
 from imprimatur import outbox as publishing
 from imprimatur.broker import Message, Queue, memory
@@ -12,6 +10,8 @@ from imprimatur.broker.memory import MemoryBroker
 from imprimatur.outbox import Outbox
 from imprimatur.storage.database import Database
 from imprimatur.storage.schema import outbox
+from tests import makers
+from tests.contract.polling import eventually
 
 #: So long a lease that no test sees its end.
 FOR_EVER_SECONDS = 3600.0

@@ -7,12 +7,6 @@ from typing import Any
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import text
-from tests.service import engines
-from tests.service.bad_calls import decision
-from tests.service.engines import ScriptedEngine
-from tests.service.statuses import refusal
-from tests.service.systems import Caller, System, submission
-from tests.service.test_reviewing import kinds, put_mode
 
 from imprimatur.policy import Mode
 from imprimatur.tenancy import Role
@@ -27,6 +21,12 @@ from imprimatur.v1.review_service_pb2 import (
     ListPendingReviewsRequest,
     PendingReview,
 )
+from tests.service import engines
+from tests.service.bad_calls import decision
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, submission
+from tests.service.test_reviewing import kinds, put_mode
 
 #: The smallest picture there is, three by two.
 PNG = base64.b64decode(

@@ -13,14 +13,6 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import REGISTRY
 from sqlalchemy import select, update
-from tests import makers
-from tests.contract.polling import lock_waiters
-from tests.service import engines
-from tests.service.engines import JudgingEngine, ScriptedEngine
-from tests.service.statuses import refusal
-from tests.service.systems import Caller, System, on_postgresql, on_sqlite
-from tests.service.test_appeals import appealed
-from tests.service.test_reviewing import kinds
 
 from cli import main
 from imprimatur.client import Client
@@ -47,6 +39,14 @@ from imprimatur.v1.review_service_pb2 import (
 )
 from imprimatur.wire.policies import policy_from_wire, policy_to_wire
 from imprimatur.wire.webhooks import body_of
+from tests import makers
+from tests.contract.polling import lock_waiters
+from tests.service import engines
+from tests.service.engines import JudgingEngine, ScriptedEngine
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, on_postgresql, on_sqlite
+from tests.service.test_appeals import appealed
+from tests.service.test_reviewing import kinds
 
 RIVALS = Criterion(name="rivals", text="No rival is named.", effect=Effect.BLOCKS)
 LENIENT = Policy(auto_approve_threshold=0.55)

@@ -4,10 +4,6 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from tests.patience import PATIENCE_SECONDS
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.systems import Caller, System
 
 from imprimatur.evidence import Creative, Evidence
 from imprimatur.job import DEFAULTS, JobType
@@ -21,6 +17,10 @@ from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_pb2 import Job, JobState
 from imprimatur.v1.job_service_pb2 import CancelJobRequest, WatchJobRequest
 from reviewer.tasks import creative_review
+from tests.patience import PATIENCE_SECONDS
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.systems import Caller, System
 
 
 class Slow(ScriptedEngine):

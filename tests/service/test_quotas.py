@@ -8,11 +8,6 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import DoubleValue, UInt32Value, UInt64Value
 from prometheus_client import REGISTRY
-from tests import makers
-from tests.service import engines
-from tests.service.statuses import Refusal, refusal, refusal_of
-from tests.service.systems import Caller, System, on_postgresql, on_sqlite, submission
-from tests.service.test_cli import Ran, run
 
 from gateway import quotas
 from gateway.access import Caller as Holder
@@ -42,6 +37,11 @@ from imprimatur.v1.job_service_pb2 import (
     WatchJobRequest,
     WatchJobsRequest,
 )
+from tests import makers
+from tests.service import engines
+from tests.service.statuses import Refusal, refusal, refusal_of
+from tests.service.systems import Caller, System, on_postgresql, on_sqlite, submission
+from tests.service.test_cli import Ran, run
 
 FREE = Allowance(submits_per_second=0, open_jobs=0, streams=0)
 #: Two jobs, and no more for as long as a test takes.

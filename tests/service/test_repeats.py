@@ -11,14 +11,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import REGISTRY
 from sqlalchemy import update
-from tests import makers
-from tests.patience import PATIENCE_SECONDS
-from tests.service import engines
-from tests.service.bad_calls import decision
-from tests.service.engines import ScriptedEngine
-from tests.service.statuses import refusal
-from tests.service.systems import Caller, System, on_sqlite, submission
-from tests.service.test_reviewing import kinds, put_mode
 
 from imprimatur.client import Client
 from imprimatur.errors import TransientError
@@ -55,6 +47,14 @@ from imprimatur.v1.job_service_pb2 import (
     WatchJobRequest,
 )
 from imprimatur.v1.review_service_pb2 import ClaimReviewRequest
+from tests import makers
+from tests.patience import PATIENCE_SECONDS
+from tests.service import engines
+from tests.service.bad_calls import decision
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, on_sqlite, submission
+from tests.service.test_reviewing import kinds, put_mode
 
 _LABELS = {"type": "creative_review", "priority": "normal"}
 ENGINE_ERROR = JobFilter(policy_triggered=[POLICY_TRIGGER_ENGINE_ERROR])

@@ -5,11 +5,6 @@ from functools import partial
 
 import grpc
 import pytest
-from tests import makers
-from tests.pasts import Past, Told, left, made
-from tests.service.statuses import refusal
-from tests.service.systems import Caller, System, on_sqlite
-from tests.service.test_cli import run
 
 from gateway import administration, cleaning, service
 from gateway.cleaning import Cleaner, clean_for
@@ -23,6 +18,11 @@ from imprimatur.storage.database import Database
 from imprimatur.tenancy import Role
 from imprimatur.v1.admin_service_pb2 import CleanUpRequest, CleanUpResponse
 from imprimatur.v1.job_service_pb2 import GetJobRequest, ListJobsRequest, RetryJobRequest
+from tests import makers
+from tests.pasts import Past, Told, left, made
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, on_sqlite
+from tests.service.test_cli import run
 
 WEEK = Retention()
 

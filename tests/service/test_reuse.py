@@ -15,19 +15,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from PIL import Image as Pillow
 from sqlalchemy import update
-from tests import makers
-from tests.contract.polling import eventually
-from tests.service import engines
-from tests.service.engines import JudgingEngine, ScriptedEngine
-from tests.service.listening import listening
-from tests.service.provider import answer, fails, gives, providing, slow
-from tests.service.statuses import refusal
-from tests.service.systems import Caller, System, on_postgresql, on_sqlite
-from tests.service.test_assets import upload
-from tests.service.test_cli import Ran, run
-from tests.service.test_llm_reviewing import opened
-from tests.service.test_reviewing import kinds, outcomes
-from tests.unit.test_builtin_images import encoded, picture
 
 from gateway import evidence as gateway_evidence
 from imprimatur import metrics
@@ -53,6 +40,19 @@ from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_service_pb2 import CancelJobRequest, ReviewJobsAgainRequest, SubmitJobRequest
 from reviewer.service import Reviewer
 from reviewer.terms import Terms
+from tests import makers
+from tests.contract.polling import eventually
+from tests.service import engines
+from tests.service.engines import JudgingEngine, ScriptedEngine
+from tests.service.listening import listening
+from tests.service.provider import answer, fails, gives, providing, slow
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, on_postgresql, on_sqlite
+from tests.service.test_assets import upload
+from tests.service.test_cli import Ran, run
+from tests.service.test_llm_reviewing import opened
+from tests.service.test_reviewing import kinds, outcomes
+from tests.unit.test_builtin_images import encoded, picture
 
 HOUR = 3600.0
 PNG = encoded([picture()], "PNG")

@@ -4,13 +4,13 @@ import asyncio
 from typing import Any
 
 import pytest
+
+from cli.pictures import dimensions_of
 from tests.patience import PATIENCE_SECONDS
 from tests.service import engines
 from tests.service.systems import Caller, System, on_sqlite
 from tests.service.test_cli import Ran, run, start
 from tests.service.test_people import waiting
-
-from cli.pictures import dimensions_of
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\1\x2c\0\0\0\xfa"
 

@@ -8,14 +8,6 @@ from typing import Any
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import text
-from tests import makers
-from tests.service import engines
-from tests.service.bad_calls import decision
-from tests.service.engines import ScriptedEngine
-from tests.service.statuses import refusal
-from tests.service.systems import Caller, System, on_sqlite
-from tests.service.test_people import PNG, claim, waiting
-from tests.service.test_reviewing import kinds, put_mode
 
 from imprimatur.policy import Mode
 from imprimatur.tenancy import Role
@@ -53,6 +45,14 @@ from imprimatur.v1.review_service_pb2 import (
     WatchReviewQueueRequest,
     WatchReviewQueueResponse,
 )
+from tests import makers
+from tests.service import engines
+from tests.service.bad_calls import decision
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, on_sqlite
+from tests.service.test_people import PNG, claim, waiting
+from tests.service.test_reviewing import kinds, put_mode
 
 
 async def listed(person: Caller, size: int = 0, **wanted: Any) -> list[str]:

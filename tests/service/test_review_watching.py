@@ -2,11 +2,10 @@
 
 from contextlib import aclosing
 
-from tests.service.scripted import HANG, UNAVAILABLE, Script
-from tests.service.test_client import connected
-
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED, Job
 from imprimatur.v1.review_service_pb2 import LeftReview, PendingReview, WatchReviewQueueResponse
+from tests.service.scripted import HANG, UNAVAILABLE, Script
+from tests.service.test_client import connected
 
 COMPLETE = WatchReviewQueueResponse(snapshot_complete=True)
 

@@ -5,10 +5,6 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from tests import makers
-from tests.service import engines
-from tests.service.engines import SECRET, ScriptedEngine
-from tests.service.systems import Caller, System, on_postgresql, on_sqlite
 
 from imprimatur.errors import Unavailable
 from imprimatur.policy import Mode, Policy
@@ -20,6 +16,10 @@ from imprimatur.v1.job_pb2 import JOB_STATE_FAILED as FAILED
 from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_service_pb2 import ListJobEventsRequest
+from tests import makers
+from tests.service import engines
+from tests.service.engines import SECRET, ScriptedEngine
+from tests.service.systems import Caller, System, on_postgresql, on_sqlite
 
 
 async def kinds(me: Caller, job: pb.Job) -> list[str]:

@@ -12,18 +12,10 @@ from dataclasses import dataclass, field
 
 import aio_pika
 import pytest
-from deploy.local.rabbitmq import PrivateRabbitMQ
 from prometheus_client import REGISTRY
 from sqlalchemy import text
-from tests import makers
-from tests.contract.polling import eventually
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.receiver import Receiver, receiving
-from tests.service.systems import Caller, System, running_system, submission
-from tests.service.test_health import SERVING, check, dialled
-from tests.service.test_metrics import get
 
+from deploy.local.rabbitmq import PrivateRabbitMQ
 from imprimatur import webhooks
 from imprimatur.broker import Queue
 from imprimatur.broker.rabbitmq import RabbitMQBroker
@@ -37,6 +29,14 @@ from imprimatur.v1.job_service_pb2 import BatchSubmitJobsRequest
 from notifier.announcer import Sweep
 from notifier.deliverer import Pace
 from notifier.service import notifier
+from tests import makers
+from tests.contract.polling import eventually
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.receiver import Receiver, receiving
+from tests.service.systems import Caller, System, running_system, submission
+from tests.service.test_health import SERVING, check, dialled
+from tests.service.test_metrics import get
 
 #: Of what a broker loses, the first is asked for again after so long.
 REISSUE_SECONDS = 0.5

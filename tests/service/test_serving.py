@@ -8,8 +8,6 @@ from pathlib import Path
 import aiohttp
 import grpc.aio
 import pytest
-from tests.service.engines import ScriptedEngine
-from tests.service.systems import Caller
 
 from cli import embedded
 from cli.embedded import Access, serving
@@ -17,6 +15,8 @@ from imprimatur.broker.memory import MemoryBroker
 from imprimatur.errors import ConfigurationError
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED
 from reviewer.engines import Engine
+from tests.service.engines import ScriptedEngine
+from tests.service.systems import Caller
 
 
 def no_suspects() -> AbstractAsyncContextManager[Engine]:

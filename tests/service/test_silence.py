@@ -6,9 +6,6 @@ from typing import Any
 import grpc
 from sqlalchemy import text
 from structlog.testing import capture_logs
-from tests.service import engines
-from tests.service.statuses import Refusal, refusal
-from tests.service.systems import Caller, System, submission
 
 from imprimatur.storage.database import Database
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED
@@ -22,6 +19,9 @@ from imprimatur.v1.job_service_pb2 import (
     WatchJobsRequest,
 )
 from imprimatur.v1.review_service_pb2 import ListPendingReviewsRequest
+from tests.service import engines
+from tests.service.statuses import Refusal, refusal
+from tests.service.systems import Caller, System, submission
 
 #: Pieces of SQL, of exceptions, and of addresses.
 TELLTALES = ("select", "update ", "sqlalchemy", "asyncpg", "sqlite", "postgres", "error:", "traceback", "jobs", "127.0")

@@ -5,10 +5,6 @@ import time
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from tests import makers
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.systems import Caller, System
 
 from imprimatur.v1 import job_pb2 as pb
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
@@ -22,6 +18,10 @@ from imprimatur.v1.job_service_pb2 import (
     GetSystemStatusRequest,
     GetSystemStatusResponse,
 )
+from tests import makers
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.systems import Caller, System
 
 
 async def status(me: Caller) -> GetSystemStatusResponse:

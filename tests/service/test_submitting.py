@@ -5,10 +5,6 @@ import asyncio
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.statuses import refusal, refusal_of
-from tests.service.systems import Caller, System, on_sqlite, running_system, submission
 
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.storage.database import Database
@@ -25,6 +21,10 @@ from imprimatur.v1.job_service_pb2 import (
     ListJobsRequest,
     RetryJobRequest,
 )
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import refusal, refusal_of
+from tests.service.systems import Caller, System, on_sqlite, running_system, submission
 
 
 async def test_a_job_is_accepted_as_it_was_asked_for(system: System, me: Caller) -> None:

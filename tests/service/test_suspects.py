@@ -10,19 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from deploy.local.rabbitmq import PrivateRabbitMQ
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import select, update
-from tests import deadly, makers
-from tests.conftest import MakePostgresURL
-from tests.contract.polling import eventually
-from tests.deadly import DeadlyEngine, Looks, alive
-from tests.service import doomed_reviewer, engines
-from tests.service.engines import ScriptedEngine
-from tests.service.systems import Caller, System, on_sqlite, running_system
-from tests.service.test_reviewing import outcomes, put_mode
-from tests.service.test_workers import cancel, counted
 
+from deploy.local.rabbitmq import PrivateRabbitMQ
 from imprimatur.broker.rabbitmq import RabbitMQBroker
 from imprimatur.job import LOSSES_OF_A_SUSPECT, WORKERS_LOST
 from imprimatur.policy import Mode
@@ -36,6 +27,15 @@ from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from reviewer.engines.apart import MOST_AT_ONCE, EngineApart
+from tests import deadly, makers
+from tests.conftest import MakePostgresURL
+from tests.contract.polling import eventually
+from tests.deadly import DeadlyEngine, Looks, alive
+from tests.service import doomed_reviewer, engines
+from tests.service.engines import ScriptedEngine
+from tests.service.systems import Caller, System, on_sqlite, running_system
+from tests.service.test_reviewing import outcomes, put_mode
+from tests.service.test_workers import cancel, counted
 
 INNOCENTS = 15
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
-from tests.service.certificates import Authority, Issued
-from tests.service.systems import Caller, System
 
 from gateway.server import Listener
 from gateway.service import gateway
 from imprimatur.errors import ConfigurationError
 from imprimatur.v1.job_service_pb2 import GetStatsRequest
+from tests.service.certificates import Authority, Issued
+from tests.service.systems import Caller, System
 
 
 @pytest.fixture(scope="module")

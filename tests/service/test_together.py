@@ -7,18 +7,18 @@ from typing import Any
 
 import grpc
 import pytest
-from tests import makers
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.statuses import refusal
-from tests.service.systems import Caller, System, on_postgresql, submission
-from tests.service.test_reviewing import kinds, outcomes
 
 from imprimatur.gathering import Gathering
 from imprimatur.storage import claims, jobs
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_service_pb2 import ListJobsRequest
 from reviewer import worker
+from tests import makers
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, on_postgresql, submission
+from tests.service.test_reviewing import kinds, outcomes
 
 
 class Turns:

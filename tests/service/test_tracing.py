@@ -13,15 +13,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import REGISTRY
 from sqlalchemy import select, update
 from structlog.testing import capture_logs
-from tests.contract.polling import eventually
-from tests.patience import PATIENCE_SECONDS
-from tests.service import engines
-from tests.service import provider as scripted
-from tests.service.collector import Answer, Collector, Seen, collecting, frozen, refusing
-from tests.service.engines import ScriptedEngine
-from tests.service.provider import answer, gives, providing
-from tests.service.receiver import Receiver, receiving, with_status
-from tests.service.systems import Caller, System, on_postgresql, running_system, submission
 
 from imprimatur import tracing, webhooks
 from imprimatur.client import Client
@@ -45,6 +36,15 @@ from notifier.deliverer import Pace
 from notifier.service import notifier
 from reviewer.engines.registry import open_engine
 from reviewer.settings import EngineName, EngineSettings
+from tests.contract.polling import eventually
+from tests.patience import PATIENCE_SECONDS
+from tests.service import engines
+from tests.service import provider as scripted
+from tests.service.collector import Answer, Collector, Seen, collecting, frozen, refusing
+from tests.service.engines import ScriptedEngine
+from tests.service.provider import answer, gives, providing
+from tests.service.receiver import Receiver, receiving, with_status
+from tests.service.systems import Caller, System, on_postgresql, running_system, submission
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SUBMIT, GET, WATCH = (f"imprimatur.v1.JobService/{rpc}" for rpc in ("SubmitJob", "GetJob", "WatchJob"))

@@ -3,11 +3,6 @@
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import select, text, update
-from tests import makers
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.systems import Caller, System, on_postgresql, on_sqlite, running_system, submission
-from tests.service.test_reviewing import kinds, put_mode
 
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.policy import Mode
@@ -19,6 +14,11 @@ from imprimatur.v1 import job_pb2 as pb
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
+from tests import makers
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.systems import Caller, System, on_postgresql, on_sqlite, running_system, submission
+from tests.service.test_reviewing import kinds, put_mode
 
 
 async def _has_run(engine: ScriptedEngine, count: int) -> bool:

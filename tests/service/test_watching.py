@@ -9,11 +9,6 @@ import grpc.aio
 import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy.event import listen
-from tests import makers
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.statuses import refusal
-from tests.service.systems import Caller, System, on_postgresql
 
 from gateway import access, watching
 from gateway.rendering import Version
@@ -41,6 +36,11 @@ from imprimatur.v1.job_service_pb2 import (
 )
 from imprimatur.wire.messages import JobChange, JobsChanged
 from reviewer.tasks import creative_review
+from tests import makers
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, System, on_postgresql
 
 pytestmark = on_postgresql
 

@@ -10,11 +10,6 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import text, update
-from tests import makers
-from tests.service import engines
-from tests.service.engines import ScriptedEngine
-from tests.service.systems import Caller, System, on_sqlite, running_system
-from tests.service.test_reviewing import kinds, outcomes, put_mode
 
 from imprimatur.broker import EVENTS, Message, Queue
 from imprimatur.errors import Unavailable
@@ -34,6 +29,11 @@ from imprimatur.v1.job_service_pb2 import CancelJobRequest
 from imprimatur.v1.message_pb2 import ReviewRequested
 from imprimatur.wire.messages import JobChange, JobsChanged
 from reviewer.service import Reviewer
+from tests import makers
+from tests.service import engines
+from tests.service.engines import ScriptedEngine
+from tests.service.systems import Caller, System, on_sqlite, running_system
+from tests.service.test_reviewing import kinds, outcomes, put_mode
 
 
 async def cancel(me: Caller, job: pb.Job) -> pb.Job:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 
-from tests import makers
-
 from imprimatur.criteria import Criterion, Effect
 from imprimatur.evidence import Category, Evidence, Part, Recommendation
 from imprimatur.policy import Decision, EngineFailure, Mode, Policy, Trigger
+from tests import makers
 
 APPROVE, REJECT, HUMAN = Recommendation.APPROVE, Recommendation.REJECT, Recommendation.HUMAN
 APPROVED, REJECTED, PENDING = Decision.APPROVED, Decision.REJECTED, Decision.PENDING

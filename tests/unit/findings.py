@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from hypothesis import strategies as st
-from tests import makers
-from tests.unit.policies import CRITERIA
 
 from imprimatur.criteria import Criterion
 from imprimatur.evidence import Category, CategoryScore, CriterionScore, EngineIdentity, Evidence, Part, Recommendation
 from imprimatur.policy import EngineFailure, Policy
+from tests import makers
+from tests.unit.policies import CRITERIA
 
 T = TypeVar("T")
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
+
 from benchmarks import figures, load, report
 from benchmarks.figures import Comparison, Round
 

@@ -5,8 +5,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-from docs import evaluation as page
 
+from docs import evaluation as page
 from imprimatur.evidence import Category
 from imprimatur.policy import Decision
 from reviewer.engines.builtin import classifier, examiner, examples, regression, train

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from tests.unit.test_builtin_images import encoded, picture
 
 from imprimatur.errors import UnreviewableInput
 from imprimatur.evidence import Category, Creative, Evidence, Image, Part, Recommendation
 from reviewer.engines.builtin import classifier, examiner, examples, passages
 from reviewer.engines.builtin.classifier import BLOCKED, CATEGORIES, Judgement
+from tests.unit.test_builtin_images import encoded, picture
 
 LONG_BENIGN = (
     "Every pair of our boots begins with leather from a small tannery in the hills. The uppers are stitched by hand "

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from tests.patience import PATIENCE_SECONDS
 
 from imprimatur.errors import RateLimited, TimedOut, TransientError, UnreviewableInput
 from reviewer.children import ChildPool, child_alone
+from tests.patience import PATIENCE_SECONDS
 
 
 @pytest.fixture

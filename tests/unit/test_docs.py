@@ -4,10 +4,9 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from tests.unit.decisions import TABLE
-
 from imprimatur.evidence import Evidence
 from imprimatur.policy import _ROWS, FORBIDDEN, SENSITIVE, Decision, Policy, Trigger, _Case, flaw_of
+from tests.unit.decisions import TABLE
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ROOT / "services"

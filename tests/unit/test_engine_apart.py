@@ -11,9 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests import deadly
-from tests.contract.polling import eventually
-from tests.deadly import DeadlyEngine, Looks, alive, own_children
 
 from imprimatur.errors import PermanentError, RateLimited, TransientError, UnreviewableInput
 from imprimatur.evidence import Creative, Evidence
@@ -24,6 +21,9 @@ from reviewer.engines import Engine
 from reviewer.engines.apart import MOST_AT_ONCE, MOST_BYTES, EngineApart
 from reviewer.engines.registry import open_engine
 from reviewer.settings import EngineName, EngineSettings, ReviewerSettings
+from tests import deadly
+from tests.contract.polling import eventually
+from tests.deadly import DeadlyEngine, Looks, alive, own_children
 
 
 def creative(headline: str, creative_id: str = "c1") -> Creative:

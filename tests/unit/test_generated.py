@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from docs.generated import placed, write_or_compare
 
 

@@ -10,11 +10,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
-from tests.service.listening import listening
 
 from imprimatur import networks
 from imprimatur.errors import InvalidRequest
 from imprimatur.guard import STRICT, AddressForbidden, Guard, GuardedClient, UrlForbidden, as_forbidden
+from tests.service.listening import listening
 
 LOCAL = Guard(allow_private=True, allow_http=True)
 

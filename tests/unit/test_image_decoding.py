@@ -5,11 +5,11 @@ import io
 
 import pytest
 from PIL import Image as Pillow
-from tests.unit.test_builtin_images import bomb, encoded, picture
 
 from imprimatur.errors import UnreviewableInput
 from reviewer.images import decoding
 from reviewer.images.images import Room
+from tests.unit.test_builtin_images import bomb, encoded, picture
 
 
 def still(data: bytes) -> Pillow.Image:

@@ -21,7 +21,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tests import makers
 
 from imprimatur.errors import (
     AttemptError,
@@ -51,6 +50,7 @@ from imprimatur.job import (
 )
 from imprimatur.policy import Decision, EngineFailure, Mode, Policy, Trigger, decide, decide_failure, flaw_of
 from imprimatur.retry import Again, after_error
+from tests import makers
 
 BRIEF = settings(max_examples=100, stateful_step_count=50, derandomize=True, database=None, deadline=None)
 LONG = settings(max_examples=10_000, stateful_step_count=80, database=None, deadline=None)

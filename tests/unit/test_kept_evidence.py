@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests import makers
 
 from imprimatur.evidence import (
     Category,
@@ -20,6 +19,7 @@ from imprimatur.evidence import (
 )
 from imprimatur.v1 import creative_pb2 as pb
 from imprimatur.wire.creatives import evidence_of, kept_evidence
+from tests import makers
 
 probabilities = st.floats(0, 1)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)

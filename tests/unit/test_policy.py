@@ -5,12 +5,12 @@ from dataclasses import fields
 from itertools import product
 
 import pytest
-from tests import makers
-from tests.unit.decisions import ALCOHOL, BROKEN, FOUND, HATE, RULES, TABLE, Case, Side, breaks, clean, touches
 
 from imprimatur import policy
 from imprimatur.evidence import Category, Evidence, Part
 from imprimatur.policy import Confidence, EngineFailure, Mode, Policy, Trigger, confidence_of, decide
+from tests import makers
+from tests.unit.decisions import ALCOHOL, BROKEN, FOUND, HATE, RULES, TABLE, Case, Side, breaks, clean, touches
 
 LAST = len(policy._ROWS)
 

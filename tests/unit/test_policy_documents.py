@@ -5,13 +5,13 @@ import math
 
 import pytest
 from hypothesis import given
-from tests import makers
-from tests.unit.policies import policies
 
 from imprimatur.criteria import Criterion, Effect
 from imprimatur.errors import InvalidRequest
 from imprimatur.evidence import Category
 from imprimatur.policy import FORBIDDEN, SENSITIVE, Decision, Policy, decide
+from tests import makers
+from tests.unit.policies import policies
 
 RULE = {"name": "rivals", "text": "No rival is named.", "effect": "blocks"}
 

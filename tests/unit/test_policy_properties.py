@@ -1,12 +1,12 @@
 """What must never happen, whatever the policy and the evidence."""
 
 from hypothesis import given
-from tests.unit.findings import anything, deserves_approval, failures, some_categories, usable
-from tests.unit.policies import policies
 
 from imprimatur.criteria import Effect
 from imprimatur.evidence import Category, Evidence, Recommendation
 from imprimatur.policy import Decision, EngineFailure, Mode, Policy, Trigger, Verdict, decide, decide_failure
+from tests.unit.findings import anything, deserves_approval, failures, some_categories, usable
+from tests.unit.policies import policies
 
 ai_powered = policies(modes=[Mode.AI_POWERED])
 

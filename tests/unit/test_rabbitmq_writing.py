@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import pytest
 from aiormq.abc import ChannelFrame
-from tests.patience import PATIENCE_SECONDS
 
 from imprimatur.broker.rabbitmq.writing import write_together
+from tests.patience import PATIENCE_SECONDS
 
 
 @dataclass

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests import makers
 
 from imprimatur import reuse
 from imprimatur.evidence import Category, Creative, EngineIdentity, Image, Part
 from imprimatur.job import JobType
 from imprimatur.reuse import digest_of, encode, key_of, may_be_kept
+from tests import makers
 
 TENANT = uuid.UUID(int=1)
 ENGINE = EngineIdentity(name="llm", version="v3/1+aa", model="m")

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.makers import evidence
 
 from imprimatur.human import Agreement, Appeal
 from imprimatur.job import Happening, Job, JobEvent, JobType, Priority, State
@@ -15,6 +14,7 @@ from imprimatur.policy import Confidence, Decision, Trigger, Verdict
 from imprimatur.v1 import creative_pb2 as pb
 from imprimatur.wire.creatives import ai_result, human_result
 from imprimatur.wire.webhooks import body_of, event_type
+from tests.makers import evidence
 
 AT = datetime(2026, 3, 1, 12, 30, 15, 250000, tzinfo=UTC)
 JOB_ID = uuid.UUID("0195512a-0000-7000-8000-000000000001")

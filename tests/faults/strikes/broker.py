@@ -3,13 +3,13 @@
 import asyncio
 
 from aio_pika.abc import AbstractQueue
+
 from deploy.local.rabbitmq import PrivateRabbitMQ
+from imprimatur.broker import Queue
 from tests.faults.load import Load, Told
 from tests.faults.scripts import Kind, Script
 from tests.faults.strikes.struck import REVIEW_QUEUES, Struck, channel, now
 from tests.faults.world import REVIEWER_SLOTS, World
-
-from imprimatur.broker import Queue
 
 #: Messages wait for moments only: not each burst leaves one lying.
 _MOST_BURSTS = 10

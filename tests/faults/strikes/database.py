@@ -3,6 +3,7 @@
 import asyncio
 
 import asyncpg  # type: ignore[import-untyped]  # ships no types
+
 from tests.faults.load import Load
 from tests.faults.strikes.struck import Struck, now
 from tests.faults.world import LEASE_SECONDS, World

@@ -2,13 +2,13 @@
 
 import aio_pika
 import asyncpg  # type: ignore[import-untyped]  # ships no types
-from tests.faults.load import Load
-from tests.faults.strikes.struck import REVIEW_QUEUES, Struck, channel, now
-from tests.faults.world import World
 
 from imprimatur.broker import EVENTS, Queue
 from imprimatur.job import State
 from imprimatur.wire.messages import JobChange, JobsChanged, Released, ReviewRequested
+from tests.faults.load import Load
+from tests.faults.strikes.struck import REVIEW_QUEUES, Struck, channel, now
+from tests.faults.world import World
 
 
 async def messages_garbled(world: World, _load: Load) -> Struck:

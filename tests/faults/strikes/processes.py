@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 
 import asyncpg  # type: ignore[import-untyped]  # ships no types
+
+from imprimatur.job import LOSSES_OF_A_SUSPECT, State
 from tests import makers
 from tests.contract.polling import eventually
 from tests.faults import failpoints
@@ -15,8 +17,6 @@ from tests.faults.load import Load
 from tests.faults.scripts import Kind, Script
 from tests.faults.strikes.struck import REACHED_SECONDS, READY_SECONDS, Strike, Struck, now
 from tests.faults.world import LEASE_SECONDS, REVIEWER_SLOTS, Seat, World
-
-from imprimatur.job import LOSSES_OF_A_SUSPECT, State
 
 
 async def _until_busy(world: World, seat: Seat) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import aio_pika
-from tests.faults.load import Load
-from tests.faults.world import Seat, World
 
 from imprimatur.broker import Queue
+from tests.faults.load import Load
+from tests.faults.world import Seat, World
 
 REVIEW_QUEUES = (Queue.REVIEW_HIGH, Queue.REVIEW_NORMAL, Queue.REVIEW_LOW)
 REACHED_SECONDS = 90.0
