@@ -11,7 +11,7 @@ from imprimatur.criteria import Criterion
 from imprimatur.evidence import Category, CategoryScore, CriterionScore, EngineIdentity, Evidence, Part, Recommendation
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, NewJob, Priority, WhenBusy
-from imprimatur.storage import claims, dispatch, jobs, people, tenants
+from imprimatur.storage import acceptance, claims, dispatch, jobs, people, tenants
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion, Ending, Shown, Wanted
 from imprimatur.storage.database import Database
@@ -110,7 +110,7 @@ async def make_tenant(database: Database, name: str = "") -> uuid.UUID:
 async def submit(database: Database, *new_jobs: NewJob, release_at_once: int = EVERYTHING) -> list[Job]:
     """Accept jobs; released at once unless `release_at_once` says otherwise."""
     async with database.begin() as tx:
-        answers = await jobs.submit(tx, new_jobs, release_at_once=release_at_once)
+        answers = await acceptance.submit(tx, new_jobs, release_at_once=release_at_once)
     return [answer.job for answer in answers]
 
 

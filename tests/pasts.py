@@ -13,7 +13,7 @@ from sqlalchemy import func, select, update
 from imprimatur.identity import first_id_at, new_id
 from imprimatur.job import TERMINAL, AttemptOutcome, Claim, Happening, State
 from imprimatur.retention import Retention
-from imprimatur.storage import announcements, claims, clock, deliveries, jobs, people, retention, schema
+from imprimatur.storage import acceptance, announcements, claims, clock, deliveries, jobs, people, retention, schema
 from imprimatur.storage.announcements import NewMessage
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion, Ending, Wanted
@@ -80,7 +80,7 @@ async def _make(tx: Transaction, tenant_id: uuid.UUID, past: Past, now: datetime
         callback_url="https://example.org/hook",
         retry_of=retry_of,
     )
-    await jobs.submit(tx, [new], release_at_once=1)
+    await acceptance.submit(tx, [new], release_at_once=1)
     if past.state is State.CANCELLED:
         await jobs.cancel(tx, Owner(tenant_id=tenant_id), job_id, reason="")
     elif past.state is not State.QUEUED:

@@ -13,10 +13,10 @@ from imprimatur.human import Appeal, AuditAction
 from imprimatur.job import Job, JobType, NewJob, State
 from imprimatur.policy import Decision
 from imprimatur.retention import Retention
-from imprimatur.storage import audit, jobs, people
+from imprimatur.storage import acceptance, audit, jobs, people
+from imprimatur.storage.acceptance import Submitted
 from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Database, Reader, Transaction
-from imprimatur.storage.jobs import Submitted
 from imprimatur.wire.creatives import ai_reason
 
 _DECIDED = (Decision.APPROVED, Decision.REJECTED)
@@ -64,7 +64,7 @@ async def store(tx: Transaction, who: Caller, new: NewJob, *, release_at_once: i
 
     Raises:
         FailedPrecondition: one is.
-        Contended: as `jobs.submit`.
+        Contended: as `acceptance.submit`.
     """
     assert new.appeal_of is not None
     old = await people.lock_decided(tx, who.owner, new.appeal_of)
@@ -74,7 +74,7 @@ async def store(tx: Transaction, who: Caller, new: NewJob, *, release_at_once: i
         return again
     if (other := await people.open_appeal(tx, old.id)) is not None:
         raise _open(other)
-    [submitted] = await jobs.submit(tx, [new], release_at_once=release_at_once)
+    [submitted] = await acceptance.submit(tx, [new], release_at_once=release_at_once)
     if submitted.created:
         await _put_on_record(tx, who, old, new)
     return submitted
@@ -83,9 +83,9 @@ async def store(tx: Transaction, who: Caller, new: NewJob, *, release_at_once: i
 async def _accepted_before(tx: Transaction, new: NewJob) -> Submitted | None:
     if new.request_id is None:
         return None
-    known = await jobs.accepted_before(tx, [(new.tenant_id, new.request_id)])
+    known = await acceptance.accepted_before(tx, [(new.tenant_id, new.request_id)])
     found = known.get((new.tenant_id, new.request_id))
-    return jobs.again(new, *found) if found is not None else None
+    return acceptance.again(new, *found) if found is not None else None
 
 
 async def _put_on_record(tx: Transaction, who: Caller, old: Job, new: NewJob) -> None:

@@ -10,7 +10,7 @@ from imprimatur.assets import HEAD_BYTES, MAX_CREATIVE_BYTES, Asset, asset_id_of
 from imprimatur.errors import FailedPrecondition, InvalidRequest, NotFound, RequestError
 from imprimatur.job import NewJob
 from imprimatur.retention import Retention
-from imprimatur.storage import assets, jobs
+from imprimatur.storage import acceptance, assets
 from imprimatur.storage.database import Database
 from imprimatur.v1 import asset_service_pb2 as pb
 from imprimatur.v1.asset_service_pb2_grpc import AssetServiceServicer
@@ -150,7 +150,7 @@ async def with_their_images(database: Database, new_jobs: Sequence[NewJob]) -> l
         faults = {new.id: _fault_in(new, kept) for new in new_jobs}
         repeats = {(tenant_id, new.request_id) for new in new_jobs if new.request_id and faults[new.id]}
         # A request id that was accepted is answered, although its images may be gone since.
-        known = await jobs.accepted_before(tx, repeats) if repeats else {}
+        known = await acceptance.accepted_before(tx, repeats) if repeats else {}
     return [
         fault if (fault := faults[new.id]) is not None and (tenant_id, new.request_id) not in known else new
         for new in new_jobs

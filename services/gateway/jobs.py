@@ -35,9 +35,9 @@ from imprimatur.gathering import LINGER_SECONDS, Gathering
 from imprimatur.guard import Guard
 from imprimatur.job import Job, NewJob, State
 from imprimatur.retention import Retention
-from imprimatur.storage import attempts, jobs
+from imprimatur.storage import acceptance, attempts, jobs
+from imprimatur.storage.acceptance import Submitted
 from imprimatur.storage.database import Database, Transaction
-from imprimatur.storage.jobs import Submitted
 from imprimatur.storage.keys import Ruling, Verdict
 from imprimatur.v1 import job_service_pb2 as pb
 from imprimatur.v1.job_service_pb2_grpc import JobServiceServicer
@@ -168,7 +168,7 @@ class Jobs(JobServiceServicer):
             async with self._database.begin() as tx:
                 if write is None:
                     together = self._dispatcher.together
-                    submitted = await jobs.submit(tx, new_jobs, release_at_once=fast, together=together)
+                    submitted = await acceptance.submit(tx, new_jobs, release_at_once=fast, together=together)
                 else:
                     submitted = await write(tx, new_jobs, fast)
         for one in submitted:

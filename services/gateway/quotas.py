@@ -24,9 +24,9 @@ from gateway.reading import SharedReads
 from imprimatur import metrics
 from imprimatur.errors import RequestError, ResourceExhausted, Unavailable
 from imprimatur.job import Job, NewJob
-from imprimatur.storage import jobs
+from imprimatur.storage import acceptance, jobs
+from imprimatur.storage.acceptance import Submitted
 from imprimatur.storage.database import Database
-from imprimatur.storage.jobs import Submitted
 from imprimatur.tenancy import Limits
 
 log = structlog.get_logger(__name__)
@@ -105,7 +105,7 @@ class Quotas:
         known = await self._repeats.of((new.tenant_id, new.request_id) for new in new_jobs if new.request_id)
         for new in new_jobs:
             if new.request_id and (found := known.get((new.tenant_id, new.request_id))):
-                answers[new.id] = jobs.again(new, *found)
+                answers[new.id] = acceptance.again(new, *found)
         fresh = [new for new in new_jobs if new.id not in answers]
         taken = int(min(len(fresh), account.room(allowed)))
         for place, new in enumerate(fresh[taken:], start=taken + 1):
@@ -148,7 +148,7 @@ class Quotas:
 
     async def _accepted_before(self, requests: Collection[Request]) -> dict[Request, tuple[Job, bytes]]:
         async with self._database.read() as reader:
-            return await jobs.accepted_before(reader, requests)
+            return await acceptance.accepted_before(reader, requests)
 
     def _account_of(self, tenant_id: uuid.UUID) -> "_Account":
         account = self._accounts.pop(tenant_id, None) or _Account(tenant_id=tenant_id)

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from deploy.local.ports import free_port
 from imprimatur.errors import Unavailable
 from imprimatur.identity import new_id
-from imprimatur.storage import clock, jobs, schema, tenants
+from imprimatur.storage import acceptance, clock, schema, tenants
 from imprimatur.storage.database import Database, OutboxRow
 from tests import makers
 
@@ -24,7 +24,7 @@ async def test_what_a_failing_block_wrote_is_rolled_back_and_nothing_is_handed_o
 
     async def fail() -> None:
         async with database.begin() as tx:
-            await jobs.submit(tx, [makers.new_job(tenant)], release_at_once=1)
+            await acceptance.submit(tx, [makers.new_job(tenant)], release_at_once=1)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -7,7 +7,7 @@ import pytest
 
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, Job, JobType, Priority, State
-from imprimatur.storage import jobs
+from imprimatur.storage import acceptance, jobs
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Filter, Owner
 from tests import makers
@@ -110,10 +110,10 @@ async def test_requests_accepted_before_are_found_by_tenant_and_id(database: Dat
     await makers.submit(database, makers.new_job(theirs, request_id="b"))
     asked = [(mine, "a"), (mine, "b"), (theirs, "a")]
     async with database.read() as reader:
-        found = await jobs.accepted_before(reader, asked)
+        found = await acceptance.accepted_before(reader, asked)
     assert {request: seen for request, (seen, _) in found.items()} == {(mine, "a"): job}
     same, other = (makers.new_job(mine, request_id="a", content=content) for content in (b"one", b"two"))
-    assert [jobs.again(new, *found[mine, "a"]).same_content for new in (same, other)] == [True, False]
+    assert [acceptance.again(new, *found[mine, "a"]).same_content for new in (same, other)] == [True, False]
 
 
 # --- listing ---------------------------------------------------------------------------------------------

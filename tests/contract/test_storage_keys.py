@@ -17,9 +17,10 @@ from imprimatur.errors import Contended
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Happening, Job, NewJob, State, WhenBusy
 from imprimatur.retention import Kind, Retention
-from imprimatur.storage import attempts, clock, jobs, keys, repeats, retention, schema
+from imprimatur.storage import acceptance, attempts, clock, jobs, keys, repeats, retention, schema
+from imprimatur.storage.acceptance import Submitted
 from imprimatur.storage.database import Database, OutboxRow
-from imprimatur.storage.jobs import Filter, Owner, Submitted
+from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.keys import Verdict
 from imprimatur.storage.repeats import Scope
 from imprimatur.storage.retention import Place
@@ -41,7 +42,7 @@ def wanting(tenant: uuid.UUID, content: str = "a creative", *, key: str = KEY, *
 
 async def submit(database: Database, *new_jobs: NewJob) -> list[Submitted]:
     async with database.begin() as tx:
-        return await jobs.submit(tx, new_jobs, release_at_once=100)
+        return await acceptance.submit(tx, new_jobs, release_at_once=100)
 
 
 async def submit_until_settled(database: Database, *new_jobs: NewJob) -> list[Submitted]:
@@ -261,7 +262,7 @@ async def test_a_request_that_was_answered_with_the_holder_is_that_job_for_good(
     assert (other.created, other.same_content, other.job.id) == (False, False, holder.id)
     assert (await makers.find(database, tenant, newer.id)).state is State.QUEUED
     async with database.read() as reader:
-        found = await jobs.accepted_before(reader, [(tenant, "r-1"), (tenant, "r-2"), (tenant, "r-9")])
+        found = await acceptance.accepted_before(reader, [(tenant, "r-1"), (tenant, "r-2"), (tenant, "r-9")])
     assert {request: job.id for request, (job, _) in found.items()} == {
         (tenant, "r-1"): holder.id,
         (tenant, "r-2"): holder.id,
@@ -412,7 +413,7 @@ async def test_of_several_with_one_key_one_is_retried_at_a_time(database: Databa
 async def held_open(database: Database, new: NewJob, meanwhile: Callable[[], Awaitable[None]]) -> Submitted:
     """Submit, and do something before that is committed."""
     async with database.begin() as tx:
-        [answer] = await jobs.submit(tx, [new], release_at_once=0)
+        [answer] = await acceptance.submit(tx, [new], release_at_once=0)
         await meanwhile()
     return answer
 

@@ -46,7 +46,7 @@ from imprimatur.job import (
 )
 from imprimatur.policy import Trigger
 from imprimatur.retry import Again, after_error
-from imprimatur.storage import claims, clock, dispatch, jobs, people, redecisions, repeats, schema
+from imprimatur.storage import acceptance, claims, clock, dispatch, jobs, people, redecisions, repeats, schema
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion, Ended, Ending, Wanted
 from imprimatur.storage.database import Database
@@ -195,9 +195,9 @@ class StoredJobs(RuleBasedStateMachine):
             for content in contents
         ]
 
-        async def work() -> list[jobs.Submitted]:
+        async def work() -> list[acceptance.Submitted]:
             async with self.database.begin() as tx:
-                return await jobs.submit(tx, batch, release_at_once=len(batch))
+                return await acceptance.submit(tx, batch, release_at_once=len(batch))
 
         for content, new, answer in zip(contents, batch, self.run(work()), strict=True):
             holders = [job for job in self.all if job.key == key and job.state not in TERMINAL]

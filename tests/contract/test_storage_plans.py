@@ -17,6 +17,7 @@ from imprimatur.identity import new_id
 from imprimatur.job import Happening, JobType, State, WhenBusy
 from imprimatur.retention import Kind, Retention
 from imprimatur.storage import (
+    acceptance,
     claims,
     dispatch,
     evidence,
@@ -152,7 +153,7 @@ async def submit(tx: Transaction) -> None:
         )
         for content, request_id, revision in (("a", None, 2), ("b", "r-1", 3), ("b", "r-2", 3), ("c", "r-3", 1))
     ]
-    first, second, same, late = await jobs.submit(tx, batch, release_at_once=10)
+    first, second, same, late = await acceptance.submit(tx, batch, release_at_once=10)
     assert (first.created, second.superseded, same.created) == (True, JobType.CREATIVE_REVIEW, False)
     assert late.refused is not None
 

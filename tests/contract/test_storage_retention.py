@@ -16,7 +16,7 @@ from sqlalchemy import delete, select, update
 from imprimatur.identity import new_id
 from imprimatur.job import TERMINAL, State
 from imprimatur.retention import Kind, Retention
-from imprimatur.storage import clock, deliveries, jobs, passes, people, repeats, retention, schema
+from imprimatur.storage import acceptance, clock, deliveries, passes, people, repeats, retention, schema
 from imprimatur.storage.database import Database
 from imprimatur.storage.deliveries import AttemptRecord, DeliveryState
 from imprimatur.storage.jobs import Filter, Owner
@@ -253,7 +253,7 @@ async def test_a_forgotten_request_id_may_be_used_anew_and_a_remembered_one_find
             makers.new_job(tenant, request_id=f"request {job}", callback_url="https://example.org/hook")
             for job in (forgotten, remembered)
         ]
-        first, second = await jobs.submit(tx, anew, release_at_once=0)
+        first, second = await acceptance.submit(tx, anew, release_at_once=0)
     assert (first.created, first.job.id != forgotten) == (True, True)
     assert (second.created, second.same_content, second.job.id) == (False, True, remembered)
 

@@ -10,10 +10,10 @@ from sqlalchemy import func, select
 from imprimatur.broker import Queue
 from imprimatur.identity import new_id
 from imprimatur.job import Job, NewJob, Priority, State
-from imprimatur.storage import claims, clock, jobs, outbox, schema
+from imprimatur.storage import acceptance, claims, clock, outbox, schema
+from imprimatur.storage.acceptance import Submitted
 from imprimatur.storage.claims import Wanted
 from imprimatur.storage.database import Database, OutboxRow
-from imprimatur.storage.jobs import Submitted
 from imprimatur.wire.messages import Released, ReviewRequested
 from tests import makers
 from tests.contract.polling import lock_waiters
@@ -21,7 +21,7 @@ from tests.contract.polling import lock_waiters
 
 async def submit(database: Database, *new_jobs: NewJob, release_at_once: int = 100) -> list[Submitted]:
     async with database.begin() as tx:
-        return await jobs.submit(tx, new_jobs, release_at_once=release_at_once)
+        return await acceptance.submit(tx, new_jobs, release_at_once=release_at_once)
 
 
 async def count(database: Database) -> int:
@@ -249,7 +249,7 @@ async def test_batches_that_name_the_same_requests_in_another_order_wait_in_no_c
         return await submit(database, *(makers.new_job(tenant, request_id=name) for name in names))
 
     async with database.begin() as tx:
-        [held] = await jobs.submit(tx, [makers.new_job(tenant, request_id="m")], release_at_once=0)
+        [held] = await acceptance.submit(tx, [makers.new_job(tenant, request_id="m")], release_at_once=0)
         first = asyncio.create_task(send("amz"))
         await lock_waiters(database, 1)
         second = asyncio.create_task(send("zma"))

@@ -8,7 +8,7 @@ from grpc import StatusCode
 
 from gateway.jobs import Jobs
 from imprimatur.errors import Contended
-from imprimatur.storage import jobs
+from imprimatur.storage import acceptance
 from imprimatur.tenancy import Role
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_CANCELLED as CANCELLED
@@ -217,7 +217,7 @@ async def test_of_concurrent_updates_the_one_with_the_highest_revision_stands(me
 def contended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Batches of more than one job never come through, and single ones at the third try; their sizes."""
     sizes: list[int] = []
-    submit = jobs.submit
+    submit = acceptance.submit
 
     async def now_and_then(tx: Any, new_jobs: Any, **options: Any) -> Any:
         answers = await submit(tx, new_jobs, **options)
@@ -226,7 +226,7 @@ def contended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise Contended("others came in between")
         return answers
 
-    monkeypatch.setattr(jobs, "submit", now_and_then)
+    monkeypatch.setattr(acceptance, "submit", now_and_then)
     return sizes
 
 

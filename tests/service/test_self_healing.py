@@ -22,7 +22,7 @@ from imprimatur.broker.rabbitmq import RabbitMQBroker
 from imprimatur.guard import Guard
 from imprimatur.process import Surroundings
 from imprimatur.runtime import Check, http_port
-from imprimatur.storage import dispatch, jobs, workers
+from imprimatur.storage import acceptance, dispatch, workers
 from imprimatur.storage.database import Database
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED, PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NORMAL, Job
 from imprimatur.v1.job_service_pb2 import BatchSubmitJobsRequest
@@ -122,7 +122,7 @@ async def world(
 ) -> AsyncIterator[World]:
     """With a gateway alone, empty queues, and an endpoint for webhooks."""
     monkeypatch.setattr(dispatch, "FIRST_REISSUE_AFTER_SECONDS", REISSUE_SECONDS)
-    monkeypatch.setattr(jobs, "FRESH", {**jobs.FRESH, "reissue_after_seconds": REISSUE_SECONDS})
+    monkeypatch.setattr(acceptance, "FIRST_REISSUE_AFTER_SECONDS", REISSUE_SECONDS)
     broker = RabbitMQBroker(rabbitmq.url, name="healing", reconnect_max_seconds=0.5, check_seconds=1.0)
     async with receiving() as receiver, running_system(postgresql_database, broker) as system:
         await eventually(lambda: broker.connected)

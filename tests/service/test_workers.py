@@ -16,7 +16,7 @@ from imprimatur.errors import Unavailable
 from imprimatur.identity import new_id
 from imprimatur.job import State
 from imprimatur.policy import Mode, Policy
-from imprimatur.storage import claims, dispatch, jobs, schema, tenants
+from imprimatur.storage import acceptance, claims, dispatch, schema, tenants
 from imprimatur.storage.database import Database
 from imprimatur.v1 import job_pb2 as pb
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
@@ -269,7 +269,7 @@ async def test_a_job_of_a_later_version_does_not_take_a_place_in_hand_for_ever(
     system: System, me: Caller, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "FIRST_REISSUE_AFTER_SECONDS", 0.2)
-    monkeypatch.setattr(jobs, "FRESH", {**jobs.FRESH, "reissue_after_seconds": 0.2})
+    monkeypatch.setattr(acceptance, "FIRST_REISSUE_AFTER_SECONDS", 0.2)
     strange = [await me.submit(engines.APPROVE, f"strange-{number}") for number in range(4)]
     async with system.database.begin() as tx:
         await tx.connection.execute(text("UPDATE jobs SET type = 'from_the_future'"))

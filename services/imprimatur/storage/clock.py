@@ -32,8 +32,12 @@ class Instant(TypeDecorator[datetime]):
         return dialect.type_descriptor(BigInteger())
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        """Python to database."""
-        if value is None or dialect.name == "postgresql":
+        """Python to database. Raises ValueError for a naive one, which drivers take for local time."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} is naive: an instant has a time zone")
+        if dialect.name == "postgresql":
             return value
         return (value - _EPOCH) // _MICROSECOND
 

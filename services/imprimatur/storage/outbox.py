@@ -1,11 +1,25 @@
 """Messages on their way to the broker: written with the change they tell of, deleted once confirmed."""
 
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Executable, LargeBinary, Text, Uuid, delete, func, insert, null, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Insert,
+    LargeBinary,
+    Text,
+    Uuid,
+    delete,
+    func,
+    insert,
+    null,
+    or_,
+    select,
+    update,
+)
 
 from imprimatur.broker import EVENTS, Queue
 from imprimatur.identity import new_id
@@ -69,16 +83,32 @@ async def add(tx: Transaction, rows: Iterable[OutboxRow]) -> None:
     """Put messages on their way with this transaction."""
     rows = list(rows)
     tx.outbox.extend(rows)
-    await _INSERT.execute(tx, [{name: getattr(row, name) for name in _ROW} for row in rows if row.stored])
+    await _INSERT.execute(tx, [values_of(row) for row in rows if row.stored])
 
 
-def _insert(each: Each) -> Executable:
-    columns = {name: each[name] for name in _ROW} | {"created_at": clock.now()}
-    return insert(outbox).from_select(list(columns), select(*columns.values()))
+#: A message among the values of a statement.
+MESSAGE: Types = {"message_id": Uuid(), "exchange": Text(), "routing_key": Text(), "body": LargeBinary()}
+NO_MESSAGE: Mapping[str, Any] = dict.fromkeys(MESSAGE)
 
 
-_ROW: Types = {"id": Uuid(), "exchange": Text(), "routing_key": Text(), "body": LargeBinary()}
-_INSERT = Many(_ROW, _insert)
+def values_of(row: OutboxRow) -> dict[str, Any]:
+    """A row as such values."""
+    return {"message_id": row.id, "exchange": row.exchange, "routing_key": row.routing_key, "body": row.body}
+
+
+def inserting(each: Each, *conditions: ColumnElement[bool]) -> Insert:
+    """Writes those of the messages for which the conditions hold."""
+    columns = {
+        "id": each["message_id"],
+        "exchange": each["exchange"],
+        "routing_key": each["routing_key"],
+        "body": each["body"],
+        "created_at": clock.now(),
+    }
+    return insert(outbox).from_select(list(columns), select(*columns.values()).where(*conditions))
+
+
+_INSERT = Many(MESSAGE, inserting)
 
 
 async def lease(tx: Transaction, *, older_than_seconds: float, lease_seconds: float, limit: int) -> list[OutboxRow]:

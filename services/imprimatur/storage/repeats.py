@@ -34,8 +34,9 @@ from imprimatur.identity import new_id
 from imprimatur.job import MOST_LOSSES, SUBMITTED, Happening, State, losses_kept
 from imprimatur.policy import Trigger
 from imprimatur.storage import clock, keys
+from imprimatur.storage.acceptance import FRESH
 from imprimatur.storage.database import Reader, Transaction
-from imprimatur.storage.jobs import FRESH, Filter, Owner, matching
+from imprimatur.storage.jobs import Filter, Owner, matching
 from imprimatur.storage.locks import in_locked
 from imprimatur.storage.schema import job_assets, jobs
 from imprimatur.storage.transitions import TOLD, UNHELD, move, record

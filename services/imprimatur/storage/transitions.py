@@ -162,21 +162,8 @@ class Moves:
     def _moving_and_telling(self, each: Each) -> Executable:
         changed = self._moving(each, jobs.c.callback_url, each["details"].label("said")).cte("changed")
         pending = _is_heard(changed) if _is_outcome(self._happening) else false()
-        columns = {
-            "job_id": changed.c.id,
-            "version": changed.c.version,
-            "kind": literal(str(self._happening), Text()),
-            "state": changed.c.state,
-            "details": changed.c.said,
-            "at": clock.now(),
-            "webhook_pending": pending,
-        }
-        told = (
-            insert(job_events)
-            .from_select(list(columns), select(*columns.values()))
-            .returning(job_events.c.job_id, job_events.c.webhook_pending)
-            .cte("told")
-        )
+        events = telling(changed, kind=self._happening, details=changed.c.said, pending=pending)
+        told = events.returning(job_events.c.job_id, job_events.c.webhook_pending).cte("told")
         wanted = [changed.c[column.name] for column in self._returning]
         found = select(*wanted, told.c.webhook_pending).join(told, told.c.job_id == changed.c.id)
         return found if self._also is None else found.add_cte(self._also(changed).cte("also"))
@@ -207,14 +194,39 @@ async def record(tx: Transaction, changed: Sequence[Row[Any]], *, kind: str, out
     await _publish(tx, changed, kind, {row.job_id for row in written if row.webhook_pending})
 
 
+def telling(
+    changed: FromClause, *, kind: str, details: ColumnElement[Any], pending: ColumnElement[bool] | None = None
+) -> Insert:
+    """Writes the event of each of these rows, which the same statement changes or makes. The messages that tell of
+    them are another matter: `broadcast`."""
+    columns = {
+        "job_id": changed.c.id,
+        "version": changed.c.version,
+        "kind": literal(str(kind), Text()),
+        "state": changed.c.state,
+        "details": details,
+        "at": clock.now(),
+        "webhook_pending": false() if pending is None else pending,
+    }
+    return insert(job_events).from_select(list(columns), select(*columns.values()))
+
+
+def broadcast(tx: Transaction, changed: Sequence[Row[Any]], *, kind: str) -> None:
+    """Tell watchers, after the commit, of rows whose events are written, and which are no outcomes."""
+    tx.outbox.extend(outbox.jobs_changed(_changes(changed), kind=kind, outcome=False))
+
+
 async def _publish(tx: Transaction, changed: Sequence[Row[Any]], kind: str, heard: Collection[uuid.UUID]) -> None:
     for stored in (True, False):
-        changes = [
-            JobChange(job_id=row.id, tenant_id=row.tenant_id, version=row.version, state=State(row.state))
-            for row in changed
-            if (row.id in heard) is stored
-        ]
+        changes = _changes([row for row in changed if (row.id in heard) is stored])
         await outbox.add(tx, outbox.jobs_changed(changes, kind=kind, outcome=stored))
+
+
+def _changes(changed: Sequence[Row[Any]]) -> list[JobChange]:
+    return [
+        JobChange(job_id=row.id, tenant_id=row.tenant_id, version=row.version, state=State(row.state))
+        for row in changed
+    ]
 
 
 _EVENT: Types = {
