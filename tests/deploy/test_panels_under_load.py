@@ -22,6 +22,9 @@ from tests.deploy.expected import EMPTY, QUANTILES, Number, Shown
 from tests.deploy.load import Round
 from tests.e2e.processes import Receiver, scrape
 
+#: Its setting up alone takes a minute. That panels ask for what there is, tests/deploy/test_dashboards.py sees.
+pytestmark = pytest.mark.soak
+
 PANELS = {f"{dashboard.name}: {panel.title}": panel for dashboard in DASHBOARDS for panel in dashboard.panels}
 #: Prometheus reckons an increase over a window from the samples in it, and goes on to the window's ends as they went:
 #: at one scrape a second and a window of ten or more, a tenth too much at each end.

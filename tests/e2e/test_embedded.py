@@ -7,6 +7,7 @@ from pathlib import Path
 from imprimatur.client import is_settled
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED
 from imprimatur.v1.job_pb2 import ATTEMPT_OUTCOME_LOST, JOB_STATE_AWAITING_REVIEW, JOB_STATE_SUCCEEDED
+from imprimatur.vault import Vault
 from tests.contract.polling import eventually
 from tests.e2e import jobs
 from tests.e2e.conftest import Receive, Serve
@@ -122,14 +123,16 @@ def test_a_taken_metrics_port_is_refused_in_one_line(embedded: Embedded, tmp_pat
     assert f"cannot serve /metrics on 127.0.0.1:{port}: " in _refused(tmp_path / "other", "--metrics-port", port)
 
 
-def test_a_folder_without_a_safe_vault_key_is_refused(serve: Serve) -> None:
-    server = serve()
-    assert server.terminate() == 0
-    key = server.data / "vault.key"
+def test_a_folder_without_a_safe_vault_key_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    key = data / "vault.key"
+    Vault.from_file(key, create=True)
+    (data / "imprimatur.db").touch()
     key.chmod(0o644)
-    assert "vault.key" in _refused(server.data)
+    assert "vault.key" in _refused(data)
     key.unlink()
-    assert "vault.key" in _refused(server.data)
+    assert "vault.key" in _refused(data)
     assert not key.exists()
 
 

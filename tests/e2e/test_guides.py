@@ -25,6 +25,7 @@ from tests.patience import PATIENCE_SECONDS
 
 _FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _KINDS = ("sh", "sh server", "sh cluster")
+_STARTS_EVERYTHING = re.compile(r"^make (up|panels)\b", re.MULTILINE)
 _SHELLS = ("sh", "bash", "shell", "console", "zsh")
 _SECONDS = 2 * PATIENCE_SECONDS
 #: The example that a person decides.
@@ -95,11 +96,10 @@ def replaced(trio: Trio) -> dict[str, str]:
 
 
 def commands() -> list[Any]:
-    """Those that run anywhere. What starts everything anew, to look at each panel, takes a minute or two, and is what
-    tests/deploy/test_panels_under_load.py does on servers of its own."""
+    """Those that run anywhere. What starts servers and services anew takes a minute or two."""
     slow = {True: [pytest.mark.soak], False: []}
     return [
-        pytest.param(block, id=str(block), marks=slow["make panels" in block.text])
+        pytest.param(block, id=str(block), marks=slow[bool(_STARTS_EVERYTHING.search(block.text))])
         for block in blocks()
         if block.kind == "sh"
     ]

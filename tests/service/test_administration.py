@@ -63,36 +63,6 @@ async def test_tenants_and_keys_are_made_and_ended_in_the_data_folder(data: Path
     await database.close()
 
 
-async def test_a_tenants_limits_are_shown_and_changed_one_by_one(data: Path, tmp_path: Path) -> None:
-    imprimatur: Imprimatur = partial(run, cwd=tmp_path)
-    await imprimatur("migrate")
-    await imprimatur("tenants", "create", "acme")
-    changes = (
-        *("--submits-per-second", "2.5", "--open-jobs", "none"),
-        *("--running-jobs", "7", "--streams", "1000000", "--asset-bytes", "5000000"),
-    )
-    changed, wrong, nobody = await asyncio.gather(
-        imprimatur("tenants", "limits", "acme", *changes, "--json"),
-        imprimatur("tenants", "limits", "acme", "--open-jobs", "0"),
-        imprimatur("tenants", "limits", "initech"),
-    )
-    limits = {
-        "tenant": "acme",
-        "submits_per_second": "2.5",
-        "open_jobs": "none",
-        "running_jobs": "7",
-        "streams": "1000000",
-        "asset_bytes": "5000000",
-    }
-    assert changed.json == limits
-    assert str(data / "imprimatur.db") in changed.err
-    assert (wrong.code, "'none' or 'default'" in wrong.err) == (2, True)
-    assert (nobody.code, "there is no tenant 'initech'" in nobody.err) == (1, True)
-    back = await imprimatur("tenants", "limits", "acme", "--streams", "default", "--json")
-    assert back.json == {**limits, "streams": "default"}
-    assert (await imprimatur("tenants", "limits", "acme", "--json")).json == back.json
-
-
 async def test_the_variable_leads_to_postgresql(postgresql_url: MakePostgresURL, tmp_path: Path) -> None:
     url = postgresql_url(migrated=False)
     imprimatur: Imprimatur = partial(run, cwd=tmp_path, IMPRIMATUR_DATABASE_URL=url, IMPRIMATUR_VAULT_KEY=new_key())
@@ -181,6 +151,31 @@ def test_tenants_and_keys_are_listed_with_their_ids_and_without_the_keys(done: C
     for shown in (done("keys", "list", "acme"), done("tenants", "list"), done("keys", "list", "acme", "--json")):
         assert made["api_key"] not in shown
         assert person["api_key"] not in shown
+
+
+def test_a_tenants_limits_are_shown_and_changed_one_by_one(
+    done: Callable[..., str], refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done("tenants", "create", "acme")
+    show = ("tenants", "limits", "acme", "--json")
+    changes = (
+        *("--submits-per-second", "2.5", "--open-jobs", "none"),
+        *("--running-jobs", "7", "--streams", "1000000", "--asset-bytes", "5000000"),
+    )
+    limits = {
+        "tenant": "acme",
+        "submits_per_second": "2.5",
+        "open_jobs": "none",
+        "running_jobs": "7",
+        "streams": "1000000",
+        "asset_bytes": "5000000",
+    }
+    assert json.loads(done(*show, *changes)) == limits
+    assert main.run(["tenants", "limits", "acme", "--open-jobs", "0"]) == 2
+    assert "'none' or 'default'" in " ".join(capsys.readouterr().err.split())
+    assert "there is no tenant 'initech'" in refused("tenants", "limits", "initech")
+    assert json.loads(done(*show, "--streams", "default")) == {**limits, "streams": "default"}
+    assert json.loads(done(*show)) == {**limits, "streams": "default"}
 
 
 def test_a_tenants_budget_is_shown_and_changed_part_by_part(done: Callable[..., str]) -> None:
