@@ -43,10 +43,11 @@ PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
 def quick() -> None:
     """The ratios at 100 in flight."""
     with servers() as under:
-        figures = comparison.compare(
+        figures = under.settings() | comparison.compare(
             under, sweep=[MOST_IN_FLIGHT], cycles=3, seconds=2.5, budget_seconds=_QUICK_BUDGET_SECONDS
         )
     print()
+    print(report.settings(figures))
     print("\n".join(report.ratio_lines(figures)))
 
 

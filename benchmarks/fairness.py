@@ -43,8 +43,10 @@ def _measure_tenants() -> dict[str, Any]:
             uvloop.run(_submit_many(system.access, BACKLOG_JOBS, PRIORITY_NORMAL))
             behind = _wait_of_probes(system, other)
         system.fleet.end()
+    bound = 2 * percentile(alone, 0.5) + NOOP_SECONDS
     return {
         "fairness_backlog_jobs": BACKLOG_JOBS,
+        "fairness_start_vs_bound": round(percentile(behind, 0.99) / bound, 3),
         "fairness_alone_start_p50_s": round(percentile(alone, 0.5), 3),
         "fairness_start_p50_s": round(percentile(behind, 0.5), 3),
         "fairness_start_p99_s": round(percentile(behind, 0.99), 3),

@@ -138,6 +138,7 @@ def test_a_target_is_reached_missed_or_not_measured() -> None:
     assert report.verdict(3.9, "≥", 4.0) == "missed"
     assert report.verdict(9.9, "<", 10.0) == "reached"
     assert report.verdict(10.0, "<", 10.0) == "missed"
+    assert (report.verdict(1.0, "≤", 1.0), report.verdict(1.01, "≤", 1.0)) == ("reached", "missed")
     assert report.verdict(None, "<", 10.0) == "not measured"
 
 
