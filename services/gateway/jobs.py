@@ -245,9 +245,10 @@ class Jobs(JobServiceServicer):
         tenant = caller().tenant_name
         wanted = validation.filter_of(request.filter)
         within = allowed_seconds(context)
-        async with aclosing(self._watchtower.follow(caller().owner, wanted, open_within_seconds=within)) as versions:
-            async for version in versions:
-                yield _SNAPSHOT_COMPLETE if version is None else version.answer(tenant)
+        follow = self._watchtower.follow(caller().owner, wanted, tenant=tenant, open_within_seconds=within)
+        async with aclosing(follow) as answers:
+            async for answer in answers:
+                yield _SNAPSHOT_COMPLETE if answer is None else answer
 
     # --- stop and repeat ---------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ async def gateway(
     servicers = Servicers(
         jobs=Jobs(database, broker, dispatcher, watchtower, quotas=quotas, guard=guard, retention=retention),
         assets=Assets(database, quotas, retention, most_bytes=most_asset_bytes),
-        reviews=Reviews(database, watchtower, retention, due),
+        reviews=Reviews(database, watchtower.followers, retention, due),
         webhooks=Webhooks(database, vault, guard),
         administration=Administration(database, retention, allowance),
         policies=Policies(database),
