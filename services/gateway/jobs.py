@@ -33,7 +33,7 @@ from imprimatur.errors import (
 )
 from imprimatur.gathering import LINGER_SECONDS, Gathering
 from imprimatur.guard import Guard
-from imprimatur.job import Job, NewJob, State
+from imprimatur.job import RETRYABLE, Job, NewJob, State
 from imprimatur.retention import Retention
 from imprimatur.storage import acceptance, attempts, jobs
 from imprimatur.storage.acceptance import Submitted
@@ -45,7 +45,6 @@ from imprimatur.wire.jobs import event_to_wire, job_to_wire
 
 log = structlog.get_logger(__name__)
 
-_RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
 _DAY = timedelta(hours=24)
 #: Single submissions in one transaction.
 _SUBMITTED_TOGETHER = 128
@@ -282,7 +281,7 @@ class Jobs(JobServiceServicer):
             old = await jobs.content_of(reader, who.owner, job_id)
         if old is None:
             raise job_not_found(job_id, self._retention)
-        if old.state not in _RETRYABLE:
+        if old.state not in RETRYABLE:
             raise FailedPrecondition(
                 f"the job is {old.state}; only failed and cancelled jobs can be tried again",
                 reason="JOB_NOT_RETRYABLE",
