@@ -141,8 +141,7 @@ class Jobs(JobServiceServicer):
         """What became of each, in their order: some may be refused by the tenant's limits."""
         with await self._quotas.admit(who, new_jobs) as admission:
             submitted = await store(admission.jobs) if admission.jobs else ()
-            admission.made = sum(one.created for one in submitted)
-        return admission.answers(new_jobs, submitted)
+            return admission.answers(new_jobs, submitted)
 
     async def _store_with_others(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
         return [await self._together.add(new) for new in new_jobs]

@@ -65,7 +65,7 @@ async def retry_jobs(
                 )
             left = await repeats.count_retryable(tx, scope)
         if admission is not None:
-            admission.made = len(made)
+            admission.stored(len(made))
     for row in made:
         metrics.jobs_submitted.labels(row.type, Priority(row.priority).name.lower()).inc()
     return pb.RetryJobsResponse(
