@@ -61,6 +61,7 @@ class Cleaner:
         self._now: datetime | None = None  # of the pass under way here
         self._place = Place()
         self._removed: Counter[str] = Counter()
+        self._passed_over: datetime | None = None
 
     def start(self) -> None:
         """Begin."""
@@ -86,7 +87,7 @@ class Cleaner:
     async def _begin(self) -> bool:
         async with self._database.begin() as tx:
             self._now = await passes.begin(tx, self._id, every_seconds=self._every_seconds, hold_seconds=_HOLD_SECONDS)
-        self._place, self._removed = Place(), Counter()
+        self._place, self._removed, self._passed_over = Place(), Counter(), None
         if self._now is None:
             await self._look()
         return self._now is not None
@@ -99,11 +100,13 @@ class Cleaner:
                 self._now = None
                 return None
             step = await stored.clean_some(tx, self._retention, self._place, now=self._now)
+            passed_over = _first(self._passed_over, step.passed_over)
             if step.following is None:
-                forgotten_until = self._retention.ended_before(Kind.REQUEST_IDS, self._now)
+                forgotten_until = _first(self._retention.ended_before(Kind.REQUEST_IDS, self._now), passed_over)
                 succeeded_at = await passes.end(tx, self._id, forgotten_until=forgotten_until)
         _count(step.rows)
         self._removed.update(step.rows)
+        self._passed_over = passed_over
         if step.following is not None:
             self._place = step.following
             took = time.monotonic() - began
@@ -140,6 +143,10 @@ async def clean_for(
             return Step(rows=rows, following=step.following)
         following = step.following
     raise AssertionError("a step follows or none does")
+
+
+def _first(*instants: datetime | None) -> datetime | None:
+    return min((instant for instant in instants if instant is not None), default=None)
 
 
 def _count(rows: Rows) -> None:

@@ -21,7 +21,7 @@ from google.rpc import status_pb2
 from gateway import errors
 from gateway.access import Doorkeeper, caller, serve_as
 from gateway.deadlines import LONGEST_UPLOAD_SECONDS, allowed_seconds
-from gateway.quotas import Quotas, Upload
+from gateway.load import Load, Upload
 from gateway.rendering import serializer
 from imprimatur import metrics, tracing
 from imprimatur.errors import InvalidRequest
@@ -46,9 +46,9 @@ _Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handl
 class Edge(grpc.aio.ServerInterceptor):
     """Authenticates, times, counts and explains every call."""
 
-    def __init__(self, doorkeeper: Doorkeeper, quotas: Quotas) -> None:
+    def __init__(self, doorkeeper: Doorkeeper, load: Load) -> None:
         self._doorkeeper = doorkeeper
-        self._quotas = quotas
+        self._load = load
         self._wrapped: dict[str, _Handler] = {}  # by method: there are as many as are served
 
     async def intercept_service(
@@ -66,7 +66,7 @@ class Edge(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, handler: _Handler, method: str) -> _Handler:
-        call = _Call(self._doorkeeper, self._quotas, method)
+        call = _Call(self._doorkeeper, self._load, method)
         parse = _parser(handler.request_deserializer)
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
@@ -84,9 +84,9 @@ class Edge(grpc.aio.ServerInterceptor):
 class _Call:
     """One method's handlers, wrapped."""
 
-    def __init__(self, doorkeeper: Doorkeeper, quotas: Quotas, method: str) -> None:
+    def __init__(self, doorkeeper: Doorkeeper, load: Load, method: str) -> None:
         self._doorkeeper = doorkeeper
-        self._quotas = quotas
+        self._load = load
         self._method = method
         self._rpc = method.rpartition("/")[2]
         self._name = method.removeprefix("/")
@@ -101,7 +101,7 @@ class _Call:
                 try:
                     async with asyncio.timeout(allowed_seconds(context)):
                         await self._admit(headers)
-                        with self._quotas.request(request.size):
+                        with self._load.request(request.size):
                             response = await handle(_begun(span, request.message), context)
                     code = "OK"
                     if span.recording:
@@ -126,7 +126,7 @@ class _Call:
                 try:
                     async with asyncio.timeout(allowed_seconds(context, longest_seconds=LONGEST_UPLOAD_SECONDS)):
                         await self._admit(headers)
-                        with self._quotas.upload(caller()) as upload:
+                        with self._load.upload(caller()) as upload:
                             response = await handle(_counted(span, requests, upload), context)
                     code = "OK"
                 except Exception as fault:  # noqa: BLE001  # the edge: every fault becomes a status here
@@ -149,7 +149,7 @@ class _Call:
                 try:
                     async with asyncio.timeout(allowed_seconds(context)):
                         await self._admit(headers)
-                    with self._quotas.stream(caller()):
+                    with self._load.stream(caller()):
                         async with aclosing(handle(_begun(span, request.message), context)) as responses:
                             async for response in responses:
                                 await self._admit(headers)  # the key may have been revoked meanwhile

@@ -33,7 +33,7 @@ from imprimatur.errors import (
 )
 from imprimatur.gathering import LINGER_SECONDS, Gathering
 from imprimatur.guard import Guard
-from imprimatur.job import Job, NewJob, State
+from imprimatur.job import RETRYABLE, Job, NewJob, State
 from imprimatur.retention import Retention
 from imprimatur.storage import acceptance, attempts, jobs
 from imprimatur.storage.acceptance import Submitted
@@ -45,7 +45,6 @@ from imprimatur.wire.jobs import event_to_wire, job_to_wire
 
 log = structlog.get_logger(__name__)
 
-_RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
 _DAY = timedelta(hours=24)
 #: Single submissions in one transaction.
 _SUBMITTED_TOGETHER = 128
@@ -142,8 +141,7 @@ class Jobs(JobServiceServicer):
         """What became of each, in their order: some may be refused by the tenant's limits."""
         with await self._quotas.admit(who, new_jobs) as admission:
             submitted = await store(admission.jobs) if admission.jobs else ()
-            admission.made = sum(one.created for one in submitted)
-        return admission.answers(new_jobs, submitted)
+            return admission.answers(new_jobs, submitted)
 
     async def _store_with_others(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
         return [await self._together.add(new) for new in new_jobs]
@@ -245,9 +243,10 @@ class Jobs(JobServiceServicer):
         tenant = caller().tenant_name
         wanted = validation.filter_of(request.filter)
         within = allowed_seconds(context)
-        async with aclosing(self._watchtower.follow(caller().owner, wanted, open_within_seconds=within)) as versions:
-            async for version in versions:
-                yield _SNAPSHOT_COMPLETE if version is None else version.answer(tenant)
+        follow = self._watchtower.follow(caller().owner, wanted, tenant=tenant, open_within_seconds=within)
+        async with aclosing(follow) as answers:
+            async for answer in answers:
+                yield _SNAPSHOT_COMPLETE if answer is None else answer
 
     # --- stop and repeat ---------------------------------------------------------------------------------
 
@@ -281,7 +280,7 @@ class Jobs(JobServiceServicer):
             old = await jobs.content_of(reader, who.owner, job_id)
         if old is None:
             raise job_not_found(job_id, self._retention)
-        if old.state not in _RETRYABLE:
+        if old.state not in RETRYABLE:
             raise FailedPrecondition(
                 f"the job is {old.state}; only failed and cancelled jobs can be tried again",
                 reason="JOB_NOT_RETRYABLE",

@@ -1,18 +1,19 @@
-"""What one tenant may take of this system, and what becomes of the rest: jobs a second, open jobs, streams.
+"""What one tenant may take of this system, and what becomes of the rest: jobs a second, open jobs, images. What it has
+in hand, is `load`.
 
-A refusal says which limit it was, how much it is, and when to come again. The rates and the streams are counted by
-each gateway process for itself, so that of n gateways a tenant gets n times as much. Open jobs are counted in the
-database, by each gateway again and again and not at each submit; the limit may so be exceeded by what the other
-gateways accept between two counts. An accepted request id is answered whatever the limits are, and costs nothing.
+A refusal says which limit it was, how much it is, and when to come again. Rates are counted by each gateway process
+for itself, so that of n gateways a tenant gets n times as much. Open jobs are counted in the database, by each gateway
+again and again and not at each submit; the limit may so be exceeded by what the other gateways accept between two
+counts. An accepted request id is answered whatever the limits are, and costs nothing; all else that is looked at in the
+database counts towards the rate, whatever becomes of it.
 """
 
 import asyncio
 import math
 import time
 import uuid
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Self
@@ -22,7 +23,7 @@ import structlog
 from gateway.access import Caller
 from gateway.reading import SharedReads
 from imprimatur import metrics
-from imprimatur.errors import RequestError, ResourceExhausted, Unavailable
+from imprimatur.errors import RequestError, ResourceExhausted
 from imprimatur.job import Job, NewJob
 from imprimatur.storage import acceptance, jobs
 from imprimatur.storage.acceptance import Submitted
@@ -37,11 +38,6 @@ COUNT_SECONDS = 2.0
 _COUNT_AT_LIMIT_SECONDS = 0.5
 #: When to come again where nothing says how soon there is room.
 _COME_AGAIN_SECONDS = 2.0
-#: Requests that are being answered may have so many bytes together, per process.
-MOST_REQUEST_BYTES = 256 * 1024 * 1024
-#: Uploads under way may have so many bytes together, per process; of one tenant so many may be under way.
-MOST_UPLOAD_BYTES = 256 * 1024 * 1024
-MOST_UPLOADS_OF_A_TENANT = 4
 #: Tenants remembered. Of one forgotten the jobs are counted anew, and its rate begins with a whole burst.
 _MOST_ACCOUNTS = 10_000
 
@@ -78,11 +74,6 @@ class Quotas:
         self._accounts: OrderedDict[uuid.UUID, _Account] = OrderedDict()
         self._counts = SharedReads(self._count)
         self._repeats = SharedReads(self._accepted_before)
-        self._streams: Counter[uuid.UUID] = Counter()
-        self._all_streams = 0
-        self._request_bytes = 0
-        self._uploads: Counter[uuid.UUID] = Counter()
-        self._upload_bytes = 0
 
     async def stop(self) -> None:
         """End what is being read."""
@@ -157,76 +148,7 @@ class Quotas:
             self._accounts.popitem(last=False)
         return account
 
-    # --- streams -----------------------------------------------------------------------------------------
-
-    @contextmanager
-    def stream(self, who: Caller) -> Iterator[None]:
-        """One open stream of this caller's tenant.
-
-        Raises:
-            ResourceExhausted: there are too many.
-        """
-        allowed = self._allowance.of(who.limits)
-        if allowed.all_streams and self._all_streams >= allowed.all_streams:
-            raise _refused("all_streams", allowed.all_streams, "streams are open at this gateway", "TOO_MANY_STREAMS")
-        if allowed.streams and self._streams[who.tenant_id] >= allowed.streams:
-            raise _refused("streams", allowed.streams, "streams of this tenant are open here", "TOO_MANY_STREAMS")
-        self._streams[who.tenant_id] += 1
-        self._all_streams += 1
-        try:
-            yield
-        finally:
-            self._all_streams -= 1
-            self._streams[who.tenant_id] -= 1
-            if not self._streams[who.tenant_id]:
-                del self._streams[who.tenant_id]
-
-    # --- requests ----------------------------------------------------------------------------------------
-
-    @contextmanager
-    def request(self, size: int) -> Iterator[None]:
-        """One unary call whose request has so many bytes; whoever calls, for it is this process's memory.
-
-        Raises:
-            Unavailable: too much is in hand already.
-        """
-        if self._request_bytes and self._request_bytes + size > MOST_REQUEST_BYTES:
-            metrics.limit_refusals.labels("request_bytes").inc()
-            raise Unavailable("this gateway has its hands full; try again shortly", reason="GATEWAY_BUSY")
-        self._request_bytes += size
-        try:
-            yield
-        finally:
-            self._request_bytes -= size
-
-    # --- uploads -----------------------------------------------------------------------------------------
-
-    @contextmanager
-    def upload(self, who: Caller) -> Iterator["Upload"]:
-        """One upload of this caller's tenant. What it has sent counts until the end of the block.
-
-        Raises:
-            ResourceExhausted: the tenant has too many under way.
-            Unavailable: while it grows: too much is in hand already.
-        """
-        if self._uploads[who.tenant_id] >= MOST_UPLOADS_OF_A_TENANT:
-            what = "uploads of this tenant are under way here"
-            raise _refused("uploads", MOST_UPLOADS_OF_A_TENANT, what, "TOO_MANY_UPLOADS")
-        self._uploads[who.tenant_id] += 1
-        upload = Upload(self._take_upload_bytes)
-        try:
-            yield upload
-        finally:
-            self._upload_bytes -= upload.size
-            self._uploads[who.tenant_id] -= 1
-            if not self._uploads[who.tenant_id]:
-                del self._uploads[who.tenant_id]
-
-    def _take_upload_bytes(self, size: int) -> None:
-        if self._upload_bytes + size > MOST_UPLOAD_BYTES:
-            metrics.limit_refusals.labels("upload_bytes").inc()
-            raise Unavailable("this gateway has its hands full; try again shortly", reason="GATEWAY_BUSY")
-        self._upload_bytes += size
+    # --- images ------------------------------------------------------------------------------------------
 
     def check_asset_bytes(self, who: Caller, kept: int) -> None:
         """Refuse what would make the images kept for this caller's tenant so many bytes.
@@ -243,27 +165,6 @@ class Quotas:
                 limit="asset_bytes",
                 value=str(most),
             )
-
-
-class Upload:
-    """What one upload has sent.
-
-    Attributes:
-        size: bytes so far.
-    """
-
-    def __init__(self, take: Callable[[int], None]) -> None:
-        self._take = take
-        self.size = 0
-
-    def grow(self, size: int) -> None:
-        """So many more bytes came.
-
-        Raises:
-            Unavailable: there is no room for them.
-        """
-        self._take(size)
-        self.size += size
 
 
 @dataclass(kw_only=True)
@@ -292,7 +193,7 @@ class _Account:
 
     @property
     def open(self) -> int:
-        """Unfinished jobs, as far as is known here; what is being written may be counted twice."""
+        """Queued and running jobs, as far as is known here; what is being written may be counted twice."""
         return self._count + self.settled - self._settled_at_count + self._under_way
 
     def counted(self, count: int, *, at: float, settled: int) -> None:
@@ -318,20 +219,21 @@ class _Account:
         self._tokens -= number
         self._under_way += number
 
-    def settle(self, number: int, *, made: int) -> None:
-        """Of so many taken, these became jobs; the others cost nothing."""
-        self._tokens += number - made
+    def settle(self, number: int, *, spent: int, made: int) -> None:
+        """Of so many taken, so many count towards the rate, and these became jobs."""
+        self._tokens += number - spent
         self._under_way -= number
         self.settled += made
 
     def refusal(self, allowed: Allowance, place: int) -> ResourceExhausted:
         """For the `place`-th (from 1) of those for whom there is no room now."""
         if self._open_room(allowed) < self._tokens:
-            return _refused("open_jobs", allowed.open_jobs, "jobs of this tenant are unfinished", "TOO_MANY_OPEN_JOBS")
+            what = "jobs of this tenant are queued or running"
+            return refused("open_jobs", allowed.open_jobs, what, "TOO_MANY_OPEN_JOBS")
         rate = allowed.submits_per_second
         wait = max(0.05, (place - self._tokens) / rate)
         what = "jobs a second may be submitted by this tenant"
-        return _refused("submits_per_second", rate, what, "SUBMIT_RATE_EXCEEDED", wait_seconds=wait)
+        return refused("submits_per_second", rate, what, "SUBMIT_RATE_EXCEEDED", wait_seconds=wait)
 
     def _open_room(self, allowed: Allowance) -> float:
         return allowed.open_jobs - self.open if allowed.open_jobs else math.inf
@@ -343,7 +245,6 @@ class Admission:
     Attributes:
         number: how many that are.
         jobs: those to store.
-        made: how many became new jobs; to be set when they are stored.
     """
 
     def __init__(
@@ -355,9 +256,9 @@ class Admission:
     ) -> None:
         self.number = number
         self.jobs = admitted
-        self.made = 0
         self._account = account
         self._answers = answers
+        self._spent = self._made = 0  # what raises on the way has cost nothing
         account.take(number)
 
     def __enter__(self) -> Self:
@@ -366,19 +267,29 @@ class Admission:
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Of a caller who went away, what was begun is written all the same.
-        made = self.number if kind is asyncio.CancelledError else self.made
-        self._account.settle(self.number, made=made)
+        if kind is asyncio.CancelledError:  # of a caller who went away, what was begun is written all the same
+            self._spent = self._made = self.number
+        self._account.settle(self.number, spent=self._spent, made=self._made)
 
-    def answers(self, new_jobs: Sequence[NewJob], stored: Sequence[Submitted]) -> list[Submitted | RequestError]:
-        """One for each of all that were asked for, in their order."""
+    def stored(self, made: int) -> None:
+        """So many jobs were made elsewhere."""
+        self._spent = self._made = made
+
+    def answers(
+        self, new_jobs: Sequence[NewJob], stored: Sequence[Submitted | RequestError]
+    ) -> list[Submitted | RequestError]:
+        """One for each of all that were asked for, in their order; `stored`: what became of those to store."""
+        looked_at = [one for one in stored if isinstance(one, Submitted)]
+        self._spent = sum(not one.repeated for one in looked_at)
+        self._made = sum(one.created for one in looked_at)
         rest = iter(stored)
         return [self._answers[new.id] if new.id in self._answers else next(rest) for new in new_jobs]
 
 
-def _refused(
+def refused(
     limit: str, value: float, what: str, reason: str, *, wait_seconds: float = _COME_AGAIN_SECONDS
 ) -> ResourceExhausted:
+    """What a tenant is told that is at one of its limits; it is counted."""
     metrics.limit_refusals.labels(limit).inc()
     message = f"the limit is reached: at most {value:g} {what}; try again in {wait_seconds:.1f} s"
     return ResourceExhausted(message, reason=reason, limit=limit, value=f"{value:g}").retry_after(wait_seconds)

@@ -14,7 +14,7 @@ from gateway.validation import filter_of, id_of, instant_of, limit_within
 from imprimatur import metrics, tracing
 from imprimatur.errors import InvalidRequest
 from imprimatur.identity import new_id
-from imprimatur.job import JobType, NewJob, Priority, State
+from imprimatur.job import RETRYABLE, JobType, NewJob, Priority, State
 from imprimatur.storage import clock, repeats
 from imprimatur.storage.database import Database, Reader
 from imprimatur.storage.jobs import Filter
@@ -26,39 +26,22 @@ from imprimatur.wire.creatives import asset_ids_in, timestamp
 #: At a time: what one transaction changes, and one answer lists.
 MOST_AT_ONCE = 1000
 
-_RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
 _WAITING = frozenset({State.AWAITING_REVIEW})
 
 
 def retry_of(old: Any, request_id: str, *, fresh: bool = False) -> NewJob:
     """A new job with the old one's content, in the trace of the call that asks for it."""
     tracing.current().link(SpanContext.read(old.traceparent))
+    kept = {name: getattr(old, name) for name in repeats.KEPT}
     return NewJob(
+        **{**kept, "type": JobType(old.type), "priority": Priority(old.priority)},
         id=new_id(),
-        tenant_id=old.tenant_id,
-        type=JobType(old.type),
-        user_id=old.user_id,
-        priority=Priority(old.priority),
         request_id=request_id or None,
-        content_hash=old.content_hash,
-        subject_id=old.subject_id,
-        labels=old.labels,
-        parameters=old.parameters,
-        input=old.input,
-        callback_url=old.callback_url,
-        max_attempts=old.max_attempts,
-        timeout_seconds=old.timeout_seconds,
         run_at=None,
-        deadline_seconds=old.deadline_seconds,
-        estimated_seconds=old.estimated_seconds,
         retry_of=old.id,
         traceparent=tracing.traceparent(),
-        concurrency_key=old.concurrency_key,
-        revision=old.revision,
         asset_ids=asset_ids_in(old.input),
         fresh=fresh,
-        appeal_of=old.appeal_of,
-        appeal=old.appeal,
     )
 
 
@@ -68,7 +51,7 @@ async def retry_jobs(
     """Retry what matches and is not retried yet."""
     limit = limit_within(request.limit, MOST_AT_ONCE)
     wanted = filter_of(request.filter)
-    _require(wanted.states <= _RETRYABLE, "filter.states", "may hold JOB_STATE_FAILED and JOB_STATE_CANCELLED only")
+    _require(wanted.states <= set(RETRYABLE), "filter.states", "may hold JOB_STATE_FAILED and JOB_STATE_CANCELLED only")
     if wanted.empty:
         raise _nothing_named("name the states to retry all jobs that failed or were cancelled")
     asked_as_of = instant_of(request.as_of, "as_of")
@@ -82,7 +65,7 @@ async def retry_jobs(
                 )
             left = await repeats.count_retryable(tx, scope)
         if admission is not None:
-            admission.made = len(made)
+            admission.stored(len(made))
     for row in made:
         metrics.jobs_submitted.labels(row.type, Priority(row.priority).name.lower()).inc()
     return pb.RetryJobsResponse(

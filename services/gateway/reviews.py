@@ -12,12 +12,12 @@ from google.protobuf.duration_pb2 import Duration
 from gateway import review_statistics, validation
 from gateway.access import Caller, caller
 from gateway.deadlines import allowed_seconds
+from gateway.following import Followers
 from gateway.holds import tell_ended
 from gateway.paging import foreign_token, position_of, token_of
 from gateway.review_filters import place_in, token_behind, wanted_of
-from gateway.review_queue import QueueWatch
+from gateway.review_queue import SNAPSHOT_COMPLETE, Queue
 from gateway.validation import id_of, job_not_found
-from gateway.watching import Watchtower
 from imprimatur import metrics
 from imprimatur.errors import FailedPrecondition, InvalidRequest, PermissionDenied, RequestError
 from imprimatur.human import Agreement, Appeal, AuditAction, DueHours, agreement
@@ -48,9 +48,9 @@ _FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
 class Reviews(ReviewServiceServicer):
     """The service for the people who decide."""
 
-    def __init__(self, database: Database, watchtower: Watchtower, retention: Retention, due: DueHours) -> None:
+    def __init__(self, database: Database, followers: Followers, retention: Retention, due: DueHours) -> None:
         self._database = database
-        self._watchtower = watchtower
+        self._followers = followers
         self._retention = retention
         self._due = due
 
@@ -81,16 +81,14 @@ class Reviews(ReviewServiceServicer):
             else "",
         )
 
-    async def WatchReviewQueue(
-        self, request: pb.WatchReviewQueueRequest, context: Any
-    ) -> AsyncGenerator[pb.WatchReviewQueueResponse]:
-        """What waits now, and whatever enters, changes or leaves."""
+    async def WatchReviewQueue(self, request: pb.WatchReviewQueueRequest, context: Any) -> AsyncGenerator[Any]:
+        """What waits now, and whatever enters, changes or leaves. Gives WatchReviewQueueResponses as bytes."""
         who = caller()
-        wanted = wanted_of(request.filter, _reviewer("", who))
-        watch = QueueWatch(self._database, self._watchtower, who, wanted, self._due)
-        async with aclosing(watch.news(open_within_seconds=allowed_seconds(context))) as news:
+        queue = Queue(self._database, who, wanted_of(request.filter, _reviewer("", who)), self._due)
+        within = allowed_seconds(context)
+        async with aclosing(self._followers.follow(who.tenant_id, queue, open_within_seconds=within)) as news:
             async for one in news:
-                yield one
+                yield SNAPSHOT_COMPLETE if one is None else one
 
     # --- hold --------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from gateway.health import Health
 from gateway.holds import Holds, show_queue
 from gateway.interception import Edge
 from gateway.jobs import Jobs
+from gateway.load import Load
 from gateway.policies import Policies
 from gateway.quotas import Allowance, Quotas
 from gateway.reviews import Reviews
@@ -69,7 +70,7 @@ async def gateway(
     servicers = Servicers(
         jobs=Jobs(database, broker, dispatcher, watchtower, quotas=quotas, guard=guard, retention=retention),
         assets=Assets(database, quotas, retention, most_bytes=most_asset_bytes),
-        reviews=Reviews(database, watchtower, retention, due),
+        reviews=Reviews(database, watchtower.followers, retention, due),
         webhooks=Webhooks(database, vault, guard),
         administration=Administration(database, retention, allowance),
         policies=Policies(database),
@@ -81,7 +82,7 @@ async def gateway(
     cleaner.start()
     holds.start()
     try:
-        edge = Edge(doorkeeper, quotas)
+        edge = Edge(doorkeeper, Load(allowance))
         health = Health(database, SERVICES)
         async with grpc_port(listener, servicers, edge, watchtower, health, drain_seconds=drain_seconds) as port:
             yield Gateway(port=port)

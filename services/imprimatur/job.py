@@ -32,6 +32,8 @@ class State(StrEnum):
 
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+#: What may be tried again, as a new job.
+RETRYABLE = (State.FAILED, State.CANCELLED)
 
 
 class JobType(StrEnum):

@@ -167,7 +167,7 @@ class RetentionSettings(BaseSettings):
         default=EVIDENCE_DAYS,
         ge=0,
         le=_MOST_DAYS,
-        description="Evidence that is kept for equal creatives is removed so many days after it was made, reused by "
+        description="Evidence that is kept for equal creatives is removed so many days after it was begun, reused by "
         "then or not; 0: never. For how long it is reused: IMPRIMATUR_EVIDENCE_REUSE_HOURS",
     )
 

@@ -1,5 +1,8 @@
-"""What runs several times a second never reads the history: on SQLite, whose plans are short to read."""
+"""What runs several times a second never reads the history: by the plans of SQLite, which are short to read, and by the
+rows that PostgreSQL says it has read."""
 
+import asyncio
+import json
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -9,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import event, func, insert, select, true
 
 from imprimatur.evidence import EngineIdentity
 from imprimatur.human import DueHours
@@ -31,16 +34,20 @@ from imprimatur.storage import (
     review_statistics,
     statistics,
 )
+from imprimatur.storage import tenants as stored_tenants
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.evidence import Asked, Landing, Made
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.repeats import Scope
 from imprimatur.storage.retention import Place
 from imprimatur.storage.review_queue import Choice, Wanted
-from imprimatur.storage.schema import tenants
+from imprimatur.storage.schema import attempts, job_events, tenants
+from imprimatur.storage.schema import jobs as jobs_table
 from tests import makers
 
-SCOPE = Scope(owner=Owner(tenant_id=new_id()), wanted=Filter(), as_of=datetime.now(UTC))
+#: Whose history it is.
+TENANT = new_id()
+SCOPE = Scope(owner=Owner(tenant_id=TENANT), wanted=Filter(), as_of=datetime.now(UTC))
 #: Names that statements give to the table of jobs.
 ALIASES = "older|revised|newer|again"
 #: Indexes over live rows alone.
@@ -56,7 +63,7 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     "give_up": lambda tx: dispatch.give_up(
         tx,
         dispatch.OVERDUE,
-        tenant_id=new_id(),
+        tenant_id=TENANT,
         job_type=JobType.CREATIVE_REVIEW,
         happening=Happening.REFERRED,
         shown={},
@@ -75,7 +82,7 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     "unfinished_versions": lambda tx: jobs.unfinished_versions(tx, SCOPE.owner, Filter(), limit=10),
     "clean_some": lambda tx: every_step(tx),  # noqa: PLW0108  # defined below
     "submit": lambda tx: submit(tx),  # noqa: PLW0108  # defined below
-    "count_open": lambda tx: jobs.count_open(tx, [new_id(), new_id()]),
+    "count_open": lambda tx: jobs.count_open(tx, [TENANT, new_id()]),
     "end_holds": people.end_holds,
     "queue": lambda tx: review_queue.page(tx, SCOPE.owner, due=DueHours(), as_of=datetime.now(UTC), limit=10),
     "next_free": lambda tx: review_queue.next_free(
@@ -88,7 +95,7 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     "retry of what failed": lambda tx: repeats.retry(tx, replace(SCOPE, wanted=FAILED), limit=10),
     "count_retryable": lambda tx: repeats.count_retryable(tx, SCOPE),
     "review_again": lambda tx: repeats.review_again(tx, SCOPE, limit=10, asked_by=""),
-    "lock_waiting": lambda tx: redecisions.lock_waiting(tx, new_id(), after=new_id(), limit=10),
+    "lock_waiting": lambda tx: redecisions.lock_waiting(tx, TENANT, after=UUID(int=0), limit=10),
     "count_waiting": lambda tx: repeats.count_waiting(tx, SCOPE),
 }
 
@@ -121,11 +128,11 @@ def landings() -> list[Landing]:
 
 @pytest.mark.parametrize("work", HOT.values(), ids=HOT.keys())
 async def test_a_hot_statement_reads_live_rows_only(
-    sqlite_url: str, work: Callable[[Transaction], Awaitable[object]]
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, work: Callable[[Transaction], Awaitable[object]]
 ) -> None:
     database = Database(sqlite_url)
     try:
-        tenant = await makers.make_tenant(database)
+        tenant = await make_the_tenant(database, monkeypatch)
         for _ in range(30):
             await makers.conclude(database, await makers.running(database, tenant), Happening.COMPLETED)
         async with database.begin() as tx:
@@ -137,6 +144,88 @@ async def test_a_hot_statement_reads_live_rows_only(
     for step in plans:
         if scanned := re.match(rf"SCAN ({ALIASES}|jobs|attempts|job_events|request_aliases|webhook_\w+)\b", step):
             assert re.search(rf"USING (COVERING )?INDEX ix_jobs_({LIVE})\b", step), f"reads all {scanned[1]}: {plans}"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_on_postgresql_too_they_read_live_rows_only(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All on one database: to fill it takes longer than to ask."""
+    tenant = await make_the_tenant(database, monkeypatch)
+    await makers.conclude(database, await makers.running(database, tenant), Happening.COMPLETED)
+    await multiply_the_history(database)
+    await makers.running(database, tenant)
+    await makers.awaiting(database, tenant)
+    await makers.submit(database, makers.new_job(tenant), makers.new_job(tenant), release_at_once=1)
+    async with database.begin() as tx:
+        await tx.connection.exec_driver_sql("ANALYZE")
+    read = {name: await rows_read(database, work) for name, work in HOT.items() if name != "clean_some"}
+    assert all(read.values()), "no plan was seen"
+    assert not {name: nodes for name, of in read.items() if (nodes := [node for node in of if node[0] > _FEW])}
+
+
+async def make_the_tenant(database: Database, monkeypatch: pytest.MonkeyPatch) -> UUID:
+    with monkeypatch.context() as named:
+        named.setattr(stored_tenants, "new_id", lambda: TENANT)
+        return await makers.make_tenant(database)
+
+
+#: Finished jobs, with their history; and what of them, and of the few live ones, a hot statement may look at.
+_MANY, _FEW = 2000, 20
+
+
+async def multiply_the_history(database: Database) -> None:
+    """As if everything had happened many times."""
+    async with database.begin() as tx:
+        [first] = (await tx.connection.execute(select(jobs_table.c.id))).scalars()
+        new_ids = select(func.gen_random_uuid().label("id")).select_from(func.generate_series(1, _MANY)).cte()
+        others = select(jobs_table.c.id).where(jobs_table.c.id != first).cte()
+        for table, its_job, ids in (
+            (jobs_table, "id", new_ids),
+            (job_events, "job_id", others),
+            (attempts, "job_id", others),
+        ):
+            rest = [column for column in table.c if column.name != its_job]
+            of_each = select(ids.c.id, *rest).join_from(table, ids, true()).where(table.c[its_job] == first)
+            await tx.connection.execute(insert(table).from_select([its_job, *(one.name for one in rest)], of_each))
+
+
+async def rows_read(database: Database, work: Callable[[Transaction], Awaitable[object]]) -> list[tuple[float, str]]:
+    """Of each step that reads a table, as the server tells it: how many rows it looked at, and what it is."""
+    plans: list[Any] = []
+
+    def note(_connection: object, message: Any) -> None:
+        if "plan:" in message.message:
+            plans.append(json.loads(message.message.partition("plan:")[2]))
+
+    async with database.begin() as tx:
+        connection = (await tx.connection.get_raw_connection()).driver_connection
+        assert connection is not None
+        await tx.connection.exec_driver_sql("LOAD 'auto_explain'")
+        for name, value in _EXPLAINING.items():
+            await tx.connection.exec_driver_sql(f"SET LOCAL {name} = {value}")
+        connection.add_log_listener(note)
+        await work(tx)
+        await tx.connection.rollback()
+        await asyncio.sleep(0)  # listeners are called soon
+        connection.remove_log_listener(note)
+    return [step for plan in plans for step in _steps(plan["Plan"])]
+
+
+_EXPLAINING = {
+    "auto_explain.log_min_duration": 0,
+    "auto_explain.log_analyze": "on",
+    "auto_explain.log_timing": "off",
+    "auto_explain.log_format": "json",
+    "client_min_messages": "log",
+}
+
+
+def _steps(node: dict[str, Any]) -> list[tuple[float, str]]:
+    steps = [step for below in node.get("Plans", ()) for step in _steps(below)]
+    if "Relation Name" in node and "Actual Rows" in node:
+        passed_over = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+        rows = (node["Actual Rows"] + passed_over) * node["Actual Loops"]
+        steps.append((rows, f"{node['Node Type']} {node['Relation Name']} {node.get('Index Name', '')}"))
+    return steps
 
 
 async def submit(tx: Transaction) -> None:

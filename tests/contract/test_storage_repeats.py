@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
+from imprimatur.errors import Contended
 from imprimatur.identity import new_id
 from imprimatur.job import LOSSES_OF_A_SUSPECT, Claim, Happening, Job, JobError, State
-from imprimatur.storage import clock, jobs, people, repeats, review_queue
+from imprimatur.storage import acceptance, clock, jobs, people, repeats, review_queue
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.people import HumanDecision
@@ -122,6 +123,46 @@ async def test_a_retry_is_a_new_job_with_the_old_ones_task(database: Database) -
     claim = await makers.claim(database, new)
     assert claim is not None
     assert claim.input == b"a picture"
+
+
+@pytest.mark.parametrize("revisions", [(1,), (1, 2), (2, 1), (1, 2, 3)], ids=str)
+async def test_of_many_that_are_retried_none_is_one_that_would_be_refused_alone(
+    database: Database, revisions: tuple[int, ...]
+) -> None:
+    tenant, other = await makers.make_tenant(database), await makers.make_tenant(database)
+    made = []
+    for revision in revisions:
+        about: dict[str, Any] = {"content": b"%d" % revision, "key": "k", "revision": revision}
+        about["subject_id"] = f"subject {revision}"
+        [job] = await makers.submit(database, makers.new_job(tenant, **about))
+        if job.revision == revision:  # it was not refused
+            await makers.cancel(database, job)
+            made.append((job, about))
+    await cancelled(database, other, key="k", revision=9)  # another tenant's key is another key
+    alone = []
+    for job, about in made:
+        async with database.begin() as tx:
+            retry_of = makers.new_job(tenant, retry_of=job.id, **about)
+            [answer] = await acceptance.submit(tx, [retry_of], release_at_once=0)
+            if answer.created:
+                alone.append(job.id)
+            await tx.connection.rollback()
+    assert alone == [made[-1][0].id]
+    assert await left(database, tenant) == 1
+    assert [old for old, _ in await retry(database, tenant)] == alone
+
+
+async def test_a_retry_that_a_newer_revision_came_before_meanwhile_is_to_be_asked_for_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = await makers.make_tenant(database)
+    await cancelled(database, tenant, key="k", revision=1)
+    await cancelled(database, tenant, content=b"newer", key="k", revision=2)
+    monkeypatch.setattr(repeats, "_LEFT", repeats._RETRYABLE)  # as if the second had come and ended after the look
+    with pytest.raises(Contended):
+        await retry(database, tenant, limit=1)
+    monkeypatch.undo()
+    assert await left(database, tenant) == 1
 
 
 async def test_nothing_is_retried_twice_but_a_retry_that_failed_is(database: Database) -> None:

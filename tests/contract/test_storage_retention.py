@@ -83,7 +83,7 @@ class Expected:
                 for table in tables:
                     expected = 0 if goes else before.rows[table][job_id]
                     assert after.rows[table][job_id] == expected, (past, table)
-            forgotten = self.over(Kind.REQUEST_IDS, past) and not self.over(Kind.JOBS, past)
+            forgotten = past.settled and self.over(Kind.REQUEST_IDS, past) and not self.over(Kind.JOBS, past)
             assert (job_id in after.request_ids) == (stays and past.request_id and not forgotten), past
 
 

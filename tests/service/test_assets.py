@@ -14,7 +14,7 @@ from google.protobuf.wrappers_pb2 import UInt64Value
 from prometheus_client import REGISTRY
 from sqlalchemy import delete, select
 
-from gateway import quotas
+from gateway import load
 from gateway.quotas import Allowance
 from imprimatur.assets import MAX_CREATIVE_BYTES, asset_id_of
 from imprimatur.evidence import Creative as Seen
@@ -262,9 +262,9 @@ async def test_one_tenant_has_so_many_uploads_under_way(system: System, me: Call
 async def test_uploads_have_so_much_of_a_gateway_s_memory(
     system: System, me: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quotas, "MOST_UPLOAD_BYTES", len(PNG))
+    monkeypatch.setattr(load, "MOST_UPLOAD_BYTES", len(PNG))
     assert (await refusal(me.assets.UploadAsset(parts(PNG)))).reason == "GATEWAY_BUSY"
-    monkeypatch.setattr(quotas, "MOST_UPLOAD_BYTES", 2 * len(PNG))
+    monkeypatch.setattr(load, "MOST_UPLOAD_BYTES", 2 * len(PNG))
     for _ in range(3):  # what an upload took is free again
         await upload(me)
 

@@ -9,8 +9,9 @@ import pytest
 from google.protobuf.wrappers_pb2 import DoubleValue, UInt32Value, UInt64Value
 from prometheus_client import REGISTRY
 
-from gateway import quotas
+from gateway import load, quotas
 from gateway.access import Caller as Holder
+from gateway.load import Load
 from gateway.quotas import Allowance, Quotas
 from imprimatur.budgets import Budget
 from imprimatur.client import Client
@@ -78,7 +79,7 @@ async def test_beyond_its_open_jobs_a_tenant_is_refused_until_one_ends(
         assert (seen.code, seen.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_OPEN_JOBS")
         assert seen.metadata == {"limit": "open_jobs", "value": "2"}
         assert seen.retry_after_seconds
-        assert "at most 2" in seen.message
+        assert "at most 2 jobs of this tenant are queued or running" in seen.message
         assert refused("open_jobs") == before + 1
         # What was accepted before is answered, and what reuses its id is told so.
         again = await me.jobs.SubmitJob(submission(request_id="a"))
@@ -171,6 +172,19 @@ async def test_beyond_its_rate_a_tenant_is_told_when_to_come_again(system: Syste
 
 
 @on_sqlite
+@pytest.mark.parametrize("headline", ["another", "approve"], ids=["refused for its key", "unchanged"])
+async def test_what_becomes_no_job_counts_towards_the_rate_too(system: System, headline: str) -> None:
+    async with limited(system, TWO_AND_NO_MORE) as me:
+        await me.submit(engines.APPROVE, "cr-1", concurrency_key="k")
+        twice = submission(headline, "cr-1", concurrency_key="k")
+        if headline == engines.APPROVE:
+            assert (await me.jobs.SubmitJob(twice)).already_accepted
+        else:
+            assert (await refusal(me.jobs.SubmitJob(twice))).reason == "KEY_BUSY"
+        assert (await refusal(me.jobs.SubmitJob(twice))).reason == "SUBMIT_RATE_EXCEEDED"
+
+
+@on_sqlite
 async def test_each_tenant_has_a_rate_of_its_own(system: System) -> None:
     async with system.gateway(allowance=TWO_AND_NO_MORE) as port:
         me = await system.holder(await system.key(Role.SUBMITTER), port=port)
@@ -192,7 +206,7 @@ async def test_what_could_not_be_stored_costs_nothing(database: Database) -> Non
         with await accounts.admit(who, both) as admission:
             assert list(admission.jobs) == both  # and none is made
     with await accounts.admit(who, both) as admission:
-        admission.made = 2
+        admission.stored(2)
     assert not (await accounts.admit(who, both)).jobs
 
 
@@ -368,12 +382,11 @@ async def test_a_tenants_streams_leave_room_for_others(system: System) -> None:
             assert (await refusal(caller.jobs.WatchJobs(WatchJobsRequest()))).reason == "TOO_MANY_STREAMS"
 
 
-@on_sqlite
-async def test_requests_in_hand_have_so_many_bytes_together_and_one_may_always_come(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+def test_requests_in_hand_have_so_many_bytes_together_and_one_may_always_come(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(quotas, "MOST_REQUEST_BYTES", 100)
-    accounts = Quotas(database, FREE)
+    monkeypatch.setattr(load, "MOST_REQUEST_BYTES", 100)
+    accounts = Load(FREE)
     with accounts.request(4_000_000), pytest.raises(Unavailable, match="hands full") as caught, accounts.request(1):
         pass
     assert caught.value.reason == "GATEWAY_BUSY"

@@ -5,6 +5,7 @@ from functools import partial
 
 import grpc
 import pytest
+from sqlalchemy import update
 
 from gateway import administration, cleaning, service
 from gateway.cleaning import Cleaner, clean_for
@@ -15,6 +16,8 @@ from imprimatur.job import State
 from imprimatur.retention import Kind, Retention
 from imprimatur.storage import passes, retention
 from imprimatur.storage.database import Database
+from imprimatur.storage.deliveries import DeliveryState
+from imprimatur.storage.schema import webhook_deliveries
 from imprimatur.tenancy import Role
 from imprimatur.v1.admin_service_pb2 import CleanUpRequest, CleanUpResponse
 from imprimatur.v1.job_service_pb2 import GetJobRequest, ListJobsRequest, RetryJobRequest
@@ -140,6 +143,33 @@ async def test_gateways_clean_up_by_themselves_one_pass_for_all_of_them(
             await one.stop()
     assert (await left(database)).jobs() == {*kept, again}, "the next pass is an hour away"
     assert {name: counted(name) - number for name, number in before.items()} == {"jobs": 6, "request_ids": 2}
+
+
+@on_sqlite
+async def test_a_request_id_is_known_until_the_outcome_is_delivered_and_forgotten_then(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    settled, open_still = await made(database, tenant, Past(days=3.0), Past(days=3.0, told=Told.PENDING))
+    again_and_again = Cleaner(
+        database,
+        Retention(days={Kind.JOBS: 7, Kind.REQUEST_IDS: 2}),
+        every_seconds=0.0,
+        first_seconds=0.0,
+        look_seconds=0.02,
+        pause_seconds=0.0,
+    )
+    again_and_again.start()
+    try:
+        await makers.until(lambda: passed(database))
+        assert (await left(database)).request_ids == {open_still} != {settled}
+        async with database.begin() as tx:
+            await tx.connection.execute(update(webhook_deliveries).values(state=DeliveryState.DELIVERED))
+        await makers.until(lambda: all_forgotten(database))
+    finally:
+        await again_and_again.stop()
+
+
+async def all_forgotten(database: Database) -> bool:
+    return not (await left(database)).request_ids
 
 
 async def told_the_success(database: Database) -> bool:

@@ -1,16 +1,19 @@
 """Watches: the job as it stands, then only newer versions, to the end; wherever, whenever and however it is lost."""
 
 import asyncio
+import tracemalloc
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc.aio
 import pytest
 from prometheus_client import REGISTRY
+from sqlalchemy import update
 from sqlalchemy.event import listen
 
-from gateway import access, watching
+from gateway import access, following
 from gateway.rendering import Version
 from gateway.watching import Watchtower
 from imprimatur.broker import EVENTS, Message
@@ -20,6 +23,7 @@ from imprimatur.identity import new_id
 from imprimatur.job import Happening, State
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Filter, Owner
+from imprimatur.storage.schema import jobs as stored_jobs
 from imprimatur.tenancy import Role
 from imprimatur.v1 import job_pb2 as pb
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
@@ -34,6 +38,7 @@ from imprimatur.v1.job_service_pb2 import (
     WatchJobResponse,
     WatchJobsRequest,
 )
+from imprimatur.v1.review_service_pb2 import WatchReviewQueueRequest
 from imprimatur.wire.messages import JobChange, JobsChanged
 from reviewer.tasks import creative_review
 from tests import makers
@@ -43,6 +48,8 @@ from tests.service.statuses import refusal
 from tests.service.systems import Caller, System, on_postgresql
 
 pytestmark = on_postgresql
+
+ANYTHING = Filter()
 
 
 def open_streams(rpc: str = "WatchJob") -> float:
@@ -252,6 +259,42 @@ async def test_watching_many_ends_with_unavailable_when_the_gateway_stops(system
     assert (await refusal(stream)).code is grpc.StatusCode.UNAVAILABLE
 
 
+@pytest.fixture
+def traced() -> Iterator[Callable[[], int]]:
+    """Says how many bytes Python holds."""
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rpc", ["WatchJobs", "WatchReviewQueue"])
+async def test_a_client_that_does_not_read_costs_little_and_misses_nothing(
+    system: System, me: Caller, traced: Callable[[], int], rpc: str
+) -> None:
+    large = {"a": "label that " * 4000}
+    new = [makers.new_job(system.tenant_id, content=b"", labels=large) for _ in range(100)]
+    made = [str(job.id) for job in await makers.submit(system.database, *new)]
+    async with system.database.begin() as tx:
+        waiting = {"state": State.AWAITING_REVIEW, "decision": "pending", "awaiting_since": datetime.now(UTC)}
+        await tx.connection.execute(update(stored_jobs).values(waiting))
+    before = traced()
+    watches: dict[str, Any] = {
+        "WatchJobs": lambda: me.jobs.WatchJobs(WatchJobsRequest()),
+        "WatchReviewQueue": lambda: me.reviews.WatchReviewQueue(WatchReviewQueueRequest()),
+    }
+    stream = watches[rpc]()
+    first = await stream.read()
+    assert traced() - before < 1_000_000  # of more than four
+    await me.jobs.CancelJob(CancelJobRequest(job_id=made[-1]))
+    seen = [first]
+    while not seen[-1].snapshot_complete:
+        seen.append(await stream.read())
+    shown = [one.job if rpc == "WatchJobs" else one.review.job for one in seen[:-1]]
+    assert [job.id for job in shown] == (made if rpc == "WatchJobs" else made[:-1])
+    assert (shown[-1].state == CANCELLED) is (rpc == "WatchJobs")  # it is read when its turn comes
+    stream.cancel()
+
+
 # --- events that are lost or cannot be read --------------------------------------------------------------
 
 
@@ -281,16 +324,21 @@ async def watchtower(database: Database) -> AsyncIterator[Watchtower]:
     await broker.close()
 
 
-def shown(version: Version | None) -> pb.Job:
-    assert version is not None
-    return WatchJobResponse.FromString(version.answer("somebody")).job
+def shown(seen: Version | bytes | None) -> pb.Job:
+    assert seen is not None
+    answer = seen.answer("somebody") if isinstance(seen, Version) else seen
+    return WatchJobResponse.FromString(answer).job
+
+
+def follow(tower: Watchtower, tenant: uuid.UUID, wanted: Filter = ANYTHING) -> AsyncGenerator[bytes | None]:
+    return tower.follow(Owner(tenant_id=tenant), wanted, tenant="somebody")
 
 
 async def test_a_lost_event_is_found_by_reading_again(database: Database, watchtower: Watchtower) -> None:
     tenant = await makers.make_tenant(database)
     claim = await makers.running(database, tenant)
     owner = Owner(tenant_id=tenant)
-    one, many = watchtower.watch(owner, claim.job_id), watchtower.follow(owner, Filter())
+    one, many = watchtower.watch(owner, claim.job_id), follow(watchtower, tenant)
     assert shown(await anext(one)).state == RUNNING
     assert shown(await anext(many)).version == 2
     assert await anext(many) is None
@@ -305,7 +353,7 @@ async def test_following_a_state_shows_a_job_again_that_comes_back_to_it(
     database: Database, watchtower: Watchtower
 ) -> None:
     tenant = await makers.make_tenant(database)
-    stream = watchtower.follow(Owner(tenant_id=tenant), Filter(states=frozenset({State.QUEUED})))
+    stream = follow(watchtower, tenant, Filter(states=frozenset({State.QUEUED})))
     assert await anext(stream) is None
     [job] = await makers.submit(database, makers.new_job(tenant))
     async with asyncio.timeout(10.0):
@@ -355,10 +403,10 @@ async def test_somebody_elses_job_shows_nothing_although_its_owner_watches_it(
 async def test_what_streams_over_many_jobs_remember_is_limited(
     database: Database, watchtower: Watchtower, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, reason: str
 ) -> None:
-    monkeypatch.setattr(watching, limit, value)
+    monkeypatch.setattr(following, limit, value)
     tenant = await makers.make_tenant(database)
     await makers.submit(database, makers.new_job(tenant), makers.new_job(tenant))
-    first, second = (watchtower.follow(Owner(tenant_id=tenant), Filter()) for _ in range(2))
+    first, second = (follow(watchtower, tenant) for _ in range(2))
     for _ in range(2):
         assert await anext(first) is not None
     with pytest.raises(ResourceExhausted) as caught:
@@ -366,7 +414,7 @@ async def test_what_streams_over_many_jobs_remember_is_limited(
     assert caught.value.reason == reason
     assert caught.value.retry_after_seconds
     await first.aclose()
-    third = watchtower.follow(Owner(tenant_id=tenant), Filter())
+    third = follow(watchtower, tenant)
     assert await anext(third) is not None
     await third.aclose()
 

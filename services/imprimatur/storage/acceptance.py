@@ -50,6 +50,7 @@ class Submitted:
         same_content: False when its request id stands for other content.
         released: it was put up for claiming just now.
         superseded: the type of the job whose place it took just now.
+        repeated: its request was accepted before.
         refused: why its concurrency key, or its revision, does not let it in.
     """
 
@@ -58,6 +59,7 @@ class Submitted:
     same_content: bool = True
     released: bool = False
     superseded: JobType | None = None
+    repeated: bool = False
     refused: Ruling | None = None
 
 
@@ -220,7 +222,7 @@ def again(new: NewJob, job: Job, content_hash: bytes) -> Submitted:
     # What a retry or an appeal is, is which job it is about: its content is also that job's.
     about = (job.retry_of, job.appeal_of) == (new.retry_of, new.appeal_of)
     same = about if new.retry_of or new.appeal_of else content_hash == new.content_hash
-    return Submitted(job=job, created=False, same_content=same)
+    return Submitted(job=job, created=False, same_content=same, repeated=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from imprimatur.errors import Contended
 from imprimatur.job import AttemptOutcome, Happening, NewJob, State, WhenBusy
@@ -106,7 +107,7 @@ def _ruling(new: NewJob, holder: Row[Any] | None, newest: Row[Any] | None) -> Ru
     return Ruling(verdict=verdict, job_id=holder.id)
 
 
-def _comes_too_late(new: NewJob, newest: Row[Any]) -> bool:
+def _comes_too_late(new: NewJob | Row[Any], newest: Row[Any]) -> bool:
     newer: bool = newest.revision > new.revision
     return newer or (newest.revision == new.revision and newest.content_hash != new.content_hash)
 
@@ -136,7 +137,19 @@ _LOCK = Many(_WANTED, _locking)
 # --- revisions -------------------------------------------------------------------------------------------
 
 
-async def require_in_order(tx: Transaction, entered: Collection[NewJob]) -> None:
+def overtaken(revised: Each | ReadOnlyColumnCollection[str, Any]) -> ColumnElement[bool]:
+    """The condition for jobs, stored or new, that come too late: `_comes_too_late` in SQL."""
+    older = jobs.alias("older")
+    return exists().where(
+        older.c.tenant_id == revised["tenant_id"],
+        older.c.concurrency_key == revised["concurrency_key"],
+        older.c.revision.is_not(None),
+        older.c.revision >= revised["revision"],
+        or_(older.c.revision > revised["revision"], older.c.content_hash != revised["content_hash"]),
+    )
+
+
+async def require_in_order(tx: Transaction, entered: Collection[NewJob | Row[Any]]) -> None:
     """See that nobody with a newer revision came and ended while these entered. From now on, nobody will.
 
     Raises:
@@ -148,7 +161,7 @@ async def require_in_order(tx: Transaction, entered: Collection[NewJob]) -> None
         raise Contended("a newer revision came meanwhile")
 
 
-async def _newest(reader: Reader, wanting: Sequence[NewJob]) -> dict[uuid.UUID, Row[Any]]:
+async def _newest(reader: Reader, wanting: Sequence[NewJob | Row[Any]]) -> dict[uuid.UUID, Row[Any]]:
     """The job with the newest revision of each one's key, for those that have a revision themselves."""
     revised = [new for new in wanting if new.revision is not None]
     given = [{"new_id": new.id, "tenant_id": new.tenant_id, "key": new.concurrency_key} for new in revised]
@@ -183,15 +196,7 @@ ENTERING: Types = {
 def may_enter(each: Each) -> ColumnElement[bool]:
     """The condition for a new job, besides what unique indexes see to: its request was not answered with another job,
     and its revision does not come too late."""
-    older = jobs.alias("older")
-    overtaken = exists().where(
-        older.c.tenant_id == each["tenant_id"],
-        older.c.concurrency_key == each["concurrency_key"],
-        older.c.revision.is_not(None),
-        older.c.revision >= each["revision"],
-        or_(older.c.revision > each["revision"], older.c.content_hash != each["content_hash"]),
-    )
-    return and_(answered_with(each).is_(None), or_(each["revision"].is_(None), not_(overtaken)))
+    return and_(answered_with(each).is_(None), or_(each["revision"].is_(None), not_(overtaken(each))))
 
 
 # --- superseding -----------------------------------------------------------------------------------------

@@ -45,7 +45,11 @@ async def keep(tx: Transaction, holder: uuid.UUID, *, hold_seconds: float) -> bo
 
 
 async def end(tx: Transaction, holder: uuid.UUID, *, forgotten_until: datetime | None) -> datetime:
-    """The pass has come to its end: returns when. `forgotten_until`: jobs that ended before have no request id now."""
+    """The pass has come to its end: returns when.
+
+    Args:
+        forgotten_until: of the jobs that ended before, none has a request id now.
+    """
     values: dict[str, Any] = {"holder": null(), "held_until": null(), "succeeded_at": clock.now()}
     if forgotten_until is not None:
         values["forgotten_until"] = forgotten_until
@@ -60,5 +64,5 @@ async def last_success(reader: Reader) -> datetime | None:
 
 
 async def forgotten_until(reader: Reader) -> datetime | None:
-    """Jobs that ended before have no request id any more; None: no pass has forgotten any yet."""
+    """Of the jobs that ended before, none has a request id any more; None: no pass has forgotten any yet."""
     return (await reader.connection.execute(select(cleanup.c.forgotten_until))).scalar_one_or_none()

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.identity import new_id
-from imprimatur.job import MOST_LOSSES, SUBMITTED, Happening, State, losses_kept
+from imprimatur.job import MOST_LOSSES, RETRYABLE, SUBMITTED, Happening, State, losses_kept
 from imprimatur.policy import Trigger
 from imprimatur.storage import clock, keys
 from imprimatur.storage.acceptance import FRESH
@@ -71,16 +71,18 @@ async def _count(reader: Reader, condition: ColumnElement[bool]) -> int:
 # --- retries ---------------------------------------------------------------------------------------------
 
 #: As the index over them spells it.
-_RETRYABLE = jobs.c.state.in_([State.FAILED, State.CANCELLED])
+_RETRYABLE = jobs.c.state.in_(RETRYABLE)
 _again = jobs.alias("again")
 _RETRIED = exists().where(_again.c.retry_of == jobs.c.id)
 _newer = jobs.alias("newer")
-#: Something newer has taken its place: with the same key either what is under way, or the same subject once more.
+#: Something newer has taken its place: with the same key what is under way, a newer revision, or the same subject once
+#: more.
 _REPLACED = or_(
     jobs.c.superseded_by.is_not(None),
     exists().where(
         _newer.c.tenant_id == jobs.c.tenant_id, _newer.c.concurrency_key == jobs.c.concurrency_key, keys.live(_newer)
     ),
+    and_(jobs.c.revision.is_not(None), keys.overtaken(jobs.c)),
     exists().where(
         _newer.c.tenant_id == jobs.c.tenant_id,
         _newer.c.subject_id == jobs.c.subject_id,
@@ -104,6 +106,9 @@ async def retry(
 
     Returns:
         Of each new job `id`, `retry_of`, `type`, `priority`; oldest first.
+
+    Raises:
+        Contended: somebody with a newer revision came meanwhile. Nothing of it may be committed.
     """
     locked = (
         select(jobs.c.id, func.length(jobs.c.input).label("size"))
@@ -120,6 +125,7 @@ async def retry(
     copied = _copy(tx, new_ids, await clock.present(tx), traceparent, fresh=fresh)
     made = sorted((await tx.connection.execute(copied)).all(), key=lambda row: row.id)
     if made:
+        await keys.require_in_order(tx, made)
         await record(tx, made, kind=SUBMITTED, outcome=False, details={})
         await _name_the_same_images(tx, {row.retry_of: row.id for row in made})
     return made
@@ -149,9 +155,12 @@ def _fitting(rows: Sequence[Any]) -> list[uuid.UUID]:
     return fitting
 
 
-_TOLD = ("id", "tenant_id", "version", "state", "type", "priority", "retry_of")
-#: Columns that a retry has from the job before it.
-_KEPT = (
+_TOLD = (
+    *("id", "tenant_id", "version", "state", "type", "priority", "retry_of"),
+    *("concurrency_key", "revision", "content_hash"),
+)
+#: What a retry has from the job before it.
+KEPT = (
     *("tenant_id", "type", "user_id", "priority", "content_hash", "subject_id", "labels", "parameters", "input"),
     *("callback_url", "max_attempts", "timeout_seconds", "deadline_seconds", "estimated_seconds"),
     *("concurrency_key", "revision", "appeal_of", "appeal"),
@@ -165,7 +174,7 @@ def _copy(
     pair = values(column("old_id", Uuid()), column("new_id", Uuid()), name="pair").data(list(new_ids.items())).cte()
     present = literal(now, clock.Instant())
     content: dict[str, ColumnElement[Any]] = {
-        **{name: jobs.c[name] for name in _KEPT},
+        **{name: jobs.c[name] for name in KEPT},
         **{name: literal(value, jobs.c[name].type) for name, value in FRESH.items()},
         "id": pair.c.new_id,
         "retry_of": jobs.c.id,
@@ -176,7 +185,7 @@ def _copy(
         "created_at": present,
         "updated_at": present,
     }
-    chosen = select(*content.values()).join_from(pair, jobs, pair.c.old_id == jobs.c.id).where(not_(_RETRIED))
+    chosen = select(*content.values()).join_from(pair, jobs, pair.c.old_id == jobs.c.id).where(_LEFT)
     # Keys are waited for in the same order as by those who submit: that of the code points.
     in_line = jobs.c.concurrency_key.collate("C" if tx.on_postgresql else "BINARY")
     chosen = chosen.order_by(in_line.nulls_first(), pair.c.new_id)
