@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +20,10 @@ from imprimatur.v1.job_pb2 import PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NORMAL, 
 
 NOOP_SECONDS = 0.4
 BACKLOG_JOBS = 20_000
+#: More tenants than slots, so that none of them has anything under way for most of the time.
+MANY_TENANTS = 50
+MANY_TENANTS_JOBS = 100
+MANY_TENANTS_SLOTS = 32
 PROBES = 50
 _PROBE_EVERY_SECONDS = 0.25
 #: A probe that has not started by then counts as this long.
@@ -29,8 +34,8 @@ _BATCH = 1000
 
 
 def measure() -> dict[str, Any]:
-    """Both, each on an installation of its own."""
-    return {**_measure_tenants(), **_measure_priorities()}
+    """All, each on an installation of its own."""
+    return {**_measure_tenants(), **_measure_many_tenants(), **_measure_priorities()}
 
 
 def _measure_tenants() -> dict[str, Any]:
@@ -40,7 +45,7 @@ def _measure_tenants() -> dict[str, Any]:
         other = system.tenant("other")
         with turn(system):
             alone = _wait_of_probes(system, other)
-            uvloop.run(_submit_many(system.access, BACKLOG_JOBS, PRIORITY_NORMAL))
+            uvloop.run(_submit_many([system.access], BACKLOG_JOBS, PRIORITY_NORMAL))
             behind = _wait_of_probes(system, other)
         system.fleet.end()
     bound = 2 * percentile(alone, 0.5) + NOOP_SECONDS
@@ -54,14 +59,30 @@ def _measure_tenants() -> dict[str, Any]:
     }
 
 
+def _measure_many_tenants() -> dict[str, Any]:
+    with servers() as under:
+        system = Ours(under, noop_seconds=NOOP_SECONDS, slots=MANY_TENANTS_SLOTS)
+        begin(system)
+        other, *many = (system.tenant(f"tenant-{number}") for number in range(1 + MANY_TENANTS))
+        with turn(system):
+            uvloop.run(_submit_many(many, MANY_TENANTS_JOBS, PRIORITY_NORMAL))
+            beside = _wait_of_probes(system, other)
+        system.fleet.end()
+    return {
+        "fairness_many_tenants": MANY_TENANTS,
+        "fairness_many_tenants_start_p50_s": round(percentile(beside, 0.5), 3),
+        "fairness_many_tenants_start_p99_s": round(percentile(beside, 0.99), 3),
+    }
+
+
 def _measure_priorities() -> dict[str, Any]:
     with servers() as under:
         system = Ours(under, noop_seconds=NOOP_SECONDS)
         begin(system)
         with turn(system):
             # HIGH first, so that no LOW is on its way to the reviewer before there is any HIGH.
-            uvloop.run(_submit_many(system.access, _HIGH_JOBS, PRIORITY_HIGH))
-            uvloop.run(_submit_many(system.access, _LOW_JOBS, PRIORITY_LOW))
+            uvloop.run(_submit_many([system.access], _HIGH_JOBS, PRIORITY_HIGH))
+            uvloop.run(_submit_many([system.access], _LOW_JOBS, PRIORITY_LOW))
             full = system.ask("SELECT clock_timestamp()")
             time.sleep(_SHARE_SECONDS)
             low, high = (_started(system, priority, full) for priority in (Stored.LOW, Stored.HIGH))
@@ -98,11 +119,17 @@ async def _probe(access: Access) -> list[tuple[str, float]]:
     return submitted
 
 
-async def _submit_many(access: Access, number: int, priority: Priority.ValueType) -> None:
+async def _submit_many(tenants: Sequence[Access], number: int, priority: Priority.ValueType) -> None:
+    """So many of each tenant."""
+    for access in tenants:
+        await _submit_all(access, number, priority)
+
+
+async def _submit_all(access: Access, number: int, priority: Priority.ValueType) -> None:
     text = payload()
     async with Client(access.target, api_key=access.api_key, deadline_seconds=300.0) as calls:
         for start in range(0, number, _BATCH):
-            batch = [request(item, text) for item in range(start, start + _BATCH)]
+            batch = [request(item, text) for item in range(start, min(start + _BATCH, number))]
             for one in batch:
                 one.priority = priority
             for outcome in await calls.submit_batch(batch):

@@ -252,6 +252,9 @@ _FAIRNESS = {
     "fairness_start_p50_s": "start of a tenant's single job behind them, p50 of 50, s",
     "fairness_start_p99_s": "the same, p99 of 50, s (30: not started by then)",
     "fairness_started_share": "share of the 50 that started within 30 s",
+    "fairness_many_tenants": "other tenants with a queue each, beside 32 slots",
+    "fairness_many_tenants_start_p50_s": "start of a tenant's single job beside them, p50 of 50, s",
+    "fairness_many_tenants_start_p99_s": "the same, p99 of 50, s",
     "low_share_percent": "LOW jobs among those started while HIGH fills all slots, %",
 }
 _BATCHES = {

@@ -80,10 +80,17 @@ class Ours:
         name: of its database.
         virtual_host: take a part of the broker of its own: for a second one on the same servers.
         noop_seconds: how long the engine takes (asleep).
+        slots: of the reviewer.
     """
 
     def __init__(
-        self, servers: Servers, *, name: str = "imprimatur", virtual_host: bool = False, noop_seconds: float = 0.0
+        self,
+        servers: Servers,
+        *,
+        name: str = "imprimatur",
+        virtual_host: bool = False,
+        noop_seconds: float = 0.0,
+        slots: int = 64,
     ) -> None:
         self.name = name
         self.fleet = servers.fleet(name)
@@ -92,6 +99,7 @@ class Ours:
         self._servers = servers
         self._broker_url = servers.virtual_host(name) if virtual_host else servers.rabbitmq.url
         self._noop_seconds = noop_seconds
+        self._slots = slots
         self._ports = {service: free_port() for service in (*_SERVICES, "grpc")}
         self._environ: dict[str, str] = {}
         self._database: psycopg.Connection
@@ -121,7 +129,7 @@ class Ours:
     def settings(self) -> Mapping[str, str]:
         """What it runs with."""
         return {
-            "processes": "gateway, reviewer (64 slots), notifier",
+            "processes": f"gateway, reviewer ({self._slots} slots), notifier",
             "durability": "PostgreSQL commit before each answer; quorum queues, confirms; /metrics read every 5 s",
             "settings": "defaults, but for limits of a tenant: none",
         }
@@ -167,6 +175,7 @@ class Ours:
             "IMPRIMATUR_HTTP_HOST": "127.0.0.1",
             **{f"IMPRIMATUR_{limit}": "0" for limit in _UNLIMITED},
             "IMPRIMATUR_NOOP_SECONDS": str(self._noop_seconds),
+            "IMPRIMATUR_REVIEWER_SLOTS": str(self._slots),
             **{variable: str(self._ports[service]) for service, variable in _SERVICES.items()},
         }
 

@@ -59,7 +59,7 @@ async def _appeal(reader: Reader, who: Caller, old: Any, reason: str) -> Appeal:
     )
 
 
-async def store(tx: Transaction, who: Caller, new: NewJob, *, release_at_once: int) -> Submitted:
+async def store(tx: Transaction, who: Caller, new: NewJob, *, release_at_once: int, most_of_a_tenant: int) -> Submitted:
     """Accept an appeal, unless another against the same decision is under way.
 
     Raises:
@@ -74,7 +74,7 @@ async def store(tx: Transaction, who: Caller, new: NewJob, *, release_at_once: i
         return again
     if (other := await people.open_appeal(tx, old.id)) is not None:
         raise _open(other)
-    [submitted] = await acceptance.submit(tx, [new], release_at_once=release_at_once)
+    [submitted] = await acceptance.submit(tx, [new], release_at_once=release_at_once, most_of_a_tenant=most_of_a_tenant)
     if submitted.created:
         await _put_on_record(tx, who, old, new)
     return submitted

@@ -165,10 +165,17 @@ class Jobs(JobServiceServicer):
         with self._dispatcher.room_for(len(new_jobs)) as fast:
             async with self._database.begin() as tx:
                 if write is None:
-                    together = self._dispatcher.together
-                    submitted = await acceptance.submit(tx, new_jobs, release_at_once=fast, together=together)
+                    submitted = await acceptance.submit(
+                        tx,
+                        new_jobs,
+                        release_at_once=fast,
+                        together=self._dispatcher.together,
+                        most_of_a_tenant=self._dispatcher.most_of_a_tenant,
+                    )
                 else:
                     submitted = await write(tx, new_jobs, fast)
+        if any(one.waits for one in submitted):
+            self._dispatcher.wake()
         for one in submitted:
             if one.created:
                 metrics.jobs_submitted.labels(one.job.type, one.job.priority.name.lower()).inc()
@@ -313,7 +320,8 @@ class Jobs(JobServiceServicer):
 
     async def _store_appeals(self, who: Caller, new_jobs: Sequence[NewJob]) -> list[Submitted]:
         async def write(tx: Transaction, admitted: Sequence[NewJob], room: int) -> list[Submitted]:
-            return [await appeals.store(tx, who, new, release_at_once=room) for new in admitted]
+            most = self._dispatcher.most_of_a_tenant
+            return [await appeals.store(tx, who, new, release_at_once=room, most_of_a_tenant=most) for new in admitted]
 
         submitted = await self._store(new_jobs, write)
         for one in submitted:
@@ -322,11 +330,15 @@ class Jobs(JobServiceServicer):
 
     async def RetryJobs(self, request: pb.RetryJobsRequest, context: Any) -> pb.RetryJobsResponse:
         """Retry what matches and is not retried yet, up to a limit."""
-        return await repeats.retry_jobs(self._database, self._quotas, caller(), request)
+        answer = await repeats.retry_jobs(self._database, self._quotas, caller(), request)
+        self._dispatcher.wake()
+        return answer
 
     async def ReviewJobsAgain(self, request: pb.ReviewJobsAgainRequest, context: Any) -> pb.ReviewJobsAgainResponse:
         """Send back to the engine what waits because it failed, up to a limit."""
-        return await repeats.review_jobs_again(self._database, caller(), request)
+        answer = await repeats.review_jobs_again(self._database, caller(), request)
+        self._dispatcher.wake()
+        return answer
 
     # --- the system --------------------------------------------------------------------------------------
 

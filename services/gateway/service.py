@@ -16,6 +16,7 @@ from gateway.jobs import Jobs
 from gateway.load import Load
 from gateway.policies import Policies
 from gateway.quotas import Allowance, Quotas
+from gateway.recovery import Recovery
 from gateway.reviews import Reviews
 from gateway.server import SERVICES, Listener, Servicers, grpc_port
 from gateway.statistics import show_unfinished
@@ -59,8 +60,9 @@ async def gateway(
 
     The outbox is started by the caller: one per process, whatever services run in it.
     """
-    dispatcher = Dispatcher(database, broker, lease_seconds=lease_seconds, most_of_a_tenant=allowance.running_jobs)
-    watchtower = Watchtower(database, broker)
+    dispatcher = Dispatcher(database, most_of_a_tenant=allowance.running_jobs)
+    recovery = Recovery(database, broker, dispatcher, lease_seconds=lease_seconds)
+    watchtower = Watchtower(database, broker, heard=dispatcher.hear)
     quotas = Quotas(database, allowance)
     doorkeeper = Doorkeeper(database)
     gauges = Gauges("gauges", database, show_unfinished)
@@ -76,7 +78,8 @@ async def gateway(
         policies=Policies(database),
     )
     await watchtower.start()
-    await dispatcher.start()
+    dispatcher.start()
+    recovery.start()
     gauges.start()
     queue_gauges.start()
     cleaner.start()
@@ -94,4 +97,5 @@ async def gateway(
         await doorkeeper.stop()
         await queue_gauges.stop()
         await gauges.stop()
+        await recovery.stop()
         await dispatcher.stop()

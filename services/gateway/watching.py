@@ -76,13 +76,23 @@ class Watchtower:
 
     Args:
         reread_seconds: how often everything watched is compared with the database, events or not.
+        heard: called with the routing key of each event and the number of jobs that it tells of, for others in this
+            process: an event is received and read but once.
     """
 
-    def __init__(self, database: Database, broker: Broker, *, reread_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        broker: Broker,
+        *,
+        reread_seconds: float = 10.0,
+        heard: Callable[[str, int], None] = lambda _routing_key, _jobs: None,
+    ) -> None:
         self.followers = Followers()
         self._database = database
         self._broker = broker
         self._reread_seconds = reread_seconds
+        self._heard = heard
         self._snapshots = job_reads(database)
         self._watched: dict[uuid.UUID, Watched] = {}
         self._dirty: dict[uuid.UUID, float] = {}
@@ -179,6 +189,7 @@ class Watchtower:
             metrics.messages_set_aside.labels("job.events").inc()
             log.warning("an event cannot be read", error=str(fault), message_id=message.message_id)
             return
+        self._heard(message.routing_key, len(changed.changes))
         for change in changed.changes:
             if self._is_behind(change.job_id, change.version):
                 self._dirty.setdefault(change.job_id, time.perf_counter())

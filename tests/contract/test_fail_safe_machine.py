@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, select, update
 
-from gateway.dispatcher import give_up
+from gateway.recovery import give_up
 from imprimatur.errors import (
     BudgetExhausted,
     NotBegun,

@@ -264,7 +264,7 @@ async def plans_of(database: Database, work: Callable[[Transaction], Awaitable[o
     seen: list[tuple[str, Any]] = []
 
     def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_more: object) -> None:
-        if statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
+        if statement.lstrip().startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
             seen.append((statement, parameters))
 
     async with database.begin() as tx:

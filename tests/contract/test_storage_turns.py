@@ -4,12 +4,13 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, insert, update
 
-from imprimatur.job import Job, NewJob, Priority
-from imprimatur.storage import clock, schema, turns
+from imprimatur.job import Job, NewJob, Priority, State
+from imprimatur.storage import acceptance, clock, schema, turns
 from imprimatur.storage.database import Database
 from tests import makers
 
@@ -33,7 +34,7 @@ async def waiting(database: Database, *new_jobs: NewJob) -> list[Job]:
 
 async def next_ones(database: Database, *, room: int = 100, chances: Chances = strictly) -> list[uuid.UUID]:
     async with database.read() as reader:
-        return await turns.next_ones(reader, room=room, chances=chances)
+        return (await turns.next_ones(reader, room=room, chances=chances)).ids
 
 
 async def limit(database: Database, tenant: uuid.UUID, jobs: int) -> None:
@@ -139,6 +140,15 @@ async def test_jobs_of_a_tenant_with_a_limit_are_not_put_up_by_their_submission(
     assert await makers.claim(database, mine) is not None
 
 
+async def test_a_limit_of_all_holds_for_those_without_one_of_their_own(database: Database) -> None:
+    usual, unlimited = await two_tenants(database)
+    await limit(database, unlimited, 0)
+    async with database.begin() as tx:
+        new_jobs = [makers.new_job(tenant) for tenant in (usual, unlimited)]
+        answers = await acceptance.submit(tx, new_jobs, release_at_once=2, most_of_a_tenant=1)
+    assert [(one.released, one.waits) for one in answers] == [(False, True), (True, False)]
+
+
 async def test_a_limit_that_is_lowered_below_what_is_under_way_stops_nothing_and_starts_nothing(
     database: Database,
 ) -> None:
@@ -170,6 +180,74 @@ async def test_the_priority_with_the_best_chance_has_a_lone_place(database: Data
         assert await next_ones(database, room=1, chances=first_alone) == [jobs[first].id]
 
 
+async def test_while_jobs_end_each_tenant_is_served_once_before_any_is_served_twice(database: Database) -> None:
+    tenants = [await makers.make_tenant(database) for _ in range(6)]
+    for tenant in tenants:  # the whole backlog of one is older than that of the next
+        await waiting(database, *(makers.new_job(tenant) for _ in range(3)))
+    served = [owner for _ in range(9) for owner in await serve(database, room=2)]
+    assert [Counter(served[start : start + 6]) for start in (0, 6, 12)] == [Counter(tenants)] * 3
+
+
+async def test_a_newcomer_waits_for_one_turn_of_the_others_at_most(database: Database) -> None:
+    for _ in range(5):
+        tenant = await makers.make_tenant(database)
+        await waiting(database, *(makers.new_job(tenant) for _ in range(4)))
+    for _ in range(4):
+        await serve(database, room=2)
+    newcomer = await makers.make_tenant(database)
+    await waiting(database, makers.new_job(newcomer))
+    assert newcomer in await serve(database, room=1)
+
+
+async def test_queues_of_which_nothing_may_start_now_take_no_room_from_others(database: Database) -> None:
+    async with database.read() as reader:
+        tomorrow = await clock.present(reader) + timedelta(days=1)
+    busy = await makers.make_tenant(database)
+    await waiting(database, *(makers.new_job(busy) for _ in range(30)))
+    for _ in range(6):
+        await waiting(database, makers.new_job(await makers.make_tenant(database), run_at=tomorrow))
+        capped = await makers.make_tenant(database)
+        await limit(database, capped, 1)
+        await makers.submit(database, makers.new_job(capped), makers.new_job(capped), release_at_once=0)
+    assert await makers.release(database, room=6 + 6) == 6 + 6  # each of the capped has its one job under way now
+    assert len(await next_ones(database, room=24)) == 24
+
+
+async def test_what_short_queues_leave_of_the_room_is_filled_by_the_long_ones(database: Database) -> None:
+    for number in (1, 1, 1, 3, 1, 1, 40, 1):
+        tenant = await makers.make_tenant(database)
+        await waiting(database, *(makers.new_job(tenant) for _ in range(number)))
+    assert await makers.release(database, room=40) == 40
+    assert await makers.release(database, room=40) == 9
+
+
+async def test_a_queue_whose_deadlines_have_passed_keeps_nobody_elses_place(database: Database) -> None:
+    tenant, other = await makers.make_tenant(database), await makers.make_tenant(database)
+    overdue = [makers.new_job(tenant, deadline_seconds=0.0) for _ in range(3)]
+    await waiting(database, *overdue)
+    [theirs] = await waiting(database, makers.new_job(other))
+    assert await next_ones(database, room=1) == [theirs.id]
+    [mine] = await waiting(database, makers.new_job(tenant))
+    assert await next_ones(database, room=2) == [theirs.id, mine.id]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_look_costs_as_much_for_each_queue_however_many_there_are(database: Database) -> None:
+    async with database.read() as reader:
+        tomorrow = await clock.present(reader) + timedelta(days=1)
+    busy = await makers.make_tenant(database)
+    many = [uuid.uuid4() for _ in range(2000)]
+    async with database.begin() as tx:
+        made = insert(schema.tenants).values(policy_version=1, created_at=clock.now())
+        await tx.connection.execute(made, [{"id": one, "name": str(one)} for one in many])
+    for number, run_at in ((1000, None), (2000, tomorrow)):
+        await waiting(database, *(makers.new_job(one, run_at=run_at) for one in many[number - 1000 : number]))
+    await waiting(database, *(makers.new_job(busy) for _ in range(500)))
+    rows = await rows_read(database, room=64)
+    assert rows < 30 * len(many), "each queue is looked at by a few steps"
+    assert await makers.release(database, room=1200) == 1200  # all that there is of the small ones, and the rest
+
+
 async def test_more_tenants_than_room_all_come_to_their_turn(database: Database) -> None:
     tenants = [await makers.make_tenant(database) for _ in range(12)]
     await waiting(database, *(makers.new_job(tenant) for tenant in tenants for _ in range(5)))
@@ -191,6 +269,37 @@ async def test_no_more_than_there_is_room_for(database: Database, room: int) -> 
         tenant = await makers.make_tenant(database)
         await waiting(database, *(makers.new_job(tenant) for _ in range(4)))
     assert len(await next_ones(database, room=room)) == room
+
+
+async def serve(database: Database, *, room: int) -> list[uuid.UUID]:
+    """Put so many up and let them end at once; whose they are."""
+    assert await makers.release(database, room=room) == room
+    released = (schema.jobs.c.state == State.QUEUED, schema.jobs.c.released_at.is_not(None))
+    ended = update(schema.jobs).where(*released).values(state=State.SUCCEEDED, finished_at=clock.now())
+    async with database.begin() as tx:
+        return list((await tx.connection.execute(ended.returning(schema.jobs.c.tenant_id))).scalars())
+
+
+async def rows_read(database: Database, *, room: int) -> int:
+    """How many rows the steps of the plan that was followed have brought, over all."""
+    asked: list[Any] = []
+
+    def note(_connection: object, _cursor: object, *asking: object) -> None:
+        asked.extend(asking[:2])
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
+    await next_ones(database, room=room)
+    event.remove(database.engine.sync_engine, "before_cursor_execute", note)
+    statement, parameters = asked
+    async with database.read() as reader:
+        found = await reader.connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
+        return _rows_of(found.scalar_one()[0]["Plan"])
+
+
+def _rows_of(step: dict[str, Any]) -> int:
+    removed = step.get("Rows Removed by Filter", 0) + step.get("Rows Removed by Join Filter", 0)
+    mine = (step["Actual Rows"] + removed) * step["Actual Loops"]
+    return int(mine + sum(_rows_of(one) for one in step.get("Plans", ())))
 
 
 async def _ids(database: Database, tenant: uuid.UUID) -> list[uuid.UUID]:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ColumnElement,
     Executable,
     Insert,
+    Integer,
     Row,
     Text,
     Uuid,
@@ -22,7 +23,6 @@ from sqlalchemy import (
     case,
     func,
     literal,
-    not_,
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -62,9 +62,19 @@ class Submitted:
     repeated: bool = False
     refused: Ruling | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is due, and was not put up for claiming."""
+        return self.created and not self.released and self.job.run_at <= self.job.created_at
+
 
 async def submit(
-    tx: Transaction, new_jobs: Sequence[NewJob], *, release_at_once: int, together: int = 1
+    tx: Transaction,
+    new_jobs: Sequence[NewJob],
+    *,
+    release_at_once: int,
+    together: int = 1,
+    most_of_a_tenant: int = 0,
 ) -> list[Submitted]:
     """Accept jobs together. Idempotent by (tenant, request id), and by the job id for its caller's own repetition
     after a lost answer. Of the jobs with one concurrency key, each is settled before the next.
@@ -73,6 +83,8 @@ async def submit(
         release_at_once: how many due jobs may be put up for claiming in this same transaction; the rest
             wait for the dispatcher.
         together: how many of those reviewers may be asked for in one message.
+        most_of_a_tenant: the limit, for tenants without one of their own, of what is under way; 0: none. Whoever has a
+            limit waits for the dispatcher, which counts.
 
     Returns:
         One answer per job, in order.
@@ -80,7 +92,7 @@ async def submit(
     Raises:
         Contended: others wanted the same keys meanwhile. Nothing of it may be committed; it may be done again at once.
     """
-    fast = _Fast(ids=_due(new_jobs, release_at_once), together=together)
+    fast = _Fast(ids=_due(new_jobs, release_at_once), together=together, most_of_a_tenant=most_of_a_tenant)
     answers = await _enter(tx, new_jobs, fast)
     while rest := sorted((new for new in new_jobs if new.id not in answers), key=lambda new: new.id):
         known = await _known(tx, rest)
@@ -100,7 +112,7 @@ async def _enter(
     """Store those of the jobs whose ids, requests and keys are free; `in_place_of`: the ids of those they supersede."""
     supersedes = in_place_of or {}
     in_line = sorted(new_jobs, key=_place_in_line)
-    rows = [_row_of(new, fast=new.id in fast.ids, supersedes=supersedes.get(new.id)) for new in in_line]
+    rows = [_row_of(new, fast, supersedes=supersedes.get(new.id)) for new in in_line]
     write = _write_at_once if tx.on_postgresql and not supersedes else _write_in_turn
     entered = {row.id: row for row in await write(tx, in_line, rows, fast)}
     made = [new for new in new_jobs if new.id in entered]
@@ -227,10 +239,12 @@ def again(new: NewJob, job: Job, content_hash: bytes) -> Submitted:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fast:
-    """The jobs that are put up for claiming as they are accepted, and how many in one message."""
+    """The jobs that are put up for claiming as they are accepted, and how many in one message; unless their tenant has
+    a limit, which those without one of their own have by `most_of_a_tenant`."""
 
     ids: frozenset[uuid.UUID]
     together: int
+    most_of_a_tenant: int
 
 
 def _due(new_jobs: Sequence[NewJob], most: int) -> frozenset[uuid.UUID]:
@@ -267,13 +281,13 @@ _GIVEN: Types = {
     **{name: jobs.c[name].type for name in (*_SAID, "priority", "run_at", "supersedes", "reissue_after_seconds")},
     "fast": Boolean(),
     "fresh": Boolean(),
+    "most_of_a_tenant": Integer(),
 }
 
 
 def _insert(each: Each) -> Insert:
-    limited = each["tenant_id"].in_(select(tenants.c.id).where(tenants.c.running_jobs > 0))
-    # Whoever has a limit waits for the dispatcher, which counts.
-    at_once = and_(each["fast"], not_(limited))
+    limit = func.coalesce(tenants.c.running_jobs, each["most_of_a_tenant"])
+    at_once = and_(each["fast"], select(limit).where(tenants.c.id == each["tenant_id"]).scalar_subquery() == 0)
     now = select(select(clock.now().label("now")).cte("present").c.now).scalar_subquery()
     run_at = case((each["run_at"] > now, each["run_at"]), else_=now)
     columns: dict[str, ColumnElement[Any]] = {
@@ -317,14 +331,15 @@ _INSERT = Many(_GIVEN, _insert)
 _WRITE_AT_ONCE = Many({**_GIVEN, **outbox.MESSAGE}, _write_all)
 
 
-def _row_of(new: NewJob, *, fast: bool, supersedes: uuid.UUID | None) -> dict[str, Any]:
+def _row_of(new: NewJob, fast: _Fast, *, supersedes: uuid.UUID | None) -> dict[str, Any]:
     return {
         **{name: getattr(new, name) for name in _SAID},
         "priority": int(new.priority),
         "run_at": new.run_at,
         "supersedes": supersedes,
         "reissue_after_seconds": FIRST_REISSUE_AFTER_SECONDS,
-        "fast": fast,
+        "fast": new.id in fast.ids,
+        "most_of_a_tenant": fast.most_of_a_tenant,
         "fresh": new.fresh,
     }
 

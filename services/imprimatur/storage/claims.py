@@ -446,7 +446,7 @@ async def lost_leases(tx: Transaction, *, as_of: datetime, limit: int) -> list[R
     """Queue again the running jobs whose lease ran out; counted apart from attempts. Those that have lost too
     many workers are `dispatch.LOST_TOO_OFTEN`.
 
-    Call only after a whole lease of uninterrupted contact with the database: see `gateway.dispatcher`.
+    Call only after a whole lease of uninterrupted contact with the database: see `gateway.recovery`.
 
     Args:
         as_of: when that contact was last sure, by the database's clock. A statement that reaches the database much

@@ -4,13 +4,14 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from enum import IntEnum
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Float, Row, bindparam, case, exists, func, select, text, update
+from sqlalchemy import ColumnElement, Executable, Float, Row, bindparam, case, exists, func, select, text, true, update
 
 from imprimatur.job import MOST_LOSSES, WORKERS_LOST, AttemptOutcome, Happening, JobError, JobType, Priority, State
-from imprimatur.storage import attempts, clock, evidence, outbox, turns
+from imprimatur.storage import attempts, clock, evidence, gateways, outbox, turns
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FIRST_REISSUE_AFTER_SECONDS
 from imprimatur.storage.locks import among, by_no_index, for_both, in_locked
@@ -18,8 +19,16 @@ from imprimatur.storage.schema import jobs, workers
 from imprimatur.storage.transitions import move
 from imprimatur.wire.messages import Released
 
-#: The advisory lock that lets one dispatcher work at a time, over all gateways. An arbitrary constant.
-_DISPATCHER_LOCK = 0x1A_9A_1A
+#: Messages that may be lost are sent again in numbers like this, however little room there is; and so many jobs that
+#: were asked for again take no room from others.
+MOST_REISSUED_ASIDE = 64
+
+
+class Work(IntEnum):
+    """What one gateway does at a time, over all of them: the key of its advisory lock, an arbitrary constant."""
+
+    RELEASING = 0x1A_9A_1A
+    RECOVERING = 0x1A_9A_1B
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +38,25 @@ class Backlog:
     released: int  #: put up for claiming, not claimed
     reissued: int  #: of these, asked for again: nobody took them although there were free slots
     running: int  #: claimed
-    due: bool  #: whether anything is due and not put up
+    due: bool  #: whether anything is due and not put up; whose tenant may have no more under way, too
     slots: int  #: of live workers
     least_slots: int  #: of the live worker that has the fewest
+    gateways: int  #: that live
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idleness:
+    """What recovery has to reckon with."""
+
+    slots: int  #: of live workers, that were free when their worker was last heard of
     at: datetime  #: when it was looked at, by the database's clock
 
 
-async def become_dispatcher(tx: Transaction) -> bool:
-    """Take the lock until the end of this transaction. SQLite has one process, and so one dispatcher."""
+async def is_mine(tx: Transaction, work: Work) -> bool:
+    """Take the lock until the end of this transaction. SQLite has one process, and so nobody else."""
     if not tx.on_postgresql:
         return True
-    taken = await tx.connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _DISPATCHER_LOCK})
+    taken = await tx.connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": int(work)})
     return bool(taken.scalar_one())
 
 
@@ -53,7 +70,7 @@ async def backlog(reader: Reader, *, silent_seconds: float) -> Backlog:
         due=bool(row[3]),
         slots=row[4],
         least_slots=row[5],
-        at=row[6],
+        gateways=row[6],
     )
 
 
@@ -65,36 +82,51 @@ def _counting(silent_seconds: float, first_after_seconds: float) -> Executable:
     released = select(func.count().label("all"), again.label("again")).select_from(jobs).where(*put_up).subquery()
     running = counted.where(jobs.c.state == State.RUNNING)
     due = exists().where(jobs.c.state == State.QUEUED, jobs.c.released_at.is_(None), jobs.c.run_at <= clock.now())
-    alive = workers.c.seen_at > clock.after(-silent_seconds)
-    slots, least = (select(func.coalesce(which(workers.c.slots), 0)).where(alive) for which in (func.sum, func.min))
-    numbers = (released.c.all, released.c.again, running.scalar_subquery(), due)
-    return select(*numbers, slots.scalar_subquery(), least.scalar_subquery(), clock.now())
+    most, least = (func.coalesce(which(workers.c.slots), 0) for which in (func.sum, func.min))
+    alive = select(most.label("all"), least.label("least")).where(_is_alive(silent_seconds)).subquery()
+    numbers = (released.c.all, released.c.again, running.scalar_subquery(), due, alive.c.all, alive.c.least)
+    return select(*numbers, gateways.live(silent_seconds=silent_seconds)).join_from(released, alive, true())
 
 
-async def idle_slots(reader: Reader, *, silent_seconds: float) -> int:
-    """Slots of live workers that were free when their worker was last heard of."""
-    found: int = (await reader.connection.execute(_counting_idle(silent_seconds))).scalar_one()
-    return found
+def _is_alive(silent_seconds: float) -> ColumnElement[bool]:
+    return workers.c.seen_at > clock.after(-silent_seconds)
+
+
+async def idleness(reader: Reader, *, silent_seconds: float) -> Idleness:
+    """Whether anybody waits for work; workers silent for longer do not count."""
+    row = (await reader.connection.execute(_counting_idle(silent_seconds))).one()
+    return Idleness(slots=row[0], at=row[1])
 
 
 @lru_cache(16)
 def _counting_idle(silent_seconds: float) -> Executable:
     idle = func.coalesce(func.sum(workers.c.slots - workers.c.running), 0)
-    return select(idle).where(workers.c.seen_at > clock.after(-silent_seconds))
+    return select(idle, clock.now()).where(_is_alive(silent_seconds))
 
 
 async def release_due(tx: Transaction, *, room: int, most_of_a_tenant: int = 0, together: int = 1) -> int:
-    """Put up to `room` due jobs up for claiming, up to `together` in one message; returns how many."""
-    if room <= 0:
-        return 0
-    order = {
-        job_id: place
-        for place, job_id in enumerate(await turns.next_ones(tx, room=room, most_of_a_tenant=most_of_a_tenant))
-    }
+    """Put up to `room` due jobs up for claiming, up to `together` in one message; returns how many. Fewer: no other
+    may start now, but for those that somebody has locked."""
+    released: list[Row[Any]] = []
+    more = True
+    while more and len(released) < room:
+        chosen = await turns.next_ones(tx, room=room - len(released), most_of_a_tenant=most_of_a_tenant)
+        put_up = await _put_up(tx, chosen.ids)
+        released += put_up
+        more = chosen.more and bool(put_up)
+    await turns.served(tx, {row.tenant_id for row in released})
+    await _request(tx, released, together=together)
+    return len(released)
+
+
+async def _put_up(tx: Transaction, chosen: Sequence[uuid.UUID]) -> list[Row[Any]]:
+    """In this order; those that are locked are left out."""
+    if not chosen:
+        return []
+    order = {job_id: place for place, job_id in enumerate(chosen)}
     numbers = {"ids": sorted(order), "reissue_after": FIRST_REISSUE_AFTER_SECONDS}
     released = (await tx.connection.execute(_RELEASE[tx.on_postgresql], numbers)).all()
-    await _request(tx, sorted(released, key=lambda row: order[row.id]), together=together)
-    return len(released)
+    return sorted(released, key=lambda row: order[row.id])
 
 
 def _releasing(*conditions: ColumnElement[bool], reissue_after: ColumnElement[float]) -> Executable:
@@ -106,7 +138,7 @@ def _releasing(*conditions: ColumnElement[bool], reissue_after: ColumnElement[fl
             release_no=jobs.c.release_no + 1,
             reissue_after_seconds=reissue_after,
         )
-        .returning(jobs.c.id, jobs.c.release_no, jobs.c.priority)
+        .returning(jobs.c.id, jobs.c.release_no, jobs.c.priority, jobs.c.tenant_id)
     )
 
 

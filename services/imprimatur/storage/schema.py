@@ -285,6 +285,22 @@ workers = Table(
     Column("seen_at", Instant, nullable=False),
 )
 
+gateways = Table(
+    "gateways",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("seen_at", Instant, nullable=False),
+)
+
+#: When the dispatcher put up jobs of each tenant for the last time. Apart from `tenants` and without reference to it,
+#: so that whoever locks a tenant holds up nobody's turn.
+turns = Table(
+    "turns",
+    metadata,
+    Column("tenant_id", Uuid, primary_key=True),
+    Column("served_at", Instant, nullable=False),
+)
+
 #: An image of a tenant. Its bytes are in a table of their own.
 assets = Table(
     "assets",

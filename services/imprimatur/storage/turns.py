@@ -1,96 +1,168 @@
 """Who of the waiting jobs is next: by priority with its share, by turns among the tenants of one, oldest first.
 
-A tenant's turn comes the later the more of its jobs are under way, so that one with a long queue does not keep
-another waiting, and none has more under way than its limit allows. However many wait, only the first few of each
-tenant are looked at.
+A tenant's turn comes the later the more of its jobs are under way, and among those with as many, the later it was
+served last: so each of those who wait is served once before any is served twice, and a long queue keeps nobody else
+waiting. None has more under way than its limit allows, and who has nothing that may start now takes no room from the
+others. What a look costs grows with the number of queues and with the room, and not with how many jobs wait.
 """
 
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Dialect, Executable, Float, Integer, Uuid, bindparam, text
+from sqlalchemy import Executable, Float, Integer, Uuid, bindparam, select, text, true
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 
 from imprimatur.job import Priority
-from imprimatur.storage import clock
-from imprimatur.storage.database import Reader
+from imprimatur.storage import clock, schema
+from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.many import Each, Many
 from imprimatur.turns import SHARES, first_place
 
+#: Jobs of a queue that are passed over because their deadline has passed; they are given up soon.
+_PASSED_OVER = 100
+
+#: `heads`: of every (priority, tenant) with something due the job that is next. Queues that could not come to their
+#: turn within the room even with that one are left aside. Of the others as many jobs are looked at, `depth`, as it
+#: takes to fill the room if all queues are long: it is poured like water over what each tenant has under way.
 _CHOOSE = """
-WITH RECURSIVE queues AS ({queues}),
+WITH RECURSIVE heads AS ({heads}),
 under_way AS (
-  SELECT tenant_id, count(*) AS jobs FROM (
+  SELECT tenant_id, CAST(count(*) AS integer) AS jobs FROM (
     SELECT tenant_id FROM jobs WHERE state = 'queued' AND released_at IS NOT NULL
     UNION ALL
     SELECT tenant_id FROM jobs WHERE state = 'running'
   ) AS one_by_one GROUP BY tenant_id
 ),
-by_turns AS (
-  SELECT due.id, due.run_at, queues.priority, queues.tenant_id,
-    nullif(coalesce(tenants.running_jobs, :most_of_a_tenant), 0) - coalesce(under_way.jobs, 0) AS room,
-    coalesce(under_way.jobs, 0) + row_number() OVER (
-      PARTITION BY queues.priority, queues.tenant_id ORDER BY due.run_at, due.id
-    ) AS turn
-  FROM queues
-  JOIN tenants ON tenants.id = queues.tenant_id
-  LEFT JOIN under_way ON under_way.tenant_id = queues.tenant_id
-  {due}
-  WHERE due.run_at <= {now} AND due.deadline_at > {now}
+queues AS (
+  SELECT heads.*, turns.served_at, coalesce(under_way.jobs, 0) AS jobs,
+    nullif(coalesce(tenants.running_jobs, :most_of_a_tenant), 0) - coalesce(under_way.jobs, 0) AS room
+  FROM heads
+  JOIN tenants ON tenants.id = heads.tenant_id
+  LEFT JOIN under_way ON under_way.tenant_id = heads.tenant_id
+  LEFT JOIN turns ON turns.tenant_id = heads.tenant_id
 ),
+in_line AS (
+  SELECT *, row_number() OVER line AS place, sum(jobs) OVER line AS jobs_so_far FROM queues
+  WHERE room IS NULL OR room > 0
+  WINDOW line AS (PARTITION BY priority ORDER BY jobs, served_at NULLS FIRST, run_at, id ROWS UNBOUNDED PRECEDING)
+),
+levelled AS (
+  SELECT *, min((:room + jobs_so_far + place - 1) / place) OVER (PARTITION BY priority) - jobs AS depth
+  FROM in_line WHERE place <= :room
+),
+looked_at AS (
+  SELECT id, run_at, priority, tenant_id, served_at, jobs, room,
+    CASE WHEN room < depth THEN room ELSE depth END AS depth
+  FROM levelled WHERE depth > 0
+),
+due AS ({due}),
 in_order AS (
-  SELECT id, tenant_id, room,
+  SELECT id, tenant_id, room, number = depth AND depth < coalesce(room, depth + 1) AS is_last,
     CASE priority {first_places} END
-      + (row_number() OVER (PARTITION BY priority ORDER BY turn, run_at, id) - 1) * CASE priority {steps} END AS place
-  FROM by_turns
+      + (row_number() OVER (PARTITION BY priority ORDER BY jobs + number, served_at NULLS FIRST, run_at, id) - 1)
+      * CASE priority {steps} END AS place
+  FROM due
 ),
 within_limits AS (
-  SELECT id, place, room, row_number() OVER (PARTITION BY tenant_id ORDER BY place) AS of_tenant FROM in_order
+  SELECT id, is_last, place, room, row_number() OVER (PARTITION BY tenant_id ORDER BY place) AS of_tenant FROM in_order
 )
-SELECT id FROM within_limits WHERE room IS NULL OR of_tenant <= room ORDER BY place, id LIMIT :room
+SELECT id, is_last FROM within_limits WHERE room IS NULL OR of_tenant <= room ORDER BY place, id LIMIT :room
 """
 
-#: Every (priority, tenant) with something waiting. PostgreSQL finds each by one look into the index, whose other
-#: entries it passes over; SQLite reads them all.
-_QUEUES_POSTGRESQL = """
-  (
-    SELECT priority, tenant_id FROM jobs
-    WHERE state = 'queued' AND released_at IS NULL
-    ORDER BY priority, tenant_id LIMIT 1
-  )
-  UNION ALL
-  SELECT following.priority, following.tenant_id FROM queues CROSS JOIN LATERAL (
-    SELECT priority, tenant_id FROM jobs
-    WHERE state = 'queued' AND released_at IS NULL AND (priority, tenant_id) > (queues.priority, queues.tenant_id)
-    ORDER BY priority, tenant_id LIMIT 1
+#: PostgreSQL goes through the index by single steps, each to the first entry behind a place: to the next job, or beyond
+#: all jobs of the queue. Whatever it believes to know of the table, no other index serves that.
+_STEP = """
+  CROSS JOIN LATERAL (
+    SELECT id, run_at, deadline_at, priority, tenant_id FROM jobs
+    WHERE state = 'queued' AND released_at IS NULL AND (priority, tenant_id, run_at, id) > ({place}) {condition}
+    ORDER BY priority, tenant_id, run_at, id LIMIT 1
   ) AS following
 """
-_QUEUES_SQLITE = "SELECT DISTINCT priority, tenant_id FROM jobs WHERE state = 'queued' AND released_at IS NULL"
-
-#: The first of each.
-_FIRST = """
-  SELECT first.id, first.run_at, first.deadline_at FROM jobs AS first
-  WHERE first.state = 'queued' AND first.released_at IS NULL
-    AND first.priority = queues.priority AND first.tenant_id = queues.tenant_id
-  ORDER BY first.run_at, first.id LIMIT {depth}
+_HEADS_POSTGRESQL = """
+SELECT id, run_at, priority, tenant_id FROM (
+  WITH RECURSIVE visited AS (
+    (
+      SELECT id, run_at, deadline_at, priority, tenant_id, 0 AS passed_over FROM jobs
+      WHERE state = 'queued' AND released_at IS NULL
+      ORDER BY priority, tenant_id, run_at, id LIMIT 1
+    )
+    UNION ALL
+    SELECT following.*, CASE WHEN following.tenant_id = visited.tenant_id THEN visited.passed_over + 1 ELSE 0 END
+    FROM visited {step}
+  )
+  SELECT * FROM visited WHERE run_at <= {now} AND deadline_at > {now}
+) AS found
 """
-#: How many of each: as many as fill the room twice, with what the others of the same priority have. SQLite cannot
-#: count them at this place, and has few tenants.
-_DEPTH_POSTGRESQL = """
-  2 + 2 * :room / (SELECT count(*) FROM queues AS alike WHERE alike.priority = queues.priority)
+_BEYOND = "visited.deadline_at > {now} OR visited.run_at > {now} OR visited.passed_over >= {most}"
+_NEXT_HEAD = """
+  visited.priority, visited.tenant_id, CASE WHEN {beyond} THEN 'infinity' ELSE visited.run_at END, visited.id
 """
-_DEPTH_SQLITE = ":room"
-_DUE_POSTGRESQL = "CROSS JOIN LATERAL ({first}) AS due"
-_DUE_SQLITE = "JOIN jobs AS due ON due.id IN (SELECT id FROM ({first}))"
+_DUE_POSTGRESQL = """
+SELECT * FROM (
+  WITH RECURSIVE visited AS (
+    SELECT *, 1 AS number, 0 AS passed_over, true AS is_due FROM looked_at
+    UNION ALL
+    SELECT following.id, following.run_at, visited.priority, visited.tenant_id, visited.served_at, visited.jobs,
+      visited.room, visited.depth, visited.number + CAST(following.deadline_at > {now} AS integer),
+      visited.passed_over + CAST(following.deadline_at <= {now} AS integer), following.deadline_at > {now}
+    FROM visited {step}
+    WHERE following.priority = visited.priority AND following.tenant_id = visited.tenant_id
+      AND following.run_at <= {now}
+  )
+  SELECT * FROM visited WHERE is_due
+) AS found
+"""
+
+#: SQLite has no such steps. It looks for every tenant, and at as many jobs of each as there is room for.
+_FIRST_SQLITE = """
+  SELECT id FROM (
+    SELECT id, deadline_at FROM jobs AS waiting
+    WHERE state = 'queued' AND released_at IS NULL AND run_at <= {now}
+      AND priority = queue.priority AND tenant_id = queue.tenant_id
+    ORDER BY run_at, id LIMIT {most} + {limit}
+  ) WHERE deadline_at > {now} LIMIT {limit}
+"""
+_HEADS_SQLITE = """
+SELECT jobs.id, jobs.run_at, queue.priority, queue.tenant_id
+FROM (SELECT tenants.id AS tenant_id, priorities.priority FROM tenants CROSS JOIN ({priorities}) AS priorities) AS queue
+JOIN jobs ON jobs.id IN ({first})
+"""
+_DUE_SQLITE = """
+SELECT * FROM (
+  SELECT jobs.id, jobs.run_at, queue.priority, queue.tenant_id, served_at, jobs, room, depth,
+    row_number() OVER (PARTITION BY queue.priority, queue.tenant_id ORDER BY jobs.run_at, jobs.id) AS number
+  FROM looked_at AS queue JOIN jobs ON jobs.id IN ({first})
+) WHERE number <= depth
+"""
 
 
-def _statement(queues: str, due: str, depth: str, dialect: Dialect) -> Executable:
-    now = str(clock.now().compile(dialect=dialect))
+def _on_postgresql(now: str) -> Executable:
+    beyond = _BEYOND.format(now=now, most=_PASSED_OVER)
+    to_head = _STEP.format(place=_NEXT_HEAD.format(beyond=beyond), condition="")
+    to_next = _STEP.format(
+        place="visited.priority, visited.tenant_id, visited.run_at, visited.id",
+        condition=f"AND visited.number < visited.depth AND visited.passed_over < {_PASSED_OVER}",
+    )
+    return _statement(
+        heads=_HEADS_POSTGRESQL.format(step=to_head, now=now), due=_DUE_POSTGRESQL.format(step=to_next, now=now)
+    )
+
+
+def _on_sqlite(now: str) -> Executable:
+    one, many = (_FIRST_SQLITE.format(now=now, most=_PASSED_OVER, limit=limit) for limit in ("1", ":room"))
+    priorities = " UNION ALL ".join(f"SELECT {int(one)} AS priority" for one in Priority)
+    return _statement(heads=_HEADS_SQLITE.format(priorities=priorities, first=one), due=_DUE_SQLITE.format(first=many))
+
+
+def _statement(*, heads: str, due: str) -> Executable:
     chosen = _CHOOSE.format(
-        queues=queues,
-        due=due.format(first=_FIRST.format(depth=depth)),
-        now=now,
+        heads=heads,
+        due=due,
         first_places=" ".join(f"WHEN {int(one)} THEN :{_parameter(one)}" for one in Priority),
         steps=" ".join(f"WHEN {int(one)} THEN {1 / share}" for one, share in SHARES.items()),
     )
@@ -107,9 +179,18 @@ def _parameter(priority: Priority) -> str:
 
 
 _NEXT = {
-    True: _statement(_QUEUES_POSTGRESQL, _DUE_POSTGRESQL, _DEPTH_POSTGRESQL, PGDialect()),  # type: ignore[no-untyped-call]  # SQLAlchemy says nothing of it
-    False: _statement(_QUEUES_SQLITE, _DUE_SQLITE, _DEPTH_SQLITE, SQLiteDialect()),
+    True: _on_postgresql(str(clock.now().compile(dialect=PGDialect()))),  # type: ignore[no-untyped-call]  # SQLAlchemy says nothing of it
+    False: _on_sqlite(str(clock.now().compile(dialect=SQLiteDialect()))),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Jobs in the order in which they are to start; `more`: others may start too, if there is room left when these
+    have been put up."""
+
+    ids: list[uuid.UUID]
+    more: bool
 
 
 async def next_ones(
@@ -118,9 +199,9 @@ async def next_ones(
     room: int,
     most_of_a_tenant: int = 0,
     chances: Callable[[Priority], float] = lambda _: random.random(),  # noqa: S311
-) -> list[uuid.UUID]:
-    """Up to `room` due jobs, in the order in which they are to start. Without more than a few of one tenant while
-    others wait too, so that fewer than `room` may come although more are due.
+) -> Chosen:
+    """Up to `room` jobs that may start now. No more of a tenant than its share if all queues were long, so that fewer
+    than `room` may come although there are `more`.
 
     Args:
         most_of_a_tenant: may be under way, of one that has no limit of its own; 0: no limit.
@@ -130,4 +211,22 @@ async def next_ones(
     found = await reader.connection.execute(
         _NEXT[reader.on_postgresql], {"room": room, "most_of_a_tenant": most_of_a_tenant, **places}
     )
-    return list(found.scalars())
+    rows = found.all()
+    return Chosen(ids=[row.id for row in rows], more=len(rows) < room and any(row.is_last for row in rows))
+
+
+async def served(tx: Transaction, tenants: Collection[uuid.UUID]) -> None:
+    """Note that these tenants have had their turn."""
+    await _SERVED.execute(tx, [{"tenant_id": one} for one in sorted(tenants)])
+
+
+def _serving(each: Each) -> Executable:
+    inserting: Any = (postgresql if each.on_postgresql else sqlite).insert(schema.turns)
+    given = select(each["tenant_id"], clock.now()).where(true())  # SQLite takes ON for that of a join otherwise
+    statement: Executable = inserting.from_select(["tenant_id", "served_at"], given).on_conflict_do_update(
+        index_elements=["tenant_id"], set_={"served_at": clock.now()}
+    )
+    return statement
+
+
+_SERVED = Many({"tenant_id": Uuid()}, _serving)

@@ -3,11 +3,12 @@
 import uuid
 from dataclasses import dataclass
 
-from sqlalchemy import Integer, func, select
+from sqlalchemy import Integer, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.locks import in_locked
 from imprimatur.storage.schema import workers
 
 
@@ -34,6 +35,14 @@ async def seen(tx: Transaction, worker: Worker, *, running: int) -> None:
 async def gone(tx: Transaction, worker: Worker) -> None:
     """Record that a worker has stopped."""
     await tx.connection.execute(workers.delete().where(workers.c.id == worker.id))
+
+
+async def forget_silent(tx: Transaction, *, silent_seconds: float) -> None:
+    """Remove those that were not heard of for so long. Who comes back all the same is recorded anew."""
+    silent = select(workers.c.id).where(workers.c.seen_at < clock.after(-silent_seconds)).order_by(workers.c.id)
+    await tx.connection.execute(
+        delete(workers).where(in_locked(workers.c.id, silent.with_for_update(skip_locked=True)))
+    )
 
 
 async def live_capacity(reader: Reader, *, silent_seconds: float) -> tuple[int, int]:
