@@ -191,6 +191,21 @@ async def test_a_token_is_good_for_the_present_claim_alone(system: System, me: C
     assert decided.state == SUCCEEDED
 
 
+async def test_a_key_that_names_a_holder_and_has_no_token_decides_nothing(system: System, me: Caller) -> None:
+    [job] = await waiting(me, system, engines.HUMAN)
+    ada, clerk = await system.caller(Role.REVIEWER, user_id="ada"), await system.caller(Role.REVIEWER)
+    held = await claim(ada, job)
+    for without in (
+        ada.reviews.DecideReview(decision(job.id)),
+        clerk.reviews.DecideReview(decision(job.id, reviewer="ada")),
+    ):
+        assert (await refusal(without)).reason == "TOKEN_REQUIRED"
+    assert (await me.get(job)).state == AWAITING
+    again = await claim(ada, job)  # the token was lost
+    assert again.claim_token != held.claim_token
+    assert (await ada.reviews.DecideReview(decision(job.id, token=again.claim_token))).job.state == SUCCEEDED
+
+
 async def test_what_ran_out_is_nobodys_and_cannot_be_decided_with_its_token(system: System, me: Caller) -> None:
     [job] = await waiting(me, system, engines.HUMAN)
     ada, bob = [await system.caller(Role.REVIEWER, user_id=name) for name in ("ada", "bob")]
@@ -382,8 +397,8 @@ async def test_an_admin_key_bound_to_a_user_sees_that_users_part(system: System,
 async def test_the_record_tells_who_did_what_with_which_key_and_why(system: System, me: Caller) -> None:
     first, second = await waiting(me, system, engines.HUMAN, engines.HUMAN)
     ada = await system.caller(Role.REVIEWER, user_id="ada")
-    await claim(ada, first)
-    await ada.reviews.DecideReview(decision(first.id, DECISION_REJECTED, "Claims too much."))
+    held = await claim(ada, first)
+    await ada.reviews.DecideReview(decision(first.id, DECISION_REJECTED, "Claims too much.", token=held.claim_token))
     await claim(ada, second)
     whole = (await me.reviews.ListAuditEntries(ListAuditEntriesRequest(job_id=first.id))).entries
     assert [one.action for one in whole] == [AUDIT_ACTION_DECIDED, AUDIT_ACTION_CLAIMED]

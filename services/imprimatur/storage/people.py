@@ -170,9 +170,9 @@ async def holder(reader: Reader, job_id: uuid.UUID) -> str:
 async def lock_waiting(
     tx: Transaction, owner: Owner, job_id: uuid.UUID, *, reviewer: str, token: uuid.UUID | None = None
 ) -> Waiting | None:
-    """A waiting job that `reviewer` may decide, locked until the transaction ends; with a token, only under the hold
-    that it stands for."""
-    mine = free_for(reviewer) if token is None else _held_with(reviewer, token)
+    """A waiting job that `reviewer` may decide, locked until the transaction ends: under the hold that the token stands
+    for; without one, only what nobody holds, so that a name alone decides nothing that is held in that name."""
+    mine = not_held() if token is None else _held_with(reviewer, token)
     found = await tx.connection.execute(
         select(*jobs.c)
         .where(and_(is_job(job_id), owner.condition(), mine, not_barred(tx, reviewer)), WAITS)
