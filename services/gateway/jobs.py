@@ -188,7 +188,7 @@ class Jobs(JobServiceServicer):
             job = await jobs.find(reader, caller().owner, job_id)
             if job is None:
                 raise job_not_found(job_id, self._retention)
-            history = await attempts.of_job(reader, job_id)
+            history = await attempts.of_job(reader, job_id, seen_by=caller().owner.user_id)
         return pb.GetJobResponse(job=job_to_wire(job, caller().tenant_name, history))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:

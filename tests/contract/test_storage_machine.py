@@ -492,13 +492,13 @@ class StoredJobs(RuleBasedStateMachine):
             assert job.move(Happening.HELD_BY_PERSON)
             job.held_by, job.token = person, held.token
 
-    @rule(number=numbers, person=st.sampled_from([*PEOPLE, POLICY]), token_lost=st.booleans())
-    def decide(self, number: int, person: str, token_lost: bool) -> None:
+    @rule(number=numbers, person=st.sampled_from([*PEOPLE, POLICY]))
+    def decide(self, number: int, person: str) -> None:
         job = self.one(number, State.AWAITING_REVIEW)
         if person == POLICY and job.state is State.AWAITING_REVIEW:
             self.decide_again(job)
             return
-        token = None if token_lost or job.held_by != person else job.token
+        token = job.token if job.held_by == person else None
 
         async def work() -> bool:
             async with self.database.begin() as tx:
@@ -515,7 +515,7 @@ class StoredJobs(RuleBasedStateMachine):
                     await people.decide(tx, waiting, made, result=b"")
                 return waiting is not None
 
-        free = job.state is State.AWAITING_REVIEW and (not job.held_by or token is not None)
+        free = job.free_for(person)
         assert self.run(work()) == free
         assert not free or job.move(Happening.DECIDED)
 
