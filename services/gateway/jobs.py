@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from gateway import appeals, repeats, statistics, submissions, validation
+from gateway import appeals, holds, repeats, statistics, submissions, validation
 from gateway.access import Caller, caller
 from gateway.assets import with_their_images
 from gateway.deadlines import allowed_seconds
@@ -257,7 +257,7 @@ class Jobs(JobServiceServicer):
         validation.without_nul(request)
         reason = validation.text_within(request.reason, "reason", 1000)
         async with self._database.begin() as tx:
-            job = await jobs.cancel(tx, caller().owner, job_id, reason=reason)
+            job = await holds.cancel(tx, caller(), job_id, reason)
             found = job or await jobs.find(tx, caller().owner, job_id)
         if found is None:
             raise job_not_found(job_id, self._retention)
