@@ -99,7 +99,7 @@ async def _decide(screen: Screen, client: Client, submitted: dict[str, Item], jo
     if not waiting:
         raise DemoFailed("No creative waits for a person, though some of them must.")
     review = await client.claim_review((harmless or waiting)[0].id, reviewer="demo")
-    decided = await client.decide(review.job.id, DECISION_APPROVED, _REASON, reviewer="demo")
+    decided = await client.decide(review.job.id, DECISION_APPROVED, _REASON, reviewer="demo", token=review.claim_token)
     name = submitted[decided.id].creative.name
     screen.say(
         f"\nA person takes “{name}”, which waits by {review.job.creative_review.ai_review.reason!r}, and approves."

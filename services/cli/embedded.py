@@ -22,7 +22,7 @@ from imprimatur import metrics as prometheus
 from imprimatur import webhooks
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.errors import ConfigurationError
-from imprimatur.guard import Guard
+from imprimatur.guard import STRICT, Guard
 from imprimatur.outbox import Outbox
 from imprimatur.process import Surroundings
 from imprimatur.retention import Retention
@@ -64,6 +64,7 @@ async def serving(
     terms: Terms = NO_TERMS,
     reuse_seconds: float = 0.0,
     retention: Retention = Retention(),
+    guard: Guard = STRICT,
     drain_seconds: float = 10.0,
 ) -> AsyncIterator[Access]:
     """Run everything inside the block, on the data folder `data`; engines, terms and reuse as for
@@ -75,7 +76,6 @@ async def serving(
     """
     with _locked(data):
         vault = _vault_in(data)
-        guard = Guard(allow_private=True, allow_http=True)
         prometheus.build_info.labels("serve", version("imprimatur")).set(1)
         async with (
             http_port(host, metrics_port) as http,

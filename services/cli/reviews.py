@@ -32,7 +32,11 @@ _LARGEST_PAGE = 500
 
 ReviewerOption = Annotated[str, typer.Option("--reviewer", help="Who; default: the key's user or name.")]
 TokenOption = Annotated[
-    str, typer.Option("--token", help="Of your claim, as `claim` shows it: what was taken over since is left alone.")
+    str,
+    typer.Option(
+        "--token",
+        help="Of your claim, as `claim` shows it; needed to decide what you hold. What was taken over is left alone.",
+    ),
 ]
 LeaseOption = Annotated[
     timedelta | None,

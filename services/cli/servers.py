@@ -32,14 +32,15 @@ def serve(
     """Run everything in one process: no server to install, everything kept in one folder.
 
     The engine is chosen by the environment, as for a reviewer (docs/engines.md); the default is the builtin one. So are
-    the days for which finished work is kept (IMPRIMATUR_RETENTION_…, docs/settings.md).
+    the days for which finished work is kept (IMPRIMATUR_RETENTION_…, docs/settings.md), and whether the addresses of
+    webhooks and images may be private, or http (IMPRIMATUR_ALLOW_…): unless set, if it listens on a loopback address.
     """
     from functools import partial
 
     from cli.embedded import serving
     from imprimatur.process import read_settings, traced
     from imprimatur.runtime import StopSignal, configure_logging, run_until_signalled
-    from imprimatur.settings import RetentionSettings, TracingSettings
+    from imprimatur.settings import AddressSettings, RetentionSettings, TracingSettings
     from reviewer.engines.apart import EngineApart
     from reviewer.engines.registry import open_engine
     from reviewer.settings import EngineSettings
@@ -47,6 +48,7 @@ def serve(
     configure_logging(level=log_level)
     settings, where = read_settings(EngineSettings), read_settings(TracingSettings)
     retention = read_settings(RetentionSettings).retention()
+    guard = read_settings(AddressSettings).guard_at(host)
 
     async def run(stop: StopSignal) -> None:
         engine = open_engine(settings)
@@ -64,6 +66,7 @@ def serve(
                 terms=settings.terms(),
                 reuse_seconds=settings.evidence_reuse_seconds,
                 retention=retention,
+                guard=guard,
             ) as access,
         ):
             _announce(access, data, engine.identity, json=json)

@@ -25,6 +25,7 @@ from imprimatur.v1.creative_pb2 import (
     Part,
     PolicyTrigger,
     Recommendation,
+    ReusedEvidence,
 )
 from imprimatur.v1.job_pb2 import (
     JOB_STATE_CANCELLED,
@@ -237,7 +238,7 @@ def review_of(job: Job) -> RenderableType:
         ("advice", word(Recommendation, ai.evidence.recommendation)),
         ("policy", f"version {ai.policy_version}" if ai.policy_version else ""),
         ("engine", " ".join(filter(None, (engine.name, engine.version, engine.model)))),
-        ("found for", f"the equal creative of job {ai.reused.job_id}" if ai.HasField("reused") else ""),
+        ("found for", _source(ai.reused) if ai.HasField("reused") else ""),
         ("categories", ", ".join(f"{word(Category, item.category)} {item.score:.2f}" for item in scores[:5])),
         ("criteria", ", ".join(f"{item.name} {item.score:.2f}" for item in ai.evidence.criteria)),
         ("not examined", ", ".join(word(Part, part) for part in ai.evidence.unexamined)),
@@ -255,6 +256,10 @@ def review_of(job: Job) -> RenderableType:
             plain(finding.field), plain(word(Category, finding.category)), f"{finding.score:.2f}", plain(told)
         )
     return sections(facts(pairs), findings)
+
+
+def _source(reused: ReusedEvidence) -> str:
+    return f"the equal creative of job {reused.job_id}" if reused.job_id else "an equal creative of another user"
 
 
 def _attempts(job: Job) -> Table:

@@ -38,8 +38,11 @@ class Assets(AssetServiceServicer):
         self, request_iterator: AsyncIterator[pb.UploadAssetRequest], context: Any
     ) -> pb.UploadAssetResponse:
         """Keep an image."""
-        content = await self._received(request_iterator)
+        content, expected_id = await self._received(request_iterator)
         who, asset_id, media_type = caller(), asset_id_of(content), media_type_of(content)
+        if expected_id not in ("", asset_id):
+            what = f"is not that of the {len(content):,} bytes that arrived; upload the image again"
+            raise InvalidRequest("sha256", what, reason="ASSET_DAMAGED", received_bytes=str(len(content)))
         assert media_type is not None, "it was looked at as it came"
         async with self._database.begin() as tx:
             await assets.one_upload_at_a_time(tx, who.tenant_id)
@@ -87,10 +90,13 @@ class Assets(AssetServiceServicer):
                 raise self._not_found(asset_id)
         return pb.DeleteAssetResponse()
 
-    async def _received(self, requests: AsyncIterator[pb.UploadAssetRequest]) -> bytes:
-        """All of it; what cannot be taken is refused as soon as that shows."""
-        content = bytearray()
+    async def _received(self, requests: AsyncIterator[pb.UploadAssetRequest]) -> tuple[bytes, str]:
+        """All of it, and the id that it is to have, if that was said. What cannot be taken is refused as soon as that
+        shows."""
+        content, expected_id = bytearray(), ""
         async for request in requests:
+            if not content:
+                expected_id = _digest_in(request)
             content += request.data
             if len(content) > self._most_bytes:
                 raise InvalidRequest(
@@ -105,7 +111,7 @@ class Assets(AssetServiceServicer):
             raise InvalidRequest("data", "is required", reason="FIELD_REQUIRED")
         if len(content) < HEAD_BYTES:
             raise InvalidRequest("data", _NOT_AN_IMAGE, reason="NOT_AN_IMAGE")
-        return bytes(content)
+        return bytes(content), expected_id
 
     def _shown(self, asset: Asset) -> pb.Asset:
         days = self._retention.asset_days
@@ -130,6 +136,12 @@ def checked_id(text: str, field: str) -> str:
     if not is_asset_id(text):
         raise InvalidRequest(field, "is not an asset's id: 64 hexadecimal digits in lower case")
     return text
+
+
+def _digest_in(request: pb.UploadAssetRequest) -> str:
+    if request.sha256 and not is_asset_id(request.sha256):
+        raise InvalidRequest("sha256", "is not 64 hexadecimal digits in lower case")
+    return request.sha256
 
 
 def _id_in(request: pb.GetAssetRequest | pb.DownloadAssetRequest | pb.DeleteAssetRequest) -> str:

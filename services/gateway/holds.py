@@ -1,12 +1,15 @@
-"""Claims of people that ran out, ended and put on record, so that nobody has to find them; and the queue's gauges."""
+"""Claims of people that end without them: that ran out, or whose job is cancelled, put on record, so that nobody has to
+find them; and the queue's gauges."""
 
+import uuid
 from collections.abc import Sequence
 
+from gateway.access import Caller
 from imprimatur import metrics
 from imprimatur.human import AuditAction, DueHours
-from imprimatur.job import Priority
+from imprimatur.job import Job, Priority
 from imprimatur.runtime import Loop
-from imprimatur.storage import audit, people, review_statistics
+from imprimatur.storage import audit, jobs, people, review_statistics
 from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Database, Reader, Transaction
 from imprimatur.storage.people import EndedHold
@@ -38,6 +41,13 @@ async def tell_ended(tx: Transaction, ended: Sequence[EndedHold]) -> None:
         details = {"claimed_until": hold.held_until.isoformat()}
         await audit.record(tx, AuditAction.EXPIRED, hold.job, Actor(person=hold.held_by), details=details)
         metrics.review_claims.labels("expired").inc()
+
+
+async def cancel(tx: Transaction, who: Caller, job_id: uuid.UUID, reason: str) -> Job | None:
+    """Cancel a job, with whoever holds it on record; None when there is none to cancel."""
+    by = Actor(person=who.user_id or who.key_name, key_id=who.key_id, key_name=who.key_name)
+    await people.leave_holders(tx, {job_id: {"because": "cancelled"}}, who.owner.condition(), by=by, reason=reason)
+    return await jobs.cancel(tx, who.owner, job_id, reason=reason)
 
 
 async def show_queue(reader: Reader, due: DueHours) -> None:

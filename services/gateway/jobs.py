@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from gateway import appeals, repeats, statistics, submissions, validation
+from gateway import appeals, holds, repeats, statistics, submissions, validation
 from gateway.access import Caller, caller
 from gateway.assets import with_their_images
 from gateway.deadlines import allowed_seconds
@@ -193,7 +193,7 @@ class Jobs(JobServiceServicer):
             job = await jobs.find(reader, caller().owner, job_id)
             if job is None:
                 raise job_not_found(job_id, self._retention)
-            history = await attempts.of_job(reader, job_id)
+            history = await attempts.of_job(reader, job_id, seen_by=caller().owner.user_id)
         return pb.GetJobResponse(job=job_to_wire(job, caller().tenant_name, history))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
@@ -263,7 +263,7 @@ class Jobs(JobServiceServicer):
         validation.without_nul(request)
         reason = validation.text_within(request.reason, "reason", 1000)
         async with self._database.begin() as tx:
-            job = await jobs.cancel(tx, caller().owner, job_id, reason=reason)
+            job = await holds.cancel(tx, caller(), job_id, reason)
             found = job or await jobs.find(tx, caller().owner, job_id)
         if found is None:
             raise job_not_found(job_id, self._retention)

@@ -4,29 +4,27 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from textwrap import shorten
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from gateway import review_statistics, validation
+from gateway import review_record, review_statistics, validation
 from gateway.access import Caller, caller
 from gateway.deadlines import allowed_seconds
 from gateway.following import Followers
 from gateway.holds import tell_ended
-from gateway.paging import foreign_token, position_of, token_of
 from gateway.review_filters import place_in, token_behind, wanted_of
 from gateway.review_queue import SNAPSHOT_COMPLETE, Queue
-from gateway.validation import id_of, job_not_found
+from gateway.review_refusals import nobody_holds, why_not
+from gateway.validation import id_of
 from imprimatur import metrics
-from imprimatur.errors import FailedPrecondition, InvalidRequest, PermissionDenied, RequestError
+from imprimatur.errors import InvalidRequest, PermissionDenied
 from imprimatur.human import Agreement, Appeal, AuditAction, DueHours, agreement
-from imprimatur.job import Job, State
 from imprimatur.policy import Decision, Trigger
 from imprimatur.retention import Retention
 from imprimatur.storage import audit, clock, jobs, people, review_queue
 from imprimatur.storage.audit import Actor
-from imprimatur.storage.database import Database, Reader, Transaction
+from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.people import HumanDecision
 from imprimatur.storage.review_queue import Choice, Waiting
 from imprimatur.tenancy import Role
@@ -36,7 +34,7 @@ from imprimatur.v1.review_service_pb2_grpc import ReviewServiceServicer
 from imprimatur.wire.creatives import human_result, recommendation_of, timestamp
 from imprimatur.wire.enums import from_wire
 from imprimatur.wire.jobs import job_to_wire
-from imprimatur.wire.reviews import entry_to_wire, pending_to_wire
+from imprimatur.wire.reviews import pending_to_wire
 
 DEFAULT_HOLD_SECONDS = 15 * 60.0
 _MOST_PASSED_OVER = 500
@@ -105,7 +103,7 @@ class Reviews(ReviewServiceServicer):
             )
             waiting = prolonged or await self._claim(tx, who, job_id, by, seconds=seconds, token=token)
             if not waiting:
-                raise await _why_not(tx, who, job_id, self._retention, by=by, token=token)
+                raise await why_not(tx, who, job_id, self._retention, by=by, token=token)
             now = await clock.present(tx)
         if not prolonged:
             metrics.review_claims.labels("claimed").inc()
@@ -170,7 +168,7 @@ class Reviews(ReviewServiceServicer):
         async with self._database.begin() as tx:
             waiting = await people.renew(tx, who.owner, job_id, reviewer=by.person, seconds=seconds, token=token)
             if waiting is None:
-                raise await _why_not(tx, who, job_id, self._retention, by=by, token=token)
+                raise await why_not(tx, who, job_id, self._retention, by=by, token=token)
         return pb.RenewReviewResponse(claimed_until=timestamp(waiting.held_until) if waiting.held_until else None)
 
     async def ReleaseReview(self, request: pb.ReleaseReviewRequest, context: Any) -> pb.ReleaseReviewResponse:
@@ -186,8 +184,8 @@ class Reviews(ReviewServiceServicer):
                 tx, who.owner, job_id, reviewer=by.person, token=token, of_anybody=request.of_anybody
             )
             if released is None:
-                error = await _why_not(tx, who, job_id, self._retention, by=by, token=token)
-                raise _nobody_holds(error, job_id, token)
+                error = await why_not(tx, who, job_id, self._retention, by=by, token=token)
+                raise nobody_holds(error, job_id, token)
             details = {"claimed_by": released.held_by}
             await audit.record(tx, AuditAction.RELEASED, released.job, by, reason=reason, details=details)
         metrics.review_claims.labels("released").inc()
@@ -208,7 +206,7 @@ class Reviews(ReviewServiceServicer):
         async with self._database.begin() as tx:
             waiting = await people.lock_waiting(tx, who.owner, job_id, reviewer=by.person, token=token)
             if waiting is None:
-                raise await _why_not(tx, who, job_id, self._retention, by=by, token=token)
+                raise await why_not(tx, who, job_id, self._retention, by=by, token=token)
             await tell_ended(tx, await people.end_holds(tx, job_ids=[job_id]))
             decided = _decided(waiting, decision, reason, by, await clock.present(tx))
             job = await people.decide(tx, waiting, decided, result=_result(waiting, decision, decided))
@@ -220,28 +218,7 @@ class Reviews(ReviewServiceServicer):
 
     async def ListAuditEntries(self, request: pb.ListAuditEntriesRequest, context: Any) -> pb.ListAuditEntriesResponse:
         """A page of the record, newest first."""
-        validation.without_nul(request)
-        size = validation.page_size_within(request.page_size, 50, 500)
-        wanted = audit.Wanted(
-            job_id=id_of(request.job_id) if request.job_id else None,
-            person=validation.text_within(request.person, "person", 200),
-            actions=validation.members_of(pb.AuditAction, "AUDIT_ACTION", request.actions, AuditAction, "actions"),
-            since=validation.instant_of(request.since, "since"),
-            until=validation.instant_of(request.until, "until"),
-        )
-        mark = pb.ListAuditEntriesRequest()
-        mark.CopyFrom(request)
-        mark.ClearField("page_size")
-        mark.ClearField("page_token")
-        position = position_of(request.page_token, 1, mark)
-        before = _id_in_token(position[0]) if position else None
-        async with self._database.read() as reader:
-            found = await audit.page(reader, caller().owner, wanted, before=before, limit=size + 1)
-        page = found[:size]
-        return pb.ListAuditEntriesResponse(
-            entries=[entry_to_wire(entry) for entry in page],
-            next_page_token=token_of([str(page[-1].id)], mark) if len(found) > size else "",
-        )
+        return await review_record.page(self._database, caller().owner, request)
 
     async def GetReviewStats(self, request: pb.GetReviewStatsRequest, context: Any) -> pb.GetReviewStatsResponse:
         """What waits now, and what people decided in a window of time."""
@@ -277,13 +254,6 @@ def _token(text: str) -> uuid.UUID | None:
 
 def _lease(lease: Duration) -> float:
     return validation.seconds_within(lease, "lease", 10, 8 * 3600, DEFAULT_HOLD_SECONDS)
-
-
-def _id_in_token(text: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        raise foreign_token() from None
 
 
 # --- a decision ------------------------------------------------------------------------------------------
@@ -337,67 +307,3 @@ def _count(waiting: Waiting, decided: HumanDecision) -> None:
     metrics.time_to_decision_seconds.labels(waiting.job.priority.name.lower()).observe(max(0.0, seconds))
     if waiting.job.appeal and (outcome := Appeal.of(waiting.job.appeal).outcome(decided.decision)):
         metrics.appeals.labels(outcome).inc()
-
-
-# --- refusals --------------------------------------------------------------------------------------------
-
-
-async def _why_not(
-    reader: Reader,
-    who: Caller,
-    job_id: uuid.UUID,
-    retention: Retention,
-    *,
-    by: Actor,
-    token: uuid.UUID | None,
-) -> RequestError:
-    """Why a review can be neither taken nor decided, nor a claim on it be prolonged or given back."""
-    job = await jobs.find(reader, who.owner, job_id)
-    if job is None:
-        return job_not_found(job_id, retention)
-    if job.state is State.AWAITING_REVIEW and job.appeal and by.person in Appeal.of(job.appeal).barred:
-        return FailedPrecondition(
-            f"{by.person} decided it before; another person decides the appeal",
-            reason="DECIDED_BEFORE",
-            appeal_of=str(job.appeal_of),
-        )
-    if holder := await people.holder(reader, job_id):
-        if holder != by.person:
-            message = f"{holder} is reviewing this one now"
-            return FailedPrecondition(message, reason="CLAIMED_BY_ANOTHER", claimed_by=holder)
-        message = "the token is not that of the present claim: you claimed it again since, elsewhere"
-        return FailedPrecondition(message, reason="CLAIM_LOST", claimed_by=holder)
-    if job.state is State.AWAITING_REVIEW and token is not None:
-        message = "the claim ran out or was released, and nobody holds it now; claim it again"
-        return FailedPrecondition(message, reason="CLAIM_LOST")
-    return await _why_no_more(reader, job)
-
-
-async def _why_no_more(reader: Reader, job: Job) -> RequestError:
-    decided = await people.latest_decision(reader, job.id)
-    if job.state is State.SUCCEEDED and decided is not None:
-        return FailedPrecondition(
-            f"{decided.reviewer} has already {decided.decision} it: {shorten(decided.reason, 100)}",
-            reason="ALREADY_DECIDED",
-            reviewer=decided.reviewer,
-            decision=decided.decision,
-            decided_at=decided.decided_at.isoformat(),
-        )
-    if job.superseded_by is not None:
-        return FailedPrecondition(
-            f"the job is {job.state}: {job.superseded_by} has taken its place, with other content",
-            reason="WRONG_STATE",
-            state=job.state,
-            superseded_by=str(job.superseded_by),
-        )
-    return FailedPrecondition(
-        f"the job is {job.state}; only jobs that await a review can be decided", reason="WRONG_STATE", state=job.state
-    )
-
-
-def _nobody_holds(error: RequestError, job_id: uuid.UUID, token: uuid.UUID | None) -> RequestError:
-    """Of what waits and is not held, that it is not; else the error as it is."""
-    waits = error.reason == "WRONG_STATE" and error.metadata.get("state") == State.AWAITING_REVIEW
-    if not waits or token is not None:
-        return error
-    return FailedPrecondition("nobody holds this review", reason="NOT_CLAIMED", job_id=str(job_id))

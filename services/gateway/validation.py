@@ -3,6 +3,7 @@
 Limits are stated in the comments of the protos; here they are kept.
 """
 
+import unicodedata
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -23,6 +24,9 @@ from imprimatur.storage.jobs import Filter
 from imprimatur.v1 import creative_pb2, job_pb2, job_service_pb2
 from imprimatur.wire.enums import from_wire
 
+#: Letters and symbols by their category that are shown as nothing: Hangul fillers, and braille without a dot.
+_BLANKS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+
 _E = TypeVar("_E", AuditAction, Category, Decision, JobType, Priority, State, Trigger, WhenBusy)
 
 
@@ -35,12 +39,16 @@ def id_of(text: str, field: str = "job_id") -> uuid.UUID:
 
 
 def text_within(value: str, field: str, most: int, *, required: bool = False) -> str:
-    """A text of at most `most` characters."""
-    if required and not value.strip():
+    """A text of at most `most` characters; of what is required, one at least can be seen."""
+    if required and not any(map(_is_seen, value)):
         raise InvalidRequest(field, "is required", reason="FIELD_REQUIRED")
     if len(value) > most:
         raise InvalidRequest(field, f"has {len(value)} characters, at most {most} are allowed", reason="FIELD_TOO_LONG")
     return value
+
+
+def _is_seen(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LNPS" and character not in _BLANKS
 
 
 def page_size_within(value: int, default: int, most: int) -> int:

@@ -37,6 +37,11 @@ _NEVER_IN_A_URL = (
     ),
     (re.compile("#"), "must have no fragment"),
     (re.compile("^[^/?]*//[^/?]*@"), "must have no user name or password"),
+    (
+        re.compile(r"^[^/?]*//(?:\[[^/?]*\]|[^/?:\[]*):(?![0-9]*(?:[/?]|$))"),
+        "must have a port in digits, or none",
+    ),
+    (re.compile(r"^[^/?]*//[^/?]*[/?].*[^\x00-\x7f]"), "must have other than ASCII characters in its host alone"),
 )
 
 

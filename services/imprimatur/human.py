@@ -33,7 +33,7 @@ class AuditAction(StrEnum):
     """What is recorded of the queue."""
 
     CLAIMED = "claimed"  #: somebody took a review, or took it over from another desk
-    RELEASED = "released"  #: a claim was given back, or ended by an admin
+    RELEASED = "released"  #: a claim was given back, or ended by an admin, or with its job's time in the queue
     EXPIRED = "expired"  #: a claim was found to have run out
     DECIDED = "decided"
     APPEALED = "appealed"  #: about the older job

@@ -92,5 +92,13 @@ def kind_of(text: str, *, allow_private: bool) -> str:
     return ""
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def _kind_in(networks: Sequence[tuple[_Network, str]], address: _Address) -> str:
     return next((kind for network, kind in networks if address in network), "")

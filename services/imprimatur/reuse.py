@@ -26,10 +26,12 @@ _NEVER_EXAMINED = frozenset({Part.VIDEO, Part.AUDIO, Part.LANGUAGE})
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where reused evidence is from."""
+    """Where reused evidence is from. Unless `shown`, the user of the job that takes it may not know: it is another
+    user's."""
 
     job_id: uuid.UUID
     made_at: datetime
+    shown: bool
 
 
 def digest_of(image: Image) -> bytes | None:

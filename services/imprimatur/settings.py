@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from imprimatur.errors import ConfigurationError
 from imprimatur.guard import Guard
+from imprimatur.networks import is_loopback
 from imprimatur.retention import ASSET_DAYS, EVIDENCE_DAYS, JOB_DAYS, Kind, Retention
 from imprimatur.vault import Vault
 
@@ -113,15 +114,25 @@ class AddressSettings(BaseSettings):
 
     allow_private_addresses: bool = Field(
         default=False,
-        description="Let webhooks go to, and images come from, private and loopback addresses; same in all services",
+        description="Let webhooks go to, and images come from, private and loopback addresses; same in all services. "
+        "Default of a `serve` that listens on a loopback address: true",
     )
     allow_http: bool = Field(
-        default=False, description="Let webhooks go to, and images come from, http:// addresses; same in all services"
+        default=False,
+        description="Let webhooks go to, and images come from, http:// addresses; same in all services. "
+        "Default of a `serve` that listens on a loopback address: true",
     )
 
     def guard(self) -> Guard:
         """The guard that these settings make."""
         return Guard(allow_private=self.allow_private_addresses, allow_http=self.allow_http)
+
+    def guard_at(self, host: str) -> Guard:
+        """The same for a server of all services that listens there. Who reaches it on a loopback address is on this
+        machine already, so that it may lead there too, unless the settings say otherwise."""
+        own = {"allow_private_addresses": True, "allow_http": True} if is_loopback(host) else {}
+        said = {name: getattr(self, name) for name in self.model_fields_set}
+        return self.model_copy(update=own | said).guard()
 
 
 class RetentionSettings(BaseSettings):

@@ -82,7 +82,8 @@ class Twins:
         answer = await self._questions.add(asked)
         if isinstance(answer, Found) and (found := evidence_of(answer.content)) is not None:
             metrics.evidence_lookups.labels("hit").inc()
-            return Earlier(evidence=found, source=Source(job_id=answer.job_id, made_at=answer.made_at))
+            source = Source(job_id=answer.job_id, made_at=answer.made_at, shown=answer.shown)
+            return Earlier(evidence=found, source=source)
         if answer is Standing.FOLLOWS:
             metrics.evidence_lookups.labels("wait").inc()
             waiting = _waiting_for(key)

@@ -39,6 +39,7 @@ class Model:
     lease_over: bool = False
     returned: bool = False  #: a worker that was given up as lost came back
     held_by: str = ""
+    token: uuid.UUID | None = None  #: of who holds it, or held it last
     trigger: str = ""
     key: str = ""
     content: str = ""

@@ -54,6 +54,7 @@ from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.people import HumanDecision
 from imprimatur.storage.redecisions import Redecided
 from imprimatur.storage.repeats import Scope
+from imprimatur.storage.review_queue import Waiting
 from tests import makers
 from tests.contract.job_model import TOLD, Held, Model, stored_histories, stored_jobs
 
@@ -481,15 +482,15 @@ class StoredJobs(RuleBasedStateMachine):
     def hold(self, number: int, person: str) -> None:
         job = self.one(number, State.AWAITING_REVIEW)
 
-        async def work() -> bool:
+        async def work() -> Waiting | None:
             async with self.database.begin() as tx:
-                return await people.hold(tx, self.owner, job.id, reviewer=person, seconds=3600.0) is not None
+                return await people.hold(tx, self.owner, job.id, reviewer=person, seconds=3600.0)
 
-        held = job.free_for(person)
-        assert self.run(work()) == held
-        if held:
+        held = self.run(work())
+        assert (held is not None) == job.free_for(person)
+        if held is not None:
             assert job.move(Happening.HELD_BY_PERSON)
-            job.held_by = person
+            job.held_by, job.token = person, held.token
 
     @rule(number=numbers, person=st.sampled_from([*PEOPLE, POLICY]))
     def decide(self, number: int, person: str) -> None:
@@ -497,10 +498,11 @@ class StoredJobs(RuleBasedStateMachine):
         if person == POLICY and job.state is State.AWAITING_REVIEW:
             self.decide_again(job)
             return
+        token = job.token if job.held_by == person else None
 
         async def work() -> bool:
             async with self.database.begin() as tx:
-                waiting = await people.lock_waiting(tx, self.owner, job.id, reviewer=person)
+                waiting = await people.lock_waiting(tx, self.owner, job.id, reviewer=person, token=token)
                 if waiting is not None:
                     made = HumanDecision(
                         reviewer=person,

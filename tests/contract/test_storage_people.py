@@ -1,6 +1,7 @@
 """The human queue: its order, holds that keep two people apart, and decisions that stand."""
 
 import asyncio
+import uuid
 
 from imprimatur.human import DueHours
 from imprimatur.identity import new_id
@@ -30,9 +31,12 @@ async def queue(
         return await review_queue.page(reader, owner, wanted, due=DUE, as_of=as_of, after=after, limit=limit)
 
 
-async def decide(database: Database, job: Job, *, reviewer: str, decision: str = "approved") -> Job | None:
+async def decide(
+    database: Database, job: Job, *, reviewer: str, decision: str = "approved", token: uuid.UUID | None = None
+) -> Job | None:
     async with database.begin() as tx:
-        locked = await people.lock_waiting(tx, Owner(tenant_id=job.tenant_id), job.id, reviewer=reviewer)
+        owner = Owner(tenant_id=job.tenant_id)
+        locked = await people.lock_waiting(tx, owner, job.id, reviewer=reviewer, token=token)
         if locked is None:
             return None
         made = HumanDecision(
@@ -168,8 +172,9 @@ async def test_another_tenant_cannot_hold_or_decide(database: Database) -> None:
 async def test_a_decision_finishes_the_job_and_is_on_record(database: Database) -> None:
     tenant = await makers.make_tenant(database)
     job = await makers.awaiting(database, tenant)
-    await makers.hold(database, job, reviewer="ada")
-    decided = await decide(database, job, reviewer="ada", decision="rejected")
+    held = await makers.hold(database, job, reviewer="ada")
+    assert held is not None
+    decided = await decide(database, job, reviewer="ada", decision="rejected", token=held.token)
     assert decided is not None
     assert (decided.state, decided.decision, decided.result) == (State.SUCCEEDED, "rejected", b"decided")
     assert decided.finished_at is not None
@@ -180,6 +185,15 @@ async def test_a_decision_finishes_the_job_and_is_on_record(database: Database) 
     assert (record.reviewer, record.decision, record.ai_recommendation) == ("ada", "rejected", "reject")
     assert record.overrides_ai
     assert abs((record.decided_at - decided.updated_at).total_seconds()) < 5
+
+
+async def test_a_name_without_the_token_decides_nothing_that_is_held_in_that_name(database: Database) -> None:
+    job = await makers.awaiting(database, await makers.make_tenant(database))
+    assert await makers.hold(database, job, reviewer="ada") is not None
+    assert await decide(database, job, reviewer="ada") is None
+    again = await makers.hold(database, job, reviewer="ada")
+    assert again is not None
+    assert await decide(database, job, reviewer="ada", token=again.token) is not None
 
 
 async def test_no_hold_is_needed_to_decide_what_nobody_holds(database: Database) -> None:

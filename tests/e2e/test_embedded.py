@@ -31,8 +31,10 @@ async def test_a_creative_is_submitted_watched_and_decided_by_commands_and_told_
     assert shown[-1]["state"] == "JOB_STATE_AWAITING_REVIEW"
 
     assert job_id in [waiting["job"]["id"] for waiting in server.command("review", "list")["reviews"]]
-    server.command("review", "claim", job_id, "--reviewer", "ann")
-    decided = server.command("review", "decide", job_id, "reject", "--reason", "no licence shown", "--reviewer", "ann")
+    token = server.command("review", "claim", job_id, "--reviewer", "ann")["claimToken"]
+    decided = server.command(
+        *("review", "decide", job_id, "reject", "--reason", "no licence shown", "--reviewer", "ann", "--token", token)
+    )
     assert decided["state"] == "JOB_STATE_SUCCEEDED"
     assert server.command("get", job_id)["creativeReview"]["humanReview"]["reviewer"] == "ann"
 

@@ -139,6 +139,7 @@ CALLS = (
     invalid("a decision to wait", "DecideReview", "decision", job="waiting", decision=DECISION_PENDING),
     invalid("an unknown decision", "DecideReview", "decision", job="waiting", decision=42),
     invalid("a decision without a reason", "DecideReview", "reason", _EMPTY, job="waiting", reason=" "),
+    invalid("a reason that nobody sees", "DecideReview", "reason", _EMPTY, job="waiting", reason=" \u200b\u2060\u3164"),
     invalid("an overlong reason", "DecideReview", "reason", _LONG, job="waiting", reason="x" * 5001),
     invalid("a NUL in a reason", "DecideReview", "reason", _NUL, job="waiting", reason="a\0"),
     invalid("an overlong reviewer", "DecideReview", "reviewer", _LONG, job="waiting", reviewer="x" * 201),

@@ -329,5 +329,5 @@ async def test_a_reviewer_bound_to_a_user_sees_the_whole_tenants_queue(
         ada.reviews.DecideReview(decision(job.id, reviewer="bob")),
     ):
         assert (await refusal(call)).reason == "USER_NOT_ALLOWED"
-    decided = (await ada.reviews.DecideReview(decision(job.id))).job
+    decided = (await ada.reviews.DecideReview(decision(job.id, token=held.review.claim_token))).job
     assert decided.creative_review.human_review.reviewer == "ada"

@@ -59,6 +59,14 @@ async def test_a_refusal_is_the_gateway_s_own_although_more_was_to_come(client: 
     assert refused.value.reason == "ASSET_NOT_FOUND"
 
 
+@on_sqlite
+async def test_the_client_says_what_is_to_arrive(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imprimatur.client.uploads.asset_id_of", lambda _: "ab" * 32)
+    with pytest.raises(ClientError) as damaged:
+        await client.upload_asset(padded(2 * PART_BYTES))
+    assert (damaged.value.reason, damaged.value.field) == ("ASSET_DAMAGED", "sha256")
+
+
 async def test_an_upload_is_made_again_from_its_beginning() -> None:
     busy = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "later", "TOO_MANY_UPLOADS", retry_after_ms=1)
     script = Script().on("UploadAsset", UNAVAILABLE, busy, UploadAssetResponse(asset=Asset(asset_id="a")))

@@ -16,7 +16,7 @@ from sqlalchemy import delete, select
 
 from gateway import load
 from gateway.quotas import Allowance
-from imprimatur.assets import MAX_CREATIVE_BYTES, asset_id_of
+from imprimatur.assets import MAX_CREATIVE_BYTES, asset_id_of, media_type_of
 from imprimatur.evidence import Creative as Seen
 from imprimatur.evidence import Evidence, Look
 from imprimatur.guard import Guard
@@ -48,7 +48,7 @@ from reviewer.images import decoding
 from reviewer.images.darkroom import Darkroom
 from reviewer.images.images import FETCHED_AT_ONCE
 from tests import makers
-from tests.patience import happens
+from tests.patience import PATIENCE_SECONDS, happens
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
 from tests.service.listening import listening
@@ -150,6 +150,55 @@ async def test_what_is_no_image_is_refused(me: Caller, messages: Sequence[Upload
 async def test_what_is_too_large_is_refused_with_the_limit(me: Caller) -> None:
     refused = await refusal(me.assets.UploadAsset(parts(PNG + b"\0" * 25_000_000, 1_000_000)))
     assert (refused.reason, refused.metadata["limit"]) == ("ASSET_TOO_LARGE", "20971520")
+
+
+async def test_what_arrived_otherwise_than_its_sender_says_is_not_kept(system: System, me: Caller) -> None:
+    whole, cut_off = asset_id_of(PNG), PNG[: len(PNG) // 2]
+    refused = await refusal(me.assets.UploadAsset(iter([UploadAssetRequest(data=cut_off, sha256=whole)])))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "ASSET_DAMAGED")
+    assert refused.metadata["received_bytes"] == str(len(cut_off))
+    wrong = await refusal(me.assets.UploadAsset(iter([UploadAssetRequest(data=PNG, sha256=whole.upper())])))
+    assert [*wrong.violations] == ["sha256"]
+    async with system.database.read() as reader:
+        assert await assets.bytes_kept(reader, system.tenant_id) == 0
+    first, *others = parts(PNG)
+    first.sha256 = whole
+    assert (await me.assets.UploadAsset(iter([first, *others]))).asset.asset_id == whole
+
+
+@on_sqlite
+async def test_an_upload_that_is_broken_off_keeps_nothing_and_holds_no_place(
+    system: System, me: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived = asyncio.Semaphore(0)
+
+    def seen(head: bytes) -> str | None:
+        arrived.release()
+        return media_type_of(head)
+
+    monkeypatch.setattr("gateway.assets.media_type_of", seen)
+
+    async def half() -> AsyncIterator[UploadAssetRequest]:
+        yield UploadAssetRequest(data=PNG[:100])
+        await asyncio.Event().wait()
+
+    for _ in range(4):  # as many as may be under way
+        call = me.assets.UploadAsset(half())
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await arrived.acquire()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    async def taken() -> bool:
+        with suppress(grpc.aio.AioRpcError):  # the gateway hears of the last of them a little later
+            await upload(me)
+            return True
+        return False
+
+    await makers.until(taken)
+    async with system.database.read() as reader:
+        assert await assets.bytes_kept(reader, system.tenant_id) == len(PNG)
 
 
 @on_sqlite

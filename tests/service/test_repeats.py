@@ -261,12 +261,13 @@ async def test_a_watcher_sees_the_job_go_on(system: System, me: Caller) -> None:
 async def test_what_a_person_holds_is_left_to_that_person(system: System, me: Caller) -> None:
     held, free = await failed_reviews(me, system, 2)
     ada = await system.caller(Role.REVIEWER, user_id="ada")
-    await ada.reviews.ClaimReview(ClaimReviewRequest(job_id=held.id, lease=Duration(seconds=600)))
+    claimed = await ada.reviews.ClaimReview(ClaimReviewRequest(job_id=held.id, lease=Duration(seconds=600)))
+    token = claimed.review.claim_token
     counted = await review_again(me, dry_run=True)
     assert (len(counted.job_ids), counted.held, counted.left) == (0, 1, 1)
     answer = await review_again(me)
     assert ([*answer.job_ids], answer.held, answer.left) == ([free.id], 1, 0)
-    assert (await ada.reviews.DecideReview(decision(held.id))).job.state == JOB_STATE_SUCCEEDED
+    assert (await ada.reviews.DecideReview(decision(held.id, token=token))).job.state == JOB_STATE_SUCCEEDED
     assert (await refusal(ada.reviews.DecideReview(decision(free.id)))).reason == "WRONG_STATE"
 
 

@@ -37,7 +37,12 @@ from imprimatur.v1.admin_service_pb2 import (
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_QUEUED as QUEUED
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
-from imprimatur.v1.job_service_pb2 import CancelJobRequest, ReviewJobsAgainRequest, SubmitJobRequest
+from imprimatur.v1.job_service_pb2 import (
+    CancelJobRequest,
+    ListJobEventsRequest,
+    ReviewJobsAgainRequest,
+    SubmitJobRequest,
+)
 from reviewer.service import Reviewer
 from reviewer.terms import Terms
 from tests import makers
@@ -220,6 +225,27 @@ async def test_evidence_is_decided_on_anew_by_the_policy_of_the_moment(
     assert review.evidence == first.creative_review.ai_review.evidence
     assert review.reused.job_id == first.id
     assert first.create_time.ToDatetime() < review.reused.made_at.ToDatetime() < second.create_time.ToDatetime()
+
+
+async def test_users_share_evidence_and_learn_nothing_of_each_other_by_it(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    alice, bob = [await system.caller(Role.SUBMITTER, user_id=name) for name in ("alice", "bob")]
+    async with sharing(system, engine):
+        hers = await alice.until(await alice.submit(engines.APPROVE), SUCCEEDED)
+        done = {who: await who.until(await who.submit(engines.APPROVE), SUCCEEDED) for who in (alice, bob, me)}
+    assert len(engine.seen) == 1
+    for who, told in ((alice, hers.id), (bob, ""), (me, hers.id)):
+        reused = done[who].creative_review.ai_review.reused
+        assert done[who].creative_review.ai_review.HasField("reused")
+        assert (reused.job_id, reused.HasField("made_at")) == (told, bool(told))
+        assert done[who].attempt_history[-1].reused_from == told
+        request = ListJobEventsRequest(job_id=done[who].id)
+        last = (await who.jobs.ListJobEvents(request)).events[-1]
+        assert last.details["decision"] == "approved"
+        assert last.details.get("reused_from", "") == told
+    seen = await me.get(done[bob])  # who sees all of the tenant's can have it forgotten
+    assert (seen.attempt_history[-1].reused_from, seen.creative_review.ai_review.reused.job_id) == (hers.id, "")
 
 
 async def put(system: System, policy: Policy) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from imprimatur.policy import Mode
+from imprimatur.storage import clock, schema
 from imprimatur.tenancy import Role
 from imprimatur.v1.creative_pb2 import (
     AGREEMENT_AGREED,
@@ -27,12 +28,13 @@ from imprimatur.v1.creative_pb2 import (
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_pb2 import PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NORMAL, Job
-from imprimatur.v1.job_service_pb2 import SubmitJobRequest
+from imprimatur.v1.job_service_pb2 import CancelJobRequest, ReviewJobsAgainRequest, SubmitJobRequest
 from imprimatur.v1.review_service_pb2 import (
     AUDIT_ACTION_CLAIMED,
     AUDIT_ACTION_DECIDED,
     AUDIT_ACTION_EXPIRED,
     AUDIT_ACTION_RELEASED,
+    AuditEntry,
     ClaimNextReviewRequest,
     ClaimNextReviewResponse,
     ClaimReviewRequest,
@@ -189,6 +191,21 @@ async def test_a_token_is_good_for_the_present_claim_alone(system: System, me: C
     assert prolonged.claimed_until.seconds > renewed.claimed_until.seconds
     decided = (await ada.reviews.DecideReview(decision(job.id, token=at_home))).job
     assert decided.state == SUCCEEDED
+
+
+async def test_a_key_that_names_a_holder_and_has_no_token_decides_nothing(system: System, me: Caller) -> None:
+    [job] = await waiting(me, system, engines.HUMAN)
+    ada, clerk = await system.caller(Role.REVIEWER, user_id="ada"), await system.caller(Role.REVIEWER)
+    held = await claim(ada, job)
+    for without in (
+        ada.reviews.DecideReview(decision(job.id)),
+        clerk.reviews.DecideReview(decision(job.id, reviewer="ada")),
+    ):
+        assert (await refusal(without)).reason == "TOKEN_REQUIRED"
+    assert (await me.get(job)).state == AWAITING
+    again = await claim(ada, job)  # the token was lost
+    assert again.claim_token != held.claim_token
+    assert (await ada.reviews.DecideReview(decision(job.id, token=again.claim_token))).job.state == SUCCEEDED
 
 
 async def test_what_ran_out_is_nobodys_and_cannot_be_decided_with_its_token(system: System, me: Caller) -> None:
@@ -379,11 +396,38 @@ async def test_an_admin_key_bound_to_a_user_sees_that_users_part(system: System,
 # --- the record and the figures --------------------------------------------------------------------------
 
 
+async def test_a_claim_whose_job_leaves_the_queue_undecided_ends_on_record(system: System, me: Caller) -> None:
+    cancelled, superseded, again = jobs = await waiting(me, system, engines.HUMAN, engines.HUMAN, engines.REFUSE)
+    ada = await system.caller(Role.REVIEWER, user_id="ada")
+    for job in jobs:
+        await claim(ada, job)
+    async with system.database.begin() as tx:  # time passes for one of them
+        ran_out = update(schema.jobs).where(schema.jobs.c.id == uuid.UUID(again.id))
+        await tx.connection.execute(ran_out.values(held_until=clock.after(-1.0)))
+    await me.jobs.CancelJob(CancelJobRequest(job_id=cancelled.id, reason="withdrawn"))
+    new = await me.submit(engines.APPROVE, superseded.subject_id)
+    assert (await me.jobs.ReviewJobsAgain(ReviewJobsAgainRequest(job_ids=[again.id]))).job_ids == [again.id]
+
+    async def last(job: Job) -> AuditEntry:
+        entries = (await me.reviews.ListAuditEntries(ListAuditEntriesRequest(job_id=job.id))).entries
+        assert [one.action for one in entries[1:]] == [AUDIT_ACTION_CLAIMED]
+        return entries[0]
+
+    entry = await last(cancelled)
+    assert (entry.action, entry.person, entry.reason) == (AUDIT_ACTION_RELEASED, "a admin key", "withdrawn")
+    assert (dict(entry.details), bool(entry.key_id)) == ({"claimed_by": "ada", "because": "cancelled"}, True)
+    entry = await last(superseded)
+    assert (entry.action, entry.person) == (AUDIT_ACTION_RELEASED, "")
+    assert dict(entry.details) == {"claimed_by": "ada", "because": "superseded", "superseded_by": new.id}
+    entry = await last(again)
+    assert (entry.action, entry.person, [*entry.details]) == (AUDIT_ACTION_EXPIRED, "ada", ["claimed_until"])
+
+
 async def test_the_record_tells_who_did_what_with_which_key_and_why(system: System, me: Caller) -> None:
     first, second = await waiting(me, system, engines.HUMAN, engines.HUMAN)
     ada = await system.caller(Role.REVIEWER, user_id="ada")
-    await claim(ada, first)
-    await ada.reviews.DecideReview(decision(first.id, DECISION_REJECTED, "Claims too much."))
+    held = await claim(ada, first)
+    await ada.reviews.DecideReview(decision(first.id, DECISION_REJECTED, "Claims too much.", token=held.claim_token))
     await claim(ada, second)
     whole = (await me.reviews.ListAuditEntries(ListAuditEntriesRequest(job_id=first.id))).entries
     assert [one.action for one in whole] == [AUDIT_ACTION_DECIDED, AUDIT_ACTION_CLAIMED]

@@ -16,7 +16,8 @@ from imprimatur.errors import ConfigurationError
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED
 from reviewer.engines import Engine
 from tests.service.engines import ScriptedEngine
-from tests.service.systems import Caller
+from tests.service.statuses import refusal
+from tests.service.systems import Caller, submission
 
 
 def no_suspects() -> AbstractAsyncContextManager[Engine]:
@@ -59,6 +60,13 @@ async def test_it_serves_by_what_it_leaves_in_its_folder(access: Access, tmp_pat
         me = Caller(channel, found["api_key"])
         await me.until(await me.submit("approve"), JOB_STATE_SUCCEEDED)
     assert await ready(access) == (200, {})
+
+
+async def test_it_lets_urls_lead_where_its_guard_does(access: Access) -> None:
+    async with grpc.aio.insecure_channel(access.target) as channel:
+        me = Caller(channel, access.api_key)
+        refused = await refusal(me.jobs.SubmitJob(submission("approve", callback_url="http://127.0.0.1:9/")))
+    assert (refused.reason, [*refused.violations]) == ("INVALID_URL", ["callback_url"])
 
 
 async def test_readiness_names_the_consumers_of_reviewer_and_notifier(

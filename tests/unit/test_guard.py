@@ -14,6 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from imprimatur import networks
 from imprimatur.errors import InvalidRequest
 from imprimatur.guard import STRICT, AddressForbidden, Guard, GuardedClient, UrlForbidden, as_forbidden
+from imprimatur.settings import AddressSettings
 from tests.service.listening import listening
 
 LOCAL = Guard(allow_private=True, allow_http=True)
@@ -118,6 +119,8 @@ def test_addresses_that_are_never_a_receiver_are_always_refused(address: str) ->
         "https://under_score.example.com/a@b",
         "https://8.8.8.8/",
         "https://[2606:4700::6810:84e5]/",
+        "https://[2606:4700::6810:84e5]:8443/a:b?c:d",
+        "https://example.com?next=https://other.example:x/",
     ],
 )
 def test_proper_urls_are_taken(url: str) -> None:
@@ -143,6 +146,12 @@ def test_proper_urls_are_taken(url: str) -> None:
         "https://example.com:0/",
         "https://example.com:70000/",
         "https://example.com:port/",
+        "https://example.com:+443/",
+        "https://example.com:４４３/",
+        "https://[2606:4700::6810:84e5]:+443/",
+        "https://example.com/\u202efdp.exe",
+        "https://example.com/?q=\u2028",
+        "https://example.com/café",
         "https://exa mple.com/",
         "https://example.com/\nHost: other",
         "https://example.com\\@other.example/",
@@ -184,6 +193,27 @@ def test_a_local_guard_takes_http_and_private_addresses_but_no_metadata() -> Non
     for url in ("http://169.254.169.254/", "http://127.1/", "http://0.0.0.0/", "ftp://localhost/"):
         with pytest.raises(InvalidRequest):
             LOCAL.check_url(url, "url")
+
+
+@pytest.mark.parametrize(
+    ("host", "environment", "private", "http"),
+    [
+        ("127.0.0.1", {}, True, True),
+        ("localhost", {}, True, True),
+        ("::1", {"ALLOW_HTTP": "false"}, True, False),
+        ("127.0.0.1", {"ALLOW_HTTP": "false", "ALLOW_PRIVATE_ADDRESSES": "false"}, False, False),
+        ("0.0.0.0", {}, False, False),
+        ("::", {"ALLOW_HTTP": "true"}, False, True),
+        ("192.168.1.7", {"ALLOW_PRIVATE_ADDRESSES": "true"}, True, False),
+        ("gateway.example", {}, False, False),
+    ],
+)
+def test_an_embedded_server_is_lenient_on_a_loopback_address_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, host: str, environment: dict[str, str], private: bool, http: bool
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(f"IMPRIMATUR_{name}", value)
+    assert AddressSettings().guard_at(host) == Guard(allow_private=private, allow_http=http)
 
 
 # --- at the connection -----------------------------------------------------------------------------------

@@ -376,8 +376,8 @@ class Client:
     async def decide(
         self, job_id: str, decision: Decision.ValueType, reason: str, *, reviewer: str = "", token: str = ""
     ) -> Job:
-        """Decide a review; with a token, only under the claim that it stands for. Not repeated by itself: ask `get`
-        when no answer came."""
+        """Decide a review: with the token of one's claim, or without one what nobody holds. Not repeated by itself:
+        ask `get` when no answer came."""
         request = reviews_v1.DecideReviewRequest(
             job_id=job_id, decision=decision, reason=reason, reviewer=reviewer, token=token
         )

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
+from imprimatur.assets import asset_id_of
 from imprimatur.client.calls import Calls
 from imprimatur.v1.asset_service_pb2 import Asset, DownloadAssetRequest, UploadAssetRequest
 from imprimatur.v1.creative_pb2 import Creative
@@ -16,7 +17,7 @@ LARGEST_CREATIVE_BYTES = 4 * 1024 * 1024 - 128 * 1024
 
 
 async def upload(calls: Calls, assets: "AssetServiceAsyncStub", content: bytes) -> Asset:
-    """Upload one image; again while the gateway is away, for that does no harm."""
+    """Upload one image, whole or not at all; again while the gateway is away, for that does no harm."""
     answer = await calls.upload(assets.UploadAsset, lambda: _parts(content))
     return answer.asset
 
@@ -41,5 +42,6 @@ def too_large(creative: Creative, *, most_bytes: int = LARGEST_CREATIVE_BYTES) -
 
 
 async def _parts(content: bytes) -> AsyncIterator[UploadAssetRequest]:
+    sha256 = asset_id_of(content)
     for start in range(0, len(content), PART_BYTES):
-        yield UploadAssetRequest(data=content[start : start + PART_BYTES])
+        yield UploadAssetRequest(data=content[start : start + PART_BYTES], sha256=sha256 if start == 0 else "")

@@ -34,7 +34,7 @@ from imprimatur.job import Attempt, AttemptOutcome, JobError
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.many import Each, Many
-from imprimatur.storage.schema import attempts
+from imprimatur.storage.schema import attempts, jobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +159,18 @@ def _ending(outcome: AttemptOutcome, error: JobError | None) -> dict[str, Column
     }
 
 
-async def of_job(reader: Reader, job_id: uuid.UUID) -> list[Attempt]:
-    """Every attempt at a job, oldest first."""
+async def of_job(reader: Reader, job_id: uuid.UUID, *, seen_by: str = "") -> list[Attempt]:
+    """Every attempt at a job, oldest first.
+
+    Args:
+        seen_by: a user, for whom other users' jobs are not named; empty: whoever sees the whole tenant.
+    """
+    source: ColumnElement[Any] = attempts.c.reused_from
+    if seen_by:
+        theirs = select(jobs.c.id).where(jobs.c.id == attempts.c.reused_from, jobs.c.user_id == seen_by)
+        source = theirs.scalar_subquery()
     rows = await reader.connection.execute(
-        select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.claim_no)
+        select(attempts, source.label("source")).where(attempts.c.job_id == job_id).order_by(attempts.c.claim_no)
     )
     return [
         Attempt(
@@ -176,7 +184,7 @@ async def of_job(reader: Reader, job_id: uuid.UUID) -> list[Attempt]:
             input_tokens=row.input_tokens,
             output_tokens=row.output_tokens,
             cost_micros=row.cost_micros,
-            reused_from=row.reused_from,
+            reused_from=row.source,
         )
         for row in rows
     ]

@@ -12,9 +12,10 @@ out by itself a little later.
 import uuid
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from itertools import chain
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
@@ -85,11 +86,12 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Evidence that another job brought."""
+    """Evidence that another job brought; `shown`: whether the user of the one that asks may know which."""
 
     content: bytes
     job_id: uuid.UUID
     made_at: datetime
+    shown: bool = False
 
 
 Answer: TypeAlias = Found | Standing
@@ -138,7 +140,31 @@ async def ask(tx: Transaction, asked: Sequence[Asked]) -> list[Answer]:
     both = list(zip(asked, answers, strict=True))
     hits = Counter(one.key for one, answer in both if isinstance(answer, Found) and one is not first[one.key])
     await _COUNT.execute(tx, [{"key": key, "hits": number} for key, number in sorted(hits.items())])
-    return answers
+    users = await _users(tx, both)
+    return [
+        replace(answer, shown=_may_know(one, answer, users)) if isinstance(answer, Found) else answer
+        for one, answer in both
+    ]
+
+
+async def _users(reader: Reader, answered: Sequence[tuple[Asked, Answer]]) -> Mapping[uuid.UUID, str]:
+    """Whose the jobs are that take evidence, and those that brought it; without those that are gone."""
+    pairs = [(one.job_id, answer.job_id) for one, answer in answered if isinstance(answer, Found)]
+    if not pairs:
+        return {}
+    rows = await reader.connection.execute(_USERS[reader.on_postgresql], {"ids": sorted({*chain(*pairs)})})
+    return {row.id: row.user_id for row in rows}
+
+
+def _may_know(one: Asked, found: Found, users: Mapping[uuid.UUID, str]) -> bool:
+    """What no user submitted, those see who see the whole tenant."""
+    user = users.get(one.job_id)
+    return user is not None and user in ("", users.get(found.job_id))
+
+
+_USERS = for_both(
+    lambda on_postgresql: select(jobs.c.id, jobs.c.user_id).where(among(jobs.c.id, on_postgresql=on_postgresql))
+)
 
 
 def _is_free(one: Asked, row: Row[Any]) -> bool:

@@ -31,7 +31,8 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from imprimatur.errors import Contended
 from imprimatur.job import AttemptOutcome, Happening, NewJob, State, WhenBusy
-from imprimatur.storage import attempts, evidence
+from imprimatur.storage import attempts, evidence, people
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import jobs, request_aliases
@@ -211,6 +212,8 @@ async def supersede(tx: Transaction, successors: Mapping[uuid.UUID, uuid.UUID]) 
     Returns:
         The cancelled jobs' rows.
     """
+    leaving = {old: {"because": "superseded", "superseded_by": str(new)} for old, new in successors.items()}
+    await people.leave_holders(tx, leaving, by=Actor(person=""))
     rows = await _SUPERSEDE.execute(tx, [{"id": old, "by": new} for old, new in successors.items()])
     await record(tx, rows, kind=Happening.CANCELLED, outcome=True, details=_by_whom)
     claimed = [row for row in rows if row.claim_no]

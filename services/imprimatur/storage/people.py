@@ -3,16 +3,17 @@
 
 import hashlib
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, and_, insert, select
 
-from imprimatur.human import Agreement
+from imprimatur.human import Agreement, AuditAction
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, Job, State
-from imprimatur.storage import clock
+from imprimatur.storage import audit, clock
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import UNFINISHED, VISIBLE, Owner, job_of
 from imprimatur.storage.review_queue import IS_HELD, WAITS, Waiting, free_for, not_barred, not_held, waiting_of
@@ -149,6 +150,32 @@ async def end_holds(
     ]
 
 
+async def leave_holders(
+    tx: Transaction,
+    leaving: Mapping[uuid.UUID, Mapping[str, str]],
+    *owned: ColumnElement[bool],
+    by: Actor,
+    reason: str = "",
+) -> None:
+    """Put on record whose holds end because their jobs leave the queue undecided, which the caller has them do next.
+    Holds in time are ended by who has the jobs leave; the others had run out.
+
+    Args:
+        leaving: the jobs, each with what the record says of it.
+        owned: further conditions on the jobs.
+        by: who has them leave; without a name where that is not known.
+    """
+    holds = select(*VISIBLE, jobs.c.held_by, jobs.c.held_until, IS_HELD.label("in_time"))
+    chosen = holds.where(jobs.c.id.in_(sorted(leaving)), jobs.c.held_by != "", *owned).order_by(jobs.c.id)
+    for row in (await tx.connection.execute(chosen.with_for_update())).all():
+        if row.in_time:
+            details = {"claimed_by": row.held_by, **leaving[row.id]}
+            await audit.record(tx, AuditAction.RELEASED, job_of(row), by, reason=reason, details=details)
+        else:
+            details = {"claimed_until": row.held_until.isoformat()}
+            await audit.record(tx, AuditAction.EXPIRED, job_of(row), Actor(person=row.held_by), details=details)
+
+
 def _held_with(reviewer: str, token: uuid.UUID | None) -> ColumnElement[bool]:
     held = and_(jobs.c.held_by == reviewer, IS_HELD)
     return held if token is None else and_(held, jobs.c.hold_token == token)
@@ -170,9 +197,9 @@ async def holder(reader: Reader, job_id: uuid.UUID) -> str:
 async def lock_waiting(
     tx: Transaction, owner: Owner, job_id: uuid.UUID, *, reviewer: str, token: uuid.UUID | None = None
 ) -> Waiting | None:
-    """A waiting job that `reviewer` may decide, locked until the transaction ends; with a token, only under the hold
-    that it stands for."""
-    mine = free_for(reviewer) if token is None else _held_with(reviewer, token)
+    """A waiting job that `reviewer` may decide, locked until the transaction ends: under the hold that the token stands
+    for; without one, only what nobody holds, so that a name alone decides nothing that is held in that name."""
+    mine = not_held() if token is None else _held_with(reviewer, token)
     found = await tx.connection.execute(
         select(*jobs.c)
         .where(and_(is_job(job_id), owner.condition(), mine, not_barred(tx, reviewer)), WAITS)

@@ -33,11 +33,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from imprimatur.identity import new_id
 from imprimatur.job import MOST_LOSSES, RETRYABLE, SUBMITTED, Happening, State, losses_kept
 from imprimatur.policy import Trigger
-from imprimatur.storage import clock, keys
+from imprimatur.storage import clock, keys, people
 from imprimatur.storage.acceptance import FRESH
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import Filter, Owner, matching
-from imprimatur.storage.locks import in_locked
+from imprimatur.storage.review_queue import not_held
 from imprimatur.storage.schema import job_assets, jobs
 from imprimatur.storage.transitions import TOLD, UNHELD, move, record
 
@@ -199,7 +200,6 @@ def _copy(
 #: What the engine never looked at: only this can be sent back to it.
 SENT_BACK = frozenset({Trigger.ENGINE_ERROR, Trigger.BUDGET_EXHAUSTED})
 _WAITS_FOR_THE_ENGINE = and_(jobs.c.state == State.AWAITING_REVIEW, jobs.c.policy_triggered.in_(sorted(SENT_BACK)))
-_FREE = or_(jobs.c.held_by == "", jobs.c.held_until.is_(None), jobs.c.held_until < clock.now())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,15 +221,17 @@ async def review_again(
     """
     chosen = (
         select(jobs.c.id)
-        .where(_WAITS_FOR_THE_ENGINE, _FREE, scope.condition(tx))
+        .where(_WAITS_FOR_THE_ENGINE, not_held(), scope.condition(tx))
         .order_by(jobs.c.id)
         .limit(limit)
         .with_for_update(key_share=True)
     )
+    ids = (await tx.connection.execute(chosen)).scalars().all()
+    await people.leave_holders(tx, {job_id: {} for job_id in ids}, by=Actor(person=asked_by))
     rows = await move(
         tx,
         Happening.REVIEW_AGAIN,
-        in_locked(jobs.c.id, chosen),
+        jobs.c.id.in_(ids),
         values={**_AS_NEW, "evidence_since": clock.now() if fresh else null()},
         details={"by": asked_by, **({"fresh": "true"} if fresh else {})},
         returning=TOLD,
@@ -255,6 +257,6 @@ _AS_NEW: Mapping[str, Any] = {
 
 async def count_waiting(reader: Reader, scope: Scope) -> Waiting:
     """How many jobs `review_again` would take without a limit, and how many it would leave to who holds them."""
-    counted = select(func.count().filter(_FREE).label("free"), func.count().filter(not_(_FREE)).label("held"))
+    counted = select(func.count().filter(not_held()).label("free"), func.count().filter(not_(not_held())).label("held"))
     found = counted.where(_WAITS_FOR_THE_ENGINE, scope.condition(reader))
     return Waiting(**(await reader.connection.execute(found)).one()._mapping)

@@ -102,8 +102,10 @@ def ai_result(
     if evidence is not None:
         result.ai_review.evidence.CopyFrom(evidence_to_wire(evidence))
     if reused is not None:
-        source = pb.ReusedEvidence(job_id=str(reused.job_id), made_at=timestamp(reused.made_at))
-        result.ai_review.reused.CopyFrom(source)
+        result.ai_review.reused.SetInParent()
+        if reused.shown:
+            source = pb.ReusedEvidence(job_id=str(reused.job_id), made_at=timestamp(reused.made_at))
+            result.ai_review.reused.CopyFrom(source)
     return result.SerializeToString()
 
 

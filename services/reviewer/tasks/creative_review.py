@@ -321,7 +321,7 @@ def _details(verdict: Verdict) -> dict[str, str]:
 
 
 def _origin(product: _Product) -> dict[str, str]:
-    return {"reused_from": str(product.reused.job_id)} if product.reused else {}
+    return {"reused_from": str(product.reused.job_id)} if product.reused and product.reused.shown else {}
 
 
 @asynccontextmanager
