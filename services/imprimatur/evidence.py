@@ -33,16 +33,35 @@ class Category(StrEnum):
     SCAM = "scam"
 
 
+#: Lawful, and for a person to decide.
+SENSITIVE = frozenset(
+    {
+        Category.POLITICAL,
+        Category.HEALTHCARE,
+        Category.PHARMACEUTICAL,
+        Category.FINANCIAL,
+        Category.ALCOHOL,
+        Category.TOBACCO,
+        Category.CANNABIS,
+        Category.GAMBLING,
+        Category.WEAPONS,
+        Category.ADULT,
+        Category.DIETING,
+        Category.CRYPTO,
+        Category.SENSITIVE_SOCIAL_ISSUE,
+    }
+)
+#: What no publisher would run.
+FORBIDDEN = frozenset(Category) - SENSITIVE
+
+
 class Part(StrEnum):
     """A kind of content that a creative can have and that an engine may or may not be able to examine."""
 
-    TEXT = "text"
     LANGUAGE = "language"  #: the text is in a language that the engine does not read
     IMAGE = "image"
     VIDEO = "video"
     AUDIO = "audio"
-    LANDING_PAGE = "landing_page"
-    CRITERIA = "criteria"  #: the tenant's free-text criteria
 
 
 class Recommendation(StrEnum):
@@ -51,6 +70,9 @@ class Recommendation(StrEnum):
     APPROVE = "approve"
     REJECT = "reject"
     HUMAN = "human"
+
+
+MOST_SHRUNK = 2.0  #: times; what was fine print in an image that was made smaller still, nobody can read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +86,12 @@ class Look:
     sampled: int  #: frames that were decoded
     plain: bool  #: one colour all over
     stills: tuple[bytes, ...] = ()  #: of an animation: its sampled frames in order, as JPEGs of at most 1,024 px
+    shrunk: float = 1.0  #: how many times longer its sides are than those of its stills
 
     @property
     def shown_whole(self) -> bool:
         """Whether nothing but the image itself, or its stills, need be looked at to have seen all of it."""
-        return self.frames == 1 or len(self.stills) == self.frames
+        return self.frames == 1 or (len(self.stills) == self.frames and self.shrunk <= MOST_SHRUNK)
 
 
 @dataclass(frozen=True, kw_only=True)

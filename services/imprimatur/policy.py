@@ -14,7 +14,15 @@ from enum import StrEnum
 from imprimatur import criteria
 from imprimatur.criteria import Criteria, Criterion, Effect
 from imprimatur.errors import InvalidRequest
-from imprimatur.evidence import Category, CategoryScore, CriterionScore, Evidence, Recommendation
+from imprimatur.evidence import (
+    FORBIDDEN,
+    SENSITIVE,
+    Category,
+    CategoryScore,
+    CriterionScore,
+    Evidence,
+    Recommendation,
+)
 
 
 class Mode(StrEnum):
@@ -58,26 +66,6 @@ class Confidence(StrEnum):
     HIGH = "high"  #: from 0.9
     MEDIUM = "medium"  #: from 0.7
     LOW = "low"
-
-
-SENSITIVE = frozenset(
-    {
-        Category.POLITICAL,
-        Category.HEALTHCARE,
-        Category.PHARMACEUTICAL,
-        Category.FINANCIAL,
-        Category.ALCOHOL,
-        Category.TOBACCO,
-        Category.CANNABIS,
-        Category.GAMBLING,
-        Category.WEAPONS,
-        Category.ADULT,
-        Category.DIETING,
-        Category.CRYPTO,
-        Category.SENSITIVE_SOCIAL_ISSUE,
-    }
-)
-FORBIDDEN = frozenset(Category) - SENSITIVE
 
 
 LONGEST_MODEL_NAME = 200

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from imprimatur.errors import UnreviewableInput
-from imprimatur.evidence import Category, Creative, Evidence, Image, Part, Recommendation
+from imprimatur.evidence import FORBIDDEN, Category, Creative, Evidence, Image, Part, Recommendation
+from imprimatur.policy import Decision, Policy, Trigger, decide
 from reviewer.engines.builtin import classifier, examiner, examples, passages
-from reviewer.engines.builtin.classifier import BLOCKED, CATEGORIES, Judgement
+from reviewer.engines.builtin.classifier import CATEGORIES, HEADS, Judgement
 from tests.unit.test_builtin_images import encoded, picture
 
 LONG_BENIGN = (
@@ -208,21 +209,41 @@ def test_too_long_a_text_is_said_to_be_truncated() -> None:
     assert scores(evidence)[Category.ILLICIT] >= 0.90
 
 
-def test_a_score_and_its_recommendation_never_contradict() -> None:
-    rows = ((0.9, "approve"), (0.8999, "human"), (0.1001, "human"), (0.1, "reject"))
-    for score, recommendation in rows:
-        assert examiner.recommended(score, judged(next(iter(BLOCKED)), 0.95)) == recommendation
+@pytest.mark.parametrize("category", Category)
+def test_the_likelier_side_is_recommended_and_for_what_is_rather_sensitive_a_person(category: Category) -> None:
+    against = Recommendation.REJECT if category in FORBIDDEN else Recommendation.HUMAN
+    for score, recommendation in ((1.0, Recommendation.APPROVE), (0.5, Recommendation.APPROVE), (0.4999, against)):
+        assert examiner.recommended(score, judged({category: 0.2}), read=True) is recommendation
+        assert examiner.recommended(score, judged({category: 0.2}), read=False) is Recommendation.HUMAN
 
 
-def test_an_ad_that_is_merely_sensitive_or_doubtful_is_never_recommended_for_rejection() -> None:
-    for category in CATEGORIES:
-        surely = 0.89 if category in BLOCKED else 1.0
-        assert examiner.recommended(0.0, judged(category, surely)) is Recommendation.HUMAN
+def test_what_is_surely_forbidden_rules_whatever_else_an_ad_touches() -> None:
+    for scam, recommendation in ((0.9, Recommendation.REJECT), (0.8999, Recommendation.HUMAN)):
+        judgement = judged({Category.CRYPTO: 0.99, Category.SCAM: scam})
+        assert examiner.recommended(0.1, judgement, read=True) is recommendation
 
 
-def judged(category: Category, score: float) -> Judgement:
-    categories = np.array([score if each is category else 0.0 for each in CATEGORIES])
-    return Judgement(categories=categories, approvable=0.0, logits=np.zeros((1, len(CATEGORIES) + 2)))
+@pytest.mark.parametrize(
+    ("score", "policy", "decision", "trigger"),
+    [
+        (0.75, Policy(), Decision.PENDING, Trigger.LOW_CONFIDENCE),
+        (0.75, Policy(auto_approve_threshold=0.7), Decision.APPROVED, Trigger.AUTO_APPROVE),
+        (0.25, Policy(), Decision.PENDING, Trigger.LOW_CONFIDENCE),
+        (0.25, Policy(auto_reject_threshold=0.3), Decision.REJECTED, Trigger.AUTO_REJECT),
+    ],
+)
+def test_the_thresholds_of_the_policy_decide(
+    score: float, policy: Policy, decision: Decision, trigger: Trigger
+) -> None:
+    advice = examiner.recommended(score, judged({Category.SCAM: 0.2}), read=True)
+    evidence = dataclasses.replace(examined("Fresh bread"), approval_score=score, recommendation=advice)
+    verdict = decide(policy, (), evidence)
+    assert (verdict.decision, verdict.trigger) == (decision, trigger)
+
+
+def judged(scores: Mapping[Category, float]) -> Judgement:
+    categories = np.array([scores.get(category, 0.0) for category in CATEGORIES])
+    return Judgement(categories=categories, approvable=0.0, logits=np.zeros((1, HEADS)))
 
 
 def test_the_weights_were_trained_on_the_data_beside_them() -> None:

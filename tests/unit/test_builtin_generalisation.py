@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from imprimatur.evidence import Category, Evidence
-from imprimatur.policy import Policy, decide
+from imprimatur.evidence import FORBIDDEN, Category, Evidence
+from imprimatur.policy import Decision, Policy, decide
 from reviewer.engines.builtin import examiner, examples
-from reviewer.engines.builtin.classifier import BLOCKED
 from reviewer.engines.builtin.examples import Example
 
 DATA = Path(__file__).parent / "data" / "builtin"
@@ -49,7 +48,7 @@ def calibration_error(chances: list[float], truths: list[float]) -> float:
 
 
 def _kind(example: Example) -> str:
-    return "benign" if not example.labels else "blocked" if example.labels & BLOCKED else "sensitive"
+    return "benign" if not example.labels else "blocked" if example.labels & FORBIDDEN else "sensitive"
 
 
 def test_at_least_half_of_the_benign_ads_are_approved() -> None:
@@ -61,9 +60,15 @@ def test_hardly_a_sensitive_ad_and_no_blocked_one_is_approved() -> None:
     assert share_approved("blocked") == 0.0
 
 
-def test_no_benign_or_merely_sensitive_ad_is_recommended_for_rejection() -> None:
-    rejected = [e.id for e, evidence in found() if not e.labels & BLOCKED and evidence.recommendation == "reject"]
-    assert rejected == []
+def test_no_benign_and_hardly_a_merely_sensitive_ad_is_recommended_for_rejection() -> None:
+    rejected = [e.labels for e, evidence in found() if not e.labels & FORBIDDEN and evidence.recommendation == "reject"]
+    assert len(rejected) <= 1
+    assert frozenset() not in rejected
+
+
+def test_no_benign_or_merely_sensitive_ad_is_rejected_without_a_person() -> None:
+    lawful = [evidence for example, evidence in found() if not example.labels & FORBIDDEN]
+    assert Decision.REJECTED not in {decide(Policy(), (), evidence).decision for evidence in lawful}
 
 
 def test_category_scores_mean_what_they_say() -> None:

@@ -4,8 +4,8 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from imprimatur.evidence import Evidence
-from imprimatur.policy import _ROWS, FORBIDDEN, SENSITIVE, Decision, Policy, Trigger, _Case, flaw_of
+from imprimatur.evidence import FORBIDDEN, SENSITIVE, Evidence
+from imprimatur.policy import _ROWS, Decision, Policy, Trigger, _Case, flaw_of
 from tests.unit.decisions import TABLE
 
 ROOT = Path(__file__).parents[2]

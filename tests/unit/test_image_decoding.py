@@ -50,6 +50,12 @@ def test_stills_are_small_and_what_is_transparent_is_white() -> None:
     assert red[0] > 240 > 20 > red[1]
 
 
+@pytest.mark.parametrize(("width", "whole"), [(2048, True), (2049, False)])
+def test_stills_less_than_half_as_wide_as_their_frames_do_not_show_an_animation_whole(width: int, whole: bool) -> None:
+    look = decoding.look_at(encoded([Pillow.new("1", (width, 8), shade) for shade in (0, 1)], "PNG"), "images[0]")
+    assert (look.frames, len(look.stills), look.shown_whole) == (2, 2, whole)
+
+
 @pytest.mark.parametrize(
     ("frames", "pixels", "expected"),
     [

@@ -8,8 +8,8 @@ from hypothesis import given
 
 from imprimatur.criteria import Criterion, Effect
 from imprimatur.errors import InvalidRequest
-from imprimatur.evidence import Category
-from imprimatur.policy import FORBIDDEN, SENSITIVE, Decision, Policy, decide
+from imprimatur.evidence import FORBIDDEN, SENSITIVE, Category
+from imprimatur.policy import Decision, Policy, decide
 from tests import makers
 from tests.unit.policies import policies
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imprimatur.errors import ImprimaturError
-from imprimatur.evidence import Category, Creative
-from imprimatur.policy import FORBIDDEN
+from imprimatur.evidence import FORBIDDEN, Category, Creative
 
 TEXTS = ("headline", "body", "cta")
 FIELDS = ("id", *TEXTS, "label", "must_not_approve")

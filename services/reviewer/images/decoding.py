@@ -89,6 +89,7 @@ def _look_at(data: bytes, field: str) -> Look:
             sampled=seen.sampled,
             plain=plain,
             stills=seen.stills,
+            shrunk=max(1.0, max(width, height) / STILL_SIDE) if seen.stills else 1.0,
         )
 
 

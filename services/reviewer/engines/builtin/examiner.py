@@ -18,18 +18,18 @@ from imprimatur.evidence import (
     Part,
     Recommendation,
 )
-from reviewer.engines.builtin import classifier, images, language, lexicon, passages, text
-from reviewer.engines.builtin.classifier import BLOCKED, CATEGORIES, Features, Judgement
+from reviewer.engines.builtin import classifier, examples, images, language, lexicon, passages, text
+from reviewer.engines.builtin.classifier import CATEGORIES, Features, Judgement
+from reviewer.engines.builtin.disguise import Disguises
 from reviewer.engines.builtin.embeddings import MAX_TOKENS, MODEL_NAME, Encoder, model_directory
 from reviewer.engines.builtin.passages import Passage
 
-APPROVE_FROM = 0.90
-REJECT_UP_TO = 0.10
 WORTH_A_LOOK = 0.30  #: scores from here on come with a finding
-SURELY_BLOCKED = 0.90  #: of a blocked category: only such ads are recommended for rejection
+SURELY_FORBIDDEN = 0.90  #: of a forbidden category: it rules, whatever else the ad touches
 UNREAD_AT_MOST = 0.5  #: P(may be approved) of an ad that was not read, or only in part: nothing is known of it
 LONGEST_QUOTE = 240  #: characters
-VERSION = "2"
+VERSION = "3"
+_SENSITIVE, _FORBIDDEN = classifier.MEMBERS
 
 
 class Examiner:
@@ -40,6 +40,11 @@ class Examiner:
         self._lexicon = lexicon.load()
         self._classifier = classifier.load()
         self._vocabulary = self._encoder.words | self._lexicon.words
+        self._english = language.vocabulary(
+            self._encoder.frequent_words(),
+            certain=self._lexicon.words | examples.benign_words() | language.function_words("english"),
+        )
+        self._disguises = Disguises(self._lexicon.outright())
 
     def examine(self, creative: Creative) -> Evidence:
         """Look at texts and images of one creative.
@@ -54,7 +59,7 @@ class Examiner:
         ]
         read = passages.of(creative, self._vocabulary)
         unexamined = _out_of_reach(creative)
-        if self._unread(creative, read.items):
+        if self._is_unread(creative, read.items):
             unexamined |= {Part.LANGUAGE}
         if not read.items:
             return _evidence_without_text(creative, measures, unexamined, read.truncated)
@@ -67,7 +72,7 @@ class Examiner:
         return Evidence(
             engine=identity(),
             approval_score=score,
-            recommendation=recommended(score, judgement),
+            recommendation=recommended(score, judgement, read=Part.LANGUAGE not in unexamined),
             reason=_reason(score, findings, unexamined, judgement),
             categories=_scores(judgement),
             findings=(*findings, *measures),
@@ -76,15 +81,28 @@ class Examiner:
             input_tokens=sum(min(count, MAX_TOKENS) for count in tokens),
         )
 
-    def _unread(self, creative: Creative, items: Sequence[Passage]) -> bool:
+    def unread(self, creative: Creative) -> bool:
+        """Whether some of its text is not plain English, or disguised."""
+        return self._is_unread(creative, passages.of(creative, self._vocabulary).items)
+
+    def _is_unread(self, creative: Creative, items: Sequence[Passage]) -> bool:
         declared = creative.language.split("-")[0].lower()
         if declared not in ("", "en"):
             return True
         pitch = [item for item in items if item.field not in ("name", "advertiser") and not item.stretch]
         names = [item for item in items if item.field in ("name", "advertiser")]
-        return language.unread([_seen(item) for item in pitch], self._vocabulary) or language.unread_names(
-            [_seen(item) for item in names], self._vocabulary
+        return (
+            language.unread([_seen(item) for item in pitch], self._english)
+            or language.unread_names([_seen(item) for item in names], self._english)
+            or any(
+                self._disguises.in_passage(text.visible(item.quote), self._is_a_word)
+                for item in items
+                if not item.stretch
+            )
         )
+
+    def _is_a_word(self, word: str) -> bool:
+        return language.known(word, self._vocabulary) or language.known(word, self._english)
 
 
 @cache
@@ -109,13 +127,16 @@ def identity() -> EngineIdentity:
     return EngineIdentity(name="builtin", version=f"{VERSION}+{classifier.fingerprint()}", model=MODEL_NAME)
 
 
-def recommended(score: float, judgement: Judgement) -> Recommendation:
-    """Consistent with the score by construction. An ad that is merely sensitive is a person's case, however low its
-    score: that says it may not be approved without one."""
-    if score >= APPROVE_FROM:
+def recommended(score: float, judgement: Judgement, *, read: bool) -> Recommendation:
+    """The likelier side, whatever a policy's thresholds are; a person where the text was not `read`. One also for an
+    ad that is rather sensitive than forbidden, however low its score: that says that nobody else may approve it."""
+    if not read:
+        return Recommendation.HUMAN
+    if score >= 0.5:
         return Recommendation.APPROVE
-    blocked = max(judgement.categories[row] for row, category in enumerate(CATEGORIES) if category in BLOCKED)
-    return Recommendation.REJECT if score <= REJECT_UP_TO and blocked >= SURELY_BLOCKED else Recommendation.HUMAN
+    sensitive, forbidden = (float(judgement.categories[member].max()) for member in (_SENSITIVE, _FORBIDDEN))
+    outweighs = forbidden > sensitive or forbidden >= SURELY_FORBIDDEN
+    return Recommendation.REJECT if outweighs else Recommendation.HUMAN
 
 
 def _seen(item: Passage) -> str:
@@ -175,11 +196,15 @@ def _reason(score: float, findings: Sequence[Finding], unexamined: frozenset[Par
         others = f" Also: {', '.join(label(f.category) for f in findings[1:] if f.category)}." if findings[1:] else ""
         named = label(worst.category) if worst.category else ""
         return f"Possible {named} ({worst.score:.2f}) in {worst.field}: “{worst.quote}”.{others}" + _unseen(unexamined)
-    if score >= APPROVE_FROM:
-        return "Nothing sensitive and nothing against the rules was found in the text." + _unseen(unexamined)
     row = int(np.argmax(judgement.categories))
-    nearest = f"{label(CATEGORIES[row])} ({judgement.categories[row]:.2f})"
-    return f"No clear finding, but too unsure to approve; nearest is {nearest}. Read the text." + _unseen(unexamined)
+    nearest = f"nearest is {label(CATEGORIES[row])} ({judgement.categories[row]:.2f})"
+    if score >= 0.5:
+        return f"Nothing sensitive and nothing against the rules was found in the text; {nearest}." + _unseen(
+            unexamined
+        )
+    return f"No clear finding, but more speaks against approving than for it; {nearest}. Read the text." + _unseen(
+        unexamined
+    )
 
 
 def _unseen(unexamined: frozenset[Part]) -> str:

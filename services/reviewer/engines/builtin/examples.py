@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imprimatur.evidence import Category, Creative
-from reviewer.engines.builtin import text
+from reviewer.engines.builtin import language, text
 
 FOLDS = 5
 SAME_ORIGIN = 0.72  #: cosine from which on two examples are taken for variants of one
@@ -56,6 +56,16 @@ def _example(row: dict[str, object]) -> Example:
         advertiser=str(row.get("advertiser", "")),
     )
     return Example(id=str(row["id"]), creative=creative, labels=frozenset(map(Category, labels)))
+
+
+def benign_words() -> frozenset[str]:
+    """The lower-case words of the texts of ads that belong to no category, names left out: plain English."""
+    texts = (each.creative for each in examples() if not each.labels)
+    return frozenset(
+        word
+        for creative in texts
+        for word in language.words(text.visible(f"{creative.headline} {creative.body} {creative.call_to_action}"))
+    )
 
 
 def digest() -> str:

@@ -1,40 +1,73 @@
 """The language gate: is a text English, which this engine reads, or something it must own up to not reading?
 
-By script, by function words, by the share of unknown words and by letters that make no word: deterministic, no
-model, no download. It does not name the language. When in doubt about a whole sentence it says unread, so that a
-person looks.
+Sentence by sentence, so that benign copy around one waters nothing down: by script, by function words, by the share
+of unknown words, by letters that make no word, and by pictures in place of words. Deterministic, no model, no
+download. It does not name the language. When in doubt about a whole sentence it says unread, so that a person looks.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
-_ENDINGS = ("", "s", "es", "ed", "d", "ing", "ly", "er", "r", "y", "ies", "est", "ness", "less", "able")
-UNKNOWN_SHARE = 0.5  #: of a passage's words; more than this and it is not English
+_ENDINGS = ("s", "es", "ed", "d", "ing", "ly", "er", "r", "y", "ies", "est", "ness", "less", "able")
+_SHORTEST_STEM = 3  #: letters; a shorter one is known only as it stands
+_SHORTEST_FREQUENT = 4  #: letters; what is shorter in a frequency list is for a good part pieces and other languages
 _SPELT_OUT = re.compile(r"(?:(?<![^\W_])[^\W\d_](?![^\W_])[\W_]*){8,}")  #: single letters that no word came of
+_MOODS = frozenset(
+    "☀☺☹★☆☎☑☛☞☝♥♡⚡⚠⭐✅✆✉✊✋✌✍✓✔✕✖✦✧✨✩✪✭✮✯✰❌❎❓❔❕❗❣❤➔➕➖➜➝➞➡➤"
+    "🌞🌟🎀🎁🎈🎉🎊🏆👀👆👇👈👉👊👋👌👍👎👏👐💋💎💐💓💔💕💖💗💘💙💚💛💜💝💞💟💡💥💪💫💬💯📅📆📍📞📢📣📧📩📱"
+    "🔔🔖🔗🔜🔝🔥🖐🖤🗓🚀🚨🛍🛒🟢🟠🟡🔴🔵🤍🤎🤗🤔🤝🤞🤩🤯🥰🥳🥹🧡🩷🩵🩶🫶"
+)  #: emoji that only set a mood or point somewhere, beside the faces
+
+
+def vocabulary(frequent: Iterable[str], certain: Iterable[str]) -> frozenset[str]:
+    """The English that is read: lower-case words of a frequency list, and words that are English for certain."""
+    return frozenset(word for word in frequent if len(word) >= _SHORTEST_FREQUENT) | frozenset(certain)
 
 
 @cache
-def _function_words(section: str) -> frozenset[str]:
+def function_words(section: str) -> frozenset[str]:
     """The words of one section of data/function_words.txt."""
     text = (files(__package__) / "data" / "function_words.txt").read_text(encoding="utf-8")
     return frozenset(text.split(f"[{section}]")[1].split("[")[0].split())
 
 
-def unread(passages: Sequence[str], vocabulary: Collection[str]) -> bool:
-    """Whether any of the passages (sentences, made `text.visible`) is not English.
+def unread(passages: Sequence[str], english: Collection[str]) -> bool:
+    """Whether any of the passages (sentences, made `text.visible`) is not English, or none has a word.
 
-    `vocabulary` holds known lower-case English words. Names and numbers are no evidence either way.
+    `english` is a `vocabulary`. Numbers are no evidence either way.
     """
-    if any(_foreign_script(passage) or _foreign_sentence(passage, vocabulary) for passage in passages):
+    if any(_foreign_script(one) or _foreign_sentence(one, english) or _pictures(one) for one in passages):
         return True
-    if _SPELT_OUT.search(" ".join(passages)):
-        return True
-    words = [word for passage in passages for word in _words(passage)]
-    return len(words) >= 2 and _unknown_share(words, vocabulary) > UNKNOWN_SHARE
+    whole = " ".join(passages)
+    return _SPELT_OUT.search(whole) is not None or not _WORD.search(whole)
+
+
+def unread_names(names: Sequence[str], english: Collection[str]) -> bool:
+    """The same for names of creatives and advertisers, which are often made-up or foreign words: only another
+    script, pictures, three words and more none of which is known, and a sentence that is plainly foreign count."""
+    return any(_foreign_script(one) or _pictures(one) or _foreign_name(one, english) for one in names)
+
+
+def known(word: str, english: Collection[str]) -> bool:
+    """A lower-case word of the vocabulary, as it stands or without an ending; foreign function words are not known."""
+    if word in function_words("foreign"):
+        return False
+    bare = word.split("'", maxsplit=1)[0]
+    return bare in english or any(stem in english for stem in _stems(bare))
+
+
+def _stems(word: str) -> Iterator[str]:
+    """What the word may be a form of: `plans`, `planned`, `making`, `cosier`."""
+    for ending in _ENDINGS:
+        stem = word.removesuffix(ending)
+        if _SHORTEST_STEM <= len(stem) < len(word):
+            yield from (stem, stem + "e", stem + "y")
+            if stem[-1] == stem[-2]:
+                yield stem[:-1]
 
 
 def _foreign_script(passage: str) -> bool:
@@ -46,38 +79,34 @@ def _foreign_script(passage: str) -> bool:
     )
 
 
-def _foreign_sentence(passage: str, vocabulary: Collection[str]) -> bool:
-    words = _words(passage)
-    english = sum(word in _function_words("english") for word in words)
-    foreign = sum(word in _function_words("foreign") for word in words)
-    if foreign >= 2 and foreign > english:
-        return True
-    if foreign == 1 and english == 0 and len(words) >= 2:
-        return _unknown_share(words, vocabulary) >= 0.3
-    return len(words) >= 4 and english == 0 and _unknown_share(words, vocabulary) > UNKNOWN_SHARE
+def _foreign_sentence(passage: str, english: Collection[str]) -> bool:
+    """Foreign function words prevail, or more than half of the words are unknown."""
+    found = words(passage)
+    own = sum(word in function_words("english") for word in found)
+    foreign = sum(word in function_words("foreign") for word in found)
+    unknown = sum(not known(word, english) for word in found)
+    return (foreign >= 2 and foreign > own) or 2 * unknown > len(found)
 
 
-def _words(passage: str) -> list[str]:
+def _foreign_name(name: str, english: Collection[str]) -> bool:
+    found = words(name)
+    if len(found) >= 5:
+        return _foreign_sentence(name, english)
+    return len(found) >= 3 and not any(known(word, english) for word in found)
+
+
+def words(passage: str) -> list[str]:
+    """The words of a passage in lower case."""
     return [word.lower().replace("’", "'") for word in _WORD.findall(passage)]
 
 
-def _unknown_share(words: Sequence[str], vocabulary: Collection[str]) -> float:
-    unknown = [word for word in words if not _known(word, vocabulary)]
-    return len(unknown) / len(words)
+def _pictures(passage: str) -> bool:
+    """Two emoji or more that show things, and no more words than these: they may be what it says."""
+    shown = sum(_shows_a_thing(char) for char in passage)
+    return shown >= 2 and shown >= len(_WORD.findall(passage))
 
 
-def _known(word: str, vocabulary: Collection[str]) -> bool:
-    """A word of the vocabulary, as it stands or without an ending; foreign function words are not known."""
-    if word in _function_words("foreign"):
-        return False
-    bare = word.split("'", maxsplit=1)[0]
-    stems = (bare.removesuffix(ending) for ending in _ENDINGS if bare.endswith(ending))
-    return any(stem in vocabulary or stem + "e" in vocabulary for stem in stems if stem)
-
-
-def unread_names(names: Sequence[str], vocabulary: Collection[str]) -> bool:
-    """The same for names of creatives and advertisers, which are often made-up or foreign words: only another
-    script, or a sentence that is plainly foreign, counts."""
-    return any(
-        _foreign_script(name) or (len(_words(name)) >= 5 and _foreign_sentence(name, vocabulary)) for name in names
-    )
+def _shows_a_thing(char: str) -> bool:
+    code = ord(char)
+    emoji = 0x2600 <= code <= 0x27BF or 0x1F300 <= code <= 0x1FAFF
+    return emoji and char not in _MOODS and not 0x1F3FB <= code <= 0x1F3FF and not 0x1F600 <= code <= 0x1F64F

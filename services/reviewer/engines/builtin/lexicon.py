@@ -35,6 +35,11 @@ class Lexicon:
     patterns: tuple[tuple[Category, int, re.Pattern[str]], ...]
     words: frozenset[str] = field(repr=False)  #: every single word of a weighty term: may come out of a disguise
 
+    def outright(self) -> frozenset[str]:
+        """The single words that say it outright, whatever the category."""
+        marked = ((term, weight) for term, marks in self.terms.items() for _, weight in marks)
+        return frozenset(term for term, weight in marked if weight == 3 and term.isalpha())
+
     def finds(self, reading: str) -> list[Find]:
         """The terms of a text, in no particular order; those inside a harmless use of its category left out."""
         text = reading.lower().replace("’", "'")
