@@ -96,8 +96,7 @@ class Assets(AssetServiceServicer):
         shows."""
         content, expected_id = bytearray(), ""
         async for request in requests:
-            if not content:
-                expected_id = _digest_in(request)
+            expected_id = _digest_in(request) or expected_id
             content += request.data
             if len(content) > self._most_bytes:
                 raise InvalidRequest(
