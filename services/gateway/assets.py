@@ -82,12 +82,13 @@ class Assets(AssetServiceServicer):
         """Keep an image no longer."""
         asset_id, tenant_id = _id_in(request), caller().tenant_id
         async with self._database.begin() as tx:
+            if not await assets.lock(tx, tenant_id, asset_id):
+                raise self._not_found(asset_id)
             if await assets.in_use(tx, tenant_id, asset_id):
                 raise FailedPrecondition(
                     "a job that shows it is unfinished; cancel it first", reason="ASSET_IN_USE", asset_id=asset_id
                 )
-            if not await assets.remove(tx, tenant_id, asset_id):
-                raise self._not_found(asset_id)
+            await assets.remove(tx, tenant_id, asset_id)
         return pb.DeleteAssetResponse()
 
     async def _received(self, requests: AsyncIterator[pb.UploadAssetRequest]) -> tuple[bytes, str]:
@@ -95,8 +96,7 @@ class Assets(AssetServiceServicer):
         shows."""
         content, expected_id = bytearray(), ""
         async for request in requests:
-            if not content:
-                expected_id = _digest_in(request)
+            expected_id = _digest_in(request) or expected_id
             content += request.data
             if len(content) > self._most_bytes:
                 raise InvalidRequest(
@@ -172,12 +172,7 @@ async def with_their_images(database: Database, new_jobs: Sequence[NewJob]) -> l
 def _fault_in(new: NewJob, kept: Mapping[str, Asset]) -> InvalidRequest | None:
     missing = next((asset_id for asset_id in new.asset_ids if asset_id not in kept), None)
     if missing is not None:
-        return InvalidRequest(
-            "creative_review.creative.images",
-            f"there is no asset {missing}; upload it first",
-            reason="ASSET_NOT_FOUND",
-            asset_id=missing,
-        )
+        return assets.missing(missing)
     size = sum(kept[asset_id].size_bytes for asset_id in new.asset_ids)
     if size > MAX_CREATIVE_BYTES:
         what = f"have {size:,} bytes together; at most {MAX_CREATIVE_BYTES:,} are allowed"

@@ -11,12 +11,15 @@ import pytest
 from sqlalchemy import func, select, update
 
 from imprimatur.assets import asset_id_of
+from imprimatur.errors import InvalidRequest
 from imprimatur.identity import first_id_at, new_id
 from imprimatur.job import Happening, Job
 from imprimatur.retention import Kind, Retention
-from imprimatur.storage import assets, clock, schema
+from imprimatur.storage import acceptance, assets, clock, jobs, schema
 from imprimatur.storage.database import Database
+from imprimatur.storage.jobs import Filter, Owner
 from tests import makers
+from tests.contract.polling import lock_waiters
 from tests.pasts import clean
 
 CONTENT = b"\x89PNG\r\n\x1a\n and more"
@@ -132,6 +135,38 @@ async def test_only_jobs_that_were_made_name_images(database: Database, tenant: 
 
 
 # --- how long ----------------------------------------------------------------------------------------------
+
+
+async def test_no_job_is_accepted_whose_image_was_removed_since_it_was_looked_up(
+    database: Database, tenant: uuid.UUID
+) -> None:
+    asset_id = await keep(database, tenant)
+    await keep(database, await makers.make_tenant(database))
+    async with database.begin() as tx:
+        assert await assets.lock(tx, tenant, asset_id)
+        await assets.remove(tx, tenant, asset_id)
+    with pytest.raises(InvalidRequest, match=asset_id):
+        await submit(database, tenant, asset_id)
+    async with database.begin() as tx:
+        assert not await assets.lock(tx, tenant, asset_id)
+        assert await jobs.list_newest(tx, Owner(tenant_id=tenant), Filter(), before=None, limit=1) == []
+
+
+async def test_who_removes_an_image_sees_the_job_that_is_just_being_accepted(
+    database: Database, tenant: uuid.UUID
+) -> None:
+    asset_id = await keep(database, tenant)
+
+    async def is_used() -> bool:
+        async with database.begin() as tx:
+            return await assets.lock(tx, tenant, asset_id) and await assets.in_use(tx, tenant, asset_id)
+
+    async with database.begin() as tx:
+        new = replace(makers.new_job(tenant), asset_ids=(asset_id,))
+        await acceptance.submit(tx, [new], release_at_once=0)
+        removing = asyncio.create_task(is_used())
+        await lock_waiters(database, 1)
+    assert await removing
 
 
 async def test_an_image_goes_when_it_was_last_used_long_enough_ago(database: Database, tenant: uuid.UUID) -> None:

@@ -161,9 +161,11 @@ async def test_what_arrived_otherwise_than_its_sender_says_is_not_kept(system: S
     assert [*wrong.violations] == ["sha256"]
     async with system.database.read() as reader:
         assert await assets.bytes_kept(reader, system.tenant_id) == 0
-    first, *others = parts(PNG)
-    first.sha256 = whole
-    assert (await me.assets.UploadAsset(iter([first, *others]))).asset.asset_id == whole
+    said = UploadAssetRequest(sha256=whole)
+    refused = await refusal(me.assets.UploadAsset(iter([said, UploadAssetRequest(data=cut_off)])))
+    assert refused.reason == "ASSET_DAMAGED"
+    for messages in ([said, *parts(PNG)], [*parts(PNG), said]):
+        assert (await me.assets.UploadAsset(iter(messages))).asset.asset_id == whole
 
 
 @on_sqlite

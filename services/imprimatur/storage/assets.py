@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import LargeBinary, delete, func, insert, select, text, update
 
 from imprimatur.assets import Asset
+from imprimatur.errors import InvalidRequest
 from imprimatur.identity import new_id
 from imprimatur.job import NewJob
 from imprimatur.storage import clock
@@ -96,6 +97,13 @@ async def content(
     return None if seen is None else bytes(seen)
 
 
+async def lock(tx: Transaction, tenant_id: uuid.UUID, asset_id: str) -> bool:
+    """Have no job name the image until the transaction ends; whether it is there."""
+    which = (assets.c.tenant_id == tenant_id, assets.c.digest == bytes.fromhex(asset_id))
+    found = await tx.connection.execute(select(assets.c.id).where(*which).with_for_update())
+    return found.scalar_one_or_none() is not None
+
+
 async def in_use(reader: Reader, tenant_id: uuid.UUID, asset_id: str) -> bool:
     """Whether a job that names the image is unfinished."""
     names_it = (job_assets.c.tenant_id == tenant_id, job_assets.c.digest == bytes.fromhex(asset_id))
@@ -104,21 +112,46 @@ async def in_use(reader: Reader, tenant_id: uuid.UUID, asset_id: str) -> bool:
     return (await reader.connection.execute(unfinished)).scalar_one_or_none() is not None
 
 
-async def remove(tx: Transaction, tenant_id: uuid.UUID, asset_id: str) -> bool:
-    """Keep an image no longer; whether it was there."""
+async def remove(tx: Transaction, tenant_id: uuid.UUID, asset_id: str) -> None:
+    """Keep an image no longer."""
     which = (assets.c.tenant_id == tenant_id, assets.c.digest == bytes.fromhex(asset_id))
-    return (await tx.connection.execute(delete(assets).where(*which))).rowcount > 0
+    await tx.connection.execute(delete(assets).where(*which))
 
 
 async def link(tx: Transaction, new_jobs: Sequence[NewJob]) -> None:
-    """Note which images jobs name that were just accepted: they are kept for as long as those need them."""
+    """Note which images jobs name that were just accepted: they are kept for as long as those need them.
+
+    Raises:
+        InvalidRequest: one of them was removed since it was looked up. Nothing of it may be committed.
+    """
     rows = [
         {"job_id": new.id, "digest": bytes.fromhex(asset_id), "tenant_id": new.tenant_id}
         for new in new_jobs
         for asset_id in sorted(set(new.asset_ids))
     ]
-    if rows:
-        await tx.connection.execute(insert(job_assets), rows)
+    if not rows:
+        return
+    digests, owners = {row["digest"] for row in rows}, {new.tenant_id for new in new_jobs}
+    named = select(assets.c.tenant_id, assets.c.digest).where(
+        assets.c.tenant_id.in_(owners), assets.c.digest.in_(digests)
+    )
+    locked = named.order_by(assets.c.id).with_for_update(read=True, key_share=True)
+    kept = {(row.tenant_id, row.digest) for row in await tx.connection.execute(locked)}
+    for new in new_jobs:
+        for asset_id in new.asset_ids:
+            if (new.tenant_id, bytes.fromhex(asset_id)) not in kept:
+                raise missing(asset_id)
+    await tx.connection.execute(insert(job_assets), rows)
+
+
+def missing(asset_id: str) -> InvalidRequest:
+    """What a submit is told that names an image which is not kept."""
+    return InvalidRequest(
+        "creative_review.creative.images",
+        f"there is no asset {asset_id}; upload it first",
+        reason="ASSET_NOT_FOUND",
+        asset_id=asset_id,
+    )
 
 
 def _asset_of(row: Any) -> Asset:

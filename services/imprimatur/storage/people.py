@@ -165,9 +165,12 @@ async def leave_holders(
         owned: further conditions on the jobs.
         by: who has them leave; without a name where that is not known.
     """
+    if not leaving:
+        return
     holds = select(*VISIBLE, jobs.c.held_by, jobs.c.held_until, IS_HELD.label("in_time"))
-    chosen = holds.where(jobs.c.id.in_(sorted(leaving)), jobs.c.held_by != "", *owned).order_by(jobs.c.id)
-    for row in (await tx.connection.execute(chosen.with_for_update())).all():
+    held = and_(jobs.c.held_by != "", jobs.c.held_until.is_not(None))
+    chosen = holds.where(jobs.c.id.in_(sorted(leaving)), held, *owned).order_by(jobs.c.id)
+    for row in (await tx.connection.execute(chosen.with_for_update(key_share=True))).all():
         if row.in_time:
             details = {"claimed_by": row.held_by, **leaving[row.id]}
             await audit.record(tx, AuditAction.RELEASED, job_of(row), by, reason=reason, details=details)
