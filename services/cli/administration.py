@@ -16,12 +16,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from cli.arguments import in_dollars, in_micros, limit, limit_shown
 from cli.connection import DEFAULT_DATA
+from cli.limit_options import (
+    AssetBytes,
+    DailyDollars,
+    DailyTokens,
+    OpenJobs,
+    RunningJobs,
+    Streams,
+    SubmitsPerSecond,
+    in_dollars,
+    limit_shown,
+)
 from cli.output import Output, moment, note, plain
-from imprimatur.budgets import MICROS, MOST_DOLLARS, MOST_TOKENS
+from imprimatur.budgets import MICROS
 from imprimatur.policy import Mode
-from imprimatur.tenancy import MOST_A_SECOND, MOST_AT_ONCE, MOST_BYTES, Role
+from imprimatur.tenancy import Role
 
 if TYPE_CHECKING:
     from cli.operation import Operation
@@ -101,21 +111,11 @@ def set_mode(
 @tenants_app.command("limits")
 def limits(
     name: TenantName,
-    submits_per_second: Annotated[
-        str, typer.Option(metavar="LIMIT", help="Jobs a second, at each gateway: a number, 'none' or 'default'.")
-    ] = "",
-    open_jobs: Annotated[
-        str, typer.Option(metavar="LIMIT", help="Jobs queued or running, everywhere: a number, 'none' or 'default'.")
-    ] = "",
-    running_jobs: Annotated[
-        str, typer.Option(metavar="LIMIT", help="Jobs under way at once, everywhere: a number, 'none' or 'default'.")
-    ] = "",
-    streams: Annotated[
-        str, typer.Option(metavar="LIMIT", help="Watches open at each gateway: a number, 'none' or 'default'.")
-    ] = "",
-    asset_bytes: Annotated[
-        str, typer.Option(metavar="LIMIT", help="Bytes of uploaded images kept: a number, 'none' or 'default'.")
-    ] = "",
+    submits_per_second: SubmitsPerSecond = None,
+    open_jobs: OpenJobs = None,
+    running_jobs: RunningJobs = None,
+    streams: Streams = None,
+    asset_bytes: AssetBytes = None,
     database_url: DatabaseURL = "",
     data: Data = DEFAULT_DATA,
     json: Json = False,
@@ -125,13 +125,13 @@ def limits(
     'default' is what the gateways' settings say (IMPRIMATUR_SUBMITS_PER_SECOND and so on).
     """
     asked = {
-        "submits_per_second": limit(submits_per_second, "--submits-per-second", MOST_A_SECOND, whole=False),
-        "open_jobs": limit(open_jobs, "--open-jobs", MOST_AT_ONCE, whole=True),
-        "running_jobs": limit(running_jobs, "--running-jobs", MOST_AT_ONCE, whole=True),
-        "streams": limit(streams, "--streams", MOST_AT_ONCE, whole=True),
-        "asset_bytes": limit(asset_bytes, "--asset-bytes", MOST_BYTES, whole=True),
+        "submits_per_second": submits_per_second,
+        "open_jobs": open_jobs,
+        "running_jobs": running_jobs,
+        "streams": streams,
+        "asset_bytes": asset_bytes,
     }
-    changes = {name: value.number for name, value in asked.items() if value is not None}
+    changes = {what: word.number for what, word in asked.items() if word is not None}
     operation = _at(database_url, data)
     own = operation.set_limits(name, changes) if changes else operation.limits(name)
     remark = f"Changed in the database {operation.place}" if changes else ""
@@ -173,12 +173,8 @@ def set_reuse(
 @tenants_app.command("budget")
 def budget(
     name: TenantName,
-    daily_tokens: Annotated[
-        str, typer.Option(metavar="LIMIT", help="Tokens in and out, a day: a number, 'none' or 'default'.")
-    ] = "",
-    daily_cost_dollars: Annotated[
-        str, typer.Option(metavar="LIMIT", help="US dollars a day: a number, 'none' or 'default'.")
-    ] = "",
+    daily_tokens: DailyTokens = None,
+    daily_cost_dollars: DailyDollars = None,
     database_url: DatabaseURL = "",
     data: Data = DEFAULT_DATA,
     json: Json = False,
@@ -188,13 +184,10 @@ def budget(
     Beyond it, creatives go to a person (budget_exhausted). 'default' is what the reviewers' settings say
     (IMPRIMATUR_LLM_DAILY_TOKENS, IMPRIMATUR_LLM_DAILY_COST_DOLLARS).
     """
-    tokens = limit(daily_tokens, "--daily-tokens", MOST_TOKENS, whole=True)
-    dollars = limit(daily_cost_dollars, "--daily-cost-dollars", MOST_DOLLARS, whole=False)
-    changes: dict[str, int | None] = {}
-    if tokens is not None:
-        changes["daily_tokens"] = None if tokens.number is None else int(tokens.number)
-    if dollars is not None:
-        changes["daily_cost_micros"] = in_micros(dollars.number)
+    asked = {"daily_tokens": daily_tokens, "daily_cost_micros": daily_cost_dollars}
+    changes = {
+        what: None if word.number is None else int(word.number) for what, word in asked.items() if word is not None
+    }
     operation = _at(database_url, data)
     own, used = operation.set_budget(name, changes) if changes else operation.budget(name)
     fields = {

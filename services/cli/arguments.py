@@ -1,16 +1,13 @@
 """What people write on a command line, as values: labels, times, lengths, and the words for enums."""
 
-import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from imprimatur.budgets import MICROS
 from imprimatur.v1.creative_pb2 import DECISION_APPROVED, DECISION_REJECTED, Decision
 from imprimatur.v1.job_pb2 import PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NORMAL, Priority
 from imprimatur.v1.job_service_pb2 import WHEN_BUSY_REFUSE, WHEN_BUSY_SUPERSEDE, WhenBusy
@@ -91,44 +88,6 @@ def moment(text: str) -> datetime:
         raise typer.BadParameter(
             f"'{text}' is neither a time such as 2026-05-31T09:00 nor an age such as 24h"
         ) from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LimitWord:
-    """A limit as it is kept: None is the default, 0 no limit."""
-
-    number: float | None
-
-
-def limit(text: str, option: str, most: int, *, whole: bool) -> LimitWord | None:
-    """A number above 0, "none" or "default"; None for nothing; raises BadParameter."""
-    if not text:
-        return None
-    if text in ("none", "default"):
-        return LimitWord(number=0 if text == "none" else None)
-    try:
-        number = int(text) if whole else float(text)
-    except ValueError:
-        number = 0
-    if not 0 < number <= most:
-        what = "a whole number" if whole else "a number"
-        raise typer.BadParameter(f"'{text}' is not {what} from 1 to {most:,}, 'none' or 'default'", param_hint=option)
-    return LimitWord(number=number)
-
-
-def in_micros(dollars: float | None) -> int | None:
-    """Millionths of a dollar, and at least the smallest sum there is, for 0 would be no limit; None stays."""
-    return None if dollars is None else math.ceil(round(dollars * MICROS, 3))
-
-
-def in_dollars(micros: int | None) -> float | None:
-    """The other way."""
-    return None if micros is None else micros / MICROS
-
-
-def limit_shown(number: float | None) -> str:
-    """As it is written."""
-    return "default" if number is None else f"{number:.10g}" if number else "none"
 
 
 JobIdArgument = Annotated[str, typer.Argument(metavar="JOB_ID", help="A job's id.")]

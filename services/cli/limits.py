@@ -6,11 +6,21 @@ import typer
 from rich.console import RenderableType
 
 from cli import tables
-from cli.arguments import LimitWord, in_dollars, in_micros, limit, limit_shown
 from cli.commands import Session, client_command
+from cli.limit_options import (
+    AssetBytes,
+    DailyDollars,
+    DailyTokens,
+    LimitWord,
+    OpenJobs,
+    RunningJobs,
+    Streams,
+    SubmitsPerSecond,
+    in_dollars,
+    limit_shown,
+)
 from cli.output import plain
-from imprimatur.budgets import MICROS, MOST_DOLLARS, MOST_TOKENS
-from imprimatur.tenancy import MOST_A_SECOND, MOST_AT_ONCE, MOST_BYTES
+from imprimatur.budgets import MICROS
 from imprimatur.v1.admin_service_pb2 import (
     GetTenantLimitsResponse,
     SetTenantLimitsResponse,
@@ -21,7 +31,6 @@ from imprimatur.v1.admin_service_pb2 import (
 app = typer.Typer()
 
 _LIMITS = ("submits_per_second", "open_jobs", "running_jobs", "streams", "asset_bytes")
-_HELP = "a number, 'none' or 'default'."
 
 
 @client_command(app, "limits")
@@ -29,32 +38,26 @@ async def limits(
     session: Session,
     tenant: Annotated[str, typer.Argument(help="The tenant's name.")],
     *,
-    submits_per_second: Annotated[
-        str, typer.Option(metavar="LIMIT", help=f"Jobs a second, at each gateway: {_HELP}")
-    ] = "",
-    open_jobs: Annotated[str, typer.Option(metavar="LIMIT", help=f"Jobs queued or running, everywhere: {_HELP}")] = "",
-    running_jobs: Annotated[
-        str, typer.Option(metavar="LIMIT", help=f"Jobs under way at once, everywhere: {_HELP}")
-    ] = "",
-    streams: Annotated[str, typer.Option(metavar="LIMIT", help=f"Watches open at each gateway: {_HELP}")] = "",
-    asset_bytes: Annotated[str, typer.Option(metavar="LIMIT", help=f"Bytes of uploaded images kept: {_HELP}")] = "",
-    daily_tokens: Annotated[str, typer.Option(metavar="LIMIT", help=f"Tokens in and out, a day: {_HELP}")] = "",
-    daily_cost_dollars: Annotated[str, typer.Option(metavar="LIMIT", help=f"US dollars a day: {_HELP}")] = "",
+    submits_per_second: SubmitsPerSecond = None,
+    open_jobs: OpenJobs = None,
+    running_jobs: RunningJobs = None,
+    streams: Streams = None,
+    asset_bytes: AssetBytes = None,
+    daily_tokens: DailyTokens = None,
+    daily_cost_dollars: DailyDollars = None,
 ) -> None:
     """Show what a tenant may take and spend and what it has spent today, or change parts of it.
 
     Needs a key of the role operator. 'default' is what the settings of gateways and reviewers say.
     """
     taken = {
-        "submits_per_second": limit(submits_per_second, "--submits-per-second", MOST_A_SECOND, whole=False),
-        "open_jobs": limit(open_jobs, "--open-jobs", MOST_AT_ONCE, whole=True),
-        "running_jobs": limit(running_jobs, "--running-jobs", MOST_AT_ONCE, whole=True),
-        "streams": limit(streams, "--streams", MOST_AT_ONCE, whole=True),
-        "asset_bytes": limit(asset_bytes, "--asset-bytes", MOST_BYTES, whole=True),
+        "submits_per_second": submits_per_second,
+        "open_jobs": open_jobs,
+        "running_jobs": running_jobs,
+        "streams": streams,
+        "asset_bytes": asset_bytes,
     }
-    tokens = limit(daily_tokens, "--daily-tokens", MOST_TOKENS, whole=True)
-    dollars = limit(daily_cost_dollars, "--daily-cost-dollars", MOST_DOLLARS, whole=False)
-    spent = {"daily_tokens": tokens, "daily_cost_micros": dollars and LimitWord(number=in_micros(dollars.number))}
+    spent = {"daily_tokens": daily_tokens, "daily_cost_micros": daily_cost_dollars}
     answer: GetTenantLimitsResponse | SetTenantLimitsResponse = await session.client.tenant_limits(tenant)
     if any((*taken.values(), *spent.values())):
         answer = await session.client.set_tenant_limits(

@@ -101,14 +101,20 @@ class Subject(Protocol):
 
 
 class _Changes:
-    """The ids of changed jobs that one stream is still to look at."""
+    """What one stream has told, and the ids of the jobs that it is still to look at."""
 
     def __init__(self, subject: Subject) -> None:
         self.sent = Sent()
+        self.waiting = deque[uuid.UUID]()  #: that are to be told of next
         self._subject = subject
         self._ids: set[uuid.UUID] = set()
         self._reread = False
         self._fresh = asyncio.Event()
+
+    @property
+    def followed(self) -> int:
+        """Jobs that count towards `MOST_FOLLOWED`."""
+        return len(self.sent.live) + len(self.waiting)
 
     def add(self, change: JobChange) -> None:
         """Note a changed job; past a limit only that everything is to be read again."""
@@ -143,8 +149,8 @@ class Reading:
         self._at_once = _FIRST_READ
 
     async def portion(self, waiting: deque[uuid.UUID]) -> deque[bytes]:
-        """The answers to send next, about the first of those who wait. What is read beyond a portion is let go, and
-        read again when its turn comes."""
+        """The answers to send next, about the first of those who wait, which are taken out. What is read beyond a
+        portion is let go, and read again when its turn comes."""
         some = list(islice(waiting, self._at_once))
         answers = self._fitting(waiting, some, await self._subject.news(some, self._sent))
         # As many are read next as are likely to fit.
@@ -207,10 +213,10 @@ class Followers:
             ResourceExhausted: too many jobs match, or too many are followed here.
         """
         with self._following(tenant_id, subject) as changes:
-            sent = changes.sent
+            sent, waiting = changes.sent, changes.waiting
             reading = Reading(subject, sent)
             async with asyncio.timeout(open_within_seconds):
-                waiting = deque(await self._versions(subject, sent))
+                waiting.extend(await self._versions(subject, changes))
             while waiting:
                 portion = await reading.portion(waiting)
                 while portion:
@@ -221,8 +227,9 @@ class Followers:
                     raise gateway_stopping()
                 ids, reread = await changes.taken()
                 if reread:
-                    ids |= sent.changed_from(await self._versions(subject, sent))
-                waiting = deque(sorted(ids))
+                    ids |= sent.changed_from(await self._versions(subject, changes))
+                waiting.extend(sorted(ids))
+                del ids
                 while waiting:
                     portion = await reading.portion(waiting)
                     while portion:
@@ -247,10 +254,10 @@ class Followers:
             if not self._of_tenants[tenant_id]:
                 del self._of_tenants[tenant_id]
 
-    async def _versions(self, subject: Subject, sent: Sent) -> Mapping[uuid.UUID, int]:
+    async def _versions(self, subject: Subject, changes: _Changes) -> Mapping[uuid.UUID, int]:
         async with self._listing:
             found = await subject.versions(limit=MOST_WATCHED_TOGETHER + 1)
-        self._require_room(len(found), already=len(sent.live))
+        self._require_room(len(found), already=changes.followed)
         return found
 
     def _require_room(self, number: int, *, already: int) -> None:
@@ -258,7 +265,7 @@ class Followers:
             raise ResourceExhausted(
                 f"more than {MOST_WATCHED_TOGETHER} unfinished jobs match; narrow the filter", reason="TOO_MANY_JOBS"
             )
-        followed = sum(len(changes.sent.live) for followers in self._of_tenants.values() for changes in followers)
+        followed = sum(changes.followed for followers in self._of_tenants.values() for changes in followers)
         if followed - already + number > MOST_FOLLOWED:
             raise ResourceExhausted(
                 f"the streams of this gateway follow {followed} jobs already; narrow the filter, or watch again later",

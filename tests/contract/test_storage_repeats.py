@@ -149,7 +149,9 @@ async def test_of_many_that_are_retried_none_is_one_that_would_be_refused_alone(
             await tx.connection.rollback()
     assert alone == [made[-1][0].id]
     assert await left(database, tenant) == 1
-    assert [old for old, _ in await retry(database, tenant)] == alone
+    [(old, new)] = await retry(database, tenant)
+    assert [old] == alone
+    assert (await makers.find(database, tenant, new)).revision == max(revisions)
 
 
 async def test_a_retry_that_a_newer_revision_came_before_meanwhile_is_to_be_asked_for_again(

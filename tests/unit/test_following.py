@@ -10,6 +10,7 @@ import pytest
 
 from gateway import following
 from gateway.following import PORTION_BYTES, Followers, News, Reading, Sent, Subject
+from imprimatur.errors import ResourceExhausted
 from imprimatur.identity import new_id
 from imprimatur.job import State
 from imprimatur.wire.messages import JobChange
@@ -85,3 +86,13 @@ async def test_when_more_jobs_change_than_are_remembered_everything_is_compared(
     async with asyncio.timeout(PATIENCE_SECONDS):
         assert [await anext(stream) for _ in jobs.sizes] == [b"\0", b"\0\0"]
     await stream.aclose()
+
+
+async def test_jobs_that_wait_to_be_told_of_are_followed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "MOST_FOLLOWED", 50)
+    followers = Followers()
+    stalled, next_one = (followers.follow(new_id(), Sized([PORTION_BYTES] * 30)) for _ in range(2))
+    assert await anext(stalled) is not None
+    with pytest.raises(ResourceExhausted, match="30 jobs"):
+        await anext(next_one)
+    await stalled.aclose()
