@@ -1,5 +1,7 @@
 """English is read; anything else is owned up to."""
 
+from dataclasses import replace
+
 import pytest
 
 from imprimatur.evidence import Creative, Part
@@ -9,7 +11,8 @@ BENIGN = "Our walks last about five hours. {} Dogs on leads are welcome, and a p
 
 
 def unread(raw: str = "", **fields: str) -> bool:
-    return examiner.loaded().unread(Creative(creative_id="c1", body=raw, **fields))
+    creative = replace(Creative(creative_id="c1", body=raw), **fields)  # type: ignore[arg-type]  # all are text
+    return examiner.loaded().unread(creative)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ class Examiner:
 
 @cache
 def loaded() -> Examiner:
-    """The process's own examiner; loading takes about 0.2 s."""
+    """The process's own examiner; loading takes about half a second."""
     return Examiner()
 
 
