@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event, insert, update
+from sqlalchemy import event, insert, select, update
 
 from imprimatur.job import Job, NewJob, Priority, State
 from imprimatur.storage import acceptance, clock, schema, turns
@@ -219,6 +219,17 @@ async def test_what_short_queues_leave_of_the_room_is_filled_by_the_long_ones(da
         await waiting(database, *(makers.new_job(tenant) for _ in range(number)))
     assert await makers.release(database, room=40) == 40
     assert await makers.release(database, room=40) == 9
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_job_that_somebody_has_locked_keeps_nobody_elses_place(database: Database) -> None:
+    tenant, other = await makers.make_tenant(database), await makers.make_tenant(database)
+    [first, _] = await waiting(database, makers.new_job(tenant), makers.new_job(tenant))
+    await waiting(database, makers.new_job(other))
+    async with database.begin() as holder:
+        await holder.connection.execute(select(schema.jobs.c.id).where(schema.jobs.c.id == first.id).with_for_update())
+        assert [await makers.release(database, room=1) for _ in range(3)] == [1, 1, 0]
+    assert [await makers.release(database, room=1) for _ in range(2)] == [1, 0]
 
 
 async def test_a_queue_whose_deadlines_have_passed_keeps_nobody_elses_place(database: Database) -> None:

@@ -108,12 +108,17 @@ async def release_due(tx: Transaction, *, room: int, most_of_a_tenant: int = 0, 
     """Put up to `room` due jobs up for claiming, up to `together` in one message; returns how many. Fewer: no other
     may start now, but for those that somebody has locked."""
     released: list[Row[Any]] = []
+    locked: set[uuid.UUID] = set()
     more = True
     while more and len(released) < room:
-        chosen = await turns.next_ones(tx, room=room - len(released), most_of_a_tenant=most_of_a_tenant)
-        put_up = await _put_up(tx, chosen.ids)
+        left = room - len(released)
+        chosen = await turns.next_ones(tx, room=left + len(locked), most_of_a_tenant=most_of_a_tenant)
+        ids = [job_id for job_id in chosen.ids if job_id not in locked][:left]
+        put_up = await _put_up(tx, ids)
+        missed = set(ids) - {row.id for row in put_up}
+        more = bool(missed) or (chosen.more and bool(put_up))
         released += put_up
-        more = chosen.more and bool(put_up)
+        locked |= missed
     await turns.served(tx, {row.tenant_id for row in released})
     await _request(tx, released, together=together)
     return len(released)
