@@ -196,6 +196,6 @@ class Worker:
                 await asyncio.sleep(0.2)
         return None
 
-    async def _claim_all(self, wanted: Sequence[Wanted]) -> Sequence[Claim | None]:
-        async with self._database.begin() as tx:
+    async def _claim_all(self, wanted: Sequence[Wanted], lock_seconds: float | None) -> Sequence[Claim | None]:
+        async with self._database.begin(lock_seconds=lock_seconds) as tx:
             return await claims.claim(tx, self._identity, wanted, lease_seconds=self._leases.lease_seconds)
