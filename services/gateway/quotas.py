@@ -370,7 +370,9 @@ class Admission:
         made = self.number if kind is asyncio.CancelledError else self.made
         self._account.settle(self.number, made=made)
 
-    def answers(self, new_jobs: Sequence[NewJob], stored: Sequence[Submitted]) -> list[Submitted | RequestError]:
+    def answers(
+        self, new_jobs: Sequence[NewJob], stored: Sequence[Submitted | RequestError]
+    ) -> list[Submitted | RequestError]:
         """One for each of all that were asked for, in their order."""
         rest = iter(stored)
         return [self._answers[new.id] if new.id in self._answers else next(rest) for new in new_jobs]

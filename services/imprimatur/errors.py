@@ -229,7 +229,7 @@ class MalformedMessage(ImprimaturError):
 
 
 class Locked(ImprimaturError):
-    """Others keep locked what a transaction needs, for longer than it was to wait for them. Nothing of it is written."""
+    """Others keep locked what a transaction needs, for longer than it was to wait. Nothing of it is written."""
 
 
 class ConfigurationError(ImprimaturError):

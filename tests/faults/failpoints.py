@@ -109,8 +109,8 @@ def _wrap_commits() -> None:
     begin = Database.begin
 
     @asynccontextmanager
-    async def begun(self: Database) -> AsyncIterator[Transaction]:
-        async with begin(self) as tx:
+    async def begun(self: Database, *, lock_seconds: float | None = None) -> AsyncIterator[Transaction]:
+        async with begin(self, lock_seconds=lock_seconds) as tx:
             yield tx
         if (point := getattr(tx, "loses_reply_at", None)) and _strikes(point):
             raise Unavailable("the reply to a commit was lost")

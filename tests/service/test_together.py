@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from imprimatur.gathering import Gathering
-from imprimatur.storage import claims, jobs
+from imprimatur.storage import acceptance, claims
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_service_pb2 import ListJobsRequest
 from reviewer import worker
@@ -85,7 +85,7 @@ async def listed(me: Caller) -> list[str]:
 
 
 async def test_a_hundred_submits_at_once_take_two_transactions(system: System, me: Caller, turns: Turns) -> None:
-    turns.hold_up(jobs, "submit", 1)
+    turns.hold_up(acceptance, "submit", 1)
     names = [f"cr-{number:02}" for number in range(100)]
     calls = [asyncio.create_task(me.submit(engines.APPROVE, name, request_id=name)) for name in names]
     await turns.until_waiting("submits", 100)
@@ -102,7 +102,7 @@ async def test_a_hundred_submits_at_once_take_two_transactions(system: System, m
 async def test_callers_of_several_tenants_who_are_written_together_are_answered_apart(
     system: System, me: Caller, turns: Turns
 ) -> None:
-    turns.hold_up(jobs, "submit", 1)
+    turns.hold_up(acceptance, "submit", 1)
     stranger = await system.caller(tenant_id=await makers.make_tenant(system.database, "globex"))
     first = asyncio.create_task(me.submit(engines.APPROVE, "first"))
     await turns.begun.wait()
@@ -129,7 +129,7 @@ async def test_a_submit_that_no_database_takes_fails_alone(
             raise ValueError("no database takes this")
 
     monkeypatch.setattr(turns, "check", poisoned)
-    turns.hold_up(jobs, "submit", 1)
+    turns.hold_up(acceptance, "submit", 1)
     first = asyncio.create_task(me.submit(engines.APPROVE, "a first"))
     await turns.begun.wait()
     names = ["b", "c", "poison", "d"]
@@ -145,7 +145,7 @@ async def test_a_submit_that_no_database_takes_fails_alone(
 
 
 async def test_a_caller_who_hangs_up_before_its_turn_leaves_no_job(system: System, me: Caller, turns: Turns) -> None:
-    turns.hold_up(jobs, "submit", 1)
+    turns.hold_up(acceptance, "submit", 1)
     first = asyncio.create_task(me.submit(engines.APPROVE, "first"))
     await turns.begun.wait()
     impatient = me.jobs.SubmitJob(submission("approve", "impatient"))
@@ -166,7 +166,7 @@ async def test_a_caller_who_hangs_up_before_its_turn_leaves_no_job(system: Syste
 async def test_a_caller_who_hangs_up_while_its_job_is_written_finds_it_by_its_request_id(
     system: System, me: Caller, turns: Turns
 ) -> None:
-    turns.hold_up(jobs, "submit", 1)
+    turns.hold_up(acceptance, "submit", 1)
     impatient = me.jobs.SubmitJob(submission("approve", "impatient", request_id="r-1"))
     await turns.begun.wait()
     impatient.cancel()

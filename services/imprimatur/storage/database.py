@@ -237,7 +237,8 @@ class _PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # ships 
 
 def _driver_of(connection: AsyncConnection) -> _PostgreSQLConnection:
     assert connection.sync_connection is not None, "it is open"
-    driver: _PostgreSQLConnection = connection.sync_connection.connection.driver_connection
+    driver = connection.sync_connection.connection.driver_connection
+    assert isinstance(driver, _PostgreSQLConnection)
     return driver
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Float, Row, bindparam, case, exists, func, select, text, update
+from sqlalchemy import ColumnElement, Executable, Float, Row, bindparam, case, exists, func, not_, select, text, update
 
 from imprimatur.job import MOST_LOSSES, WORKERS_LOST, AttemptOutcome, Happening, JobError, JobType, Priority, State
 from imprimatur.storage import attempts, clock, evidence, outbox, turns
@@ -16,6 +16,7 @@ from imprimatur.storage.jobs import FIRST_REISSUE_AFTER_SECONDS
 from imprimatur.storage.locks import among, by_no_index, for_both, in_locked
 from imprimatur.storage.schema import jobs, workers
 from imprimatur.storage.transitions import move
+from imprimatur.storage.workers import is_locked_out
 from imprimatur.wire.messages import Released
 
 #: The advisory lock that lets one dispatcher work at a time, over all gateways. An arbitrary constant.
@@ -190,7 +191,12 @@ OVERDUE = Hopeless(
     ),
 )
 LOST_TOO_OFTEN = Hopeless(
-    which=(jobs.c.state == State.RUNNING, jobs.c.lease_until < clock.now(), jobs.c.losses >= MOST_LOSSES - 1),
+    which=(
+        jobs.c.state == State.RUNNING,
+        jobs.c.lease_until < clock.now(),
+        not_(is_locked_out()),
+        jobs.c.losses >= MOST_LOSSES - 1,
+    ),
     by_age=jobs.c.lease_until,
     error=JobError(
         code=WORKERS_LOST,
