@@ -3,6 +3,7 @@
 import asyncio
 import re
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -52,7 +53,7 @@ _DAY = timedelta(hours=24)
 #: Single submissions in one transaction.
 _SUBMITTED_TOGETHER = 128
 #: How long a batch waits for what others have locked, before its jobs go singly; and how many of them at a time, so
-#: that whoever submits a single one finds its place between them.
+#: that whoever submits a single one finds a place between them.
 _BATCH_LOCK_SECONDS = 0.2
 _SINGLY_TOGETHER = 32
 #: So often a transaction is tried in which others want the same concurrency keys, before its jobs go singly.
@@ -165,14 +166,22 @@ class Jobs(JobServiceServicer):
             raise
         except Exception as fault:  # noqa: BLE001  # the item's own, which is found by asking each
             log.warning("a batch is stored one by one", jobs=len(new_jobs), error=type(fault).__name__)
-        answers: list[Submitted | RequestError] = []
-        for first in range(0, len(new_jobs), _SINGLY_TOGETHER):
-            some = [self._together.put(new) for new in new_jobs[first : first + _SINGLY_TOGETHER]]
-            for answer in await asyncio.gather(*some, return_exceptions=True):
-                if isinstance(answer, BaseException) and not isinstance(answer, Exception):
-                    raise answer
-                answers.append(known(answer, rpc="BatchSubmitJobs") if isinstance(answer, Exception) else answer)
-        return answers
+        answers: dict[uuid.UUID, Submitted | RequestError] = {}
+        place = asyncio.Semaphore(_SINGLY_TOGETHER)
+
+        async def store_in_turn(alike: Sequence[NewJob]) -> None:
+            for new in alike:
+                try:
+                    async with place:
+                        answers[new.id] = await self._together.add(new)
+                except Exception as fault:  # noqa: BLE001  # becomes its answer
+                    answers[new.id] = known(fault, rpc="BatchSubmitJobs")
+
+        by_key: defaultdict[str | uuid.UUID, list[NewJob]] = defaultdict(list)
+        for new in new_jobs:
+            by_key[new.concurrency_key or new.id].append(new)
+        await asyncio.gather(*map(store_in_turn, by_key.values()))
+        return [answers[new.id] for new in new_jobs]
 
     async def _store(
         self, new_jobs: Sequence[NewJob], lock_seconds: float | None = None, write: _Write | None = None
