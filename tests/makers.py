@@ -130,7 +130,7 @@ async def claim(
     claim_id: uuid.UUID | None = None,
     lease_seconds: float = 30.0,
 ) -> Claim | None:
-    """Try to claim a released job."""
+    """Try to claim a released job, unless somebody keeps it locked."""
     async with database.begin() as tx:
         wanted = Wanted(
             job_id=job if isinstance(job, uuid.UUID) else job.id,
@@ -138,7 +138,7 @@ async def claim(
             claim_id=claim_id or new_id(),
         )
         [claimed] = await claims.claim(tx, by or worker(), [wanted], lease_seconds=lease_seconds)
-    return unlocked(claimed)
+    return None if isinstance(claimed, Locked) else claimed
 
 
 def unlocked(claimed: Claim | Locked | None) -> Claim | None:

@@ -2,18 +2,20 @@
 
 import asyncio
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
 import pytest
 
+from gateway import submissions
 from imprimatur.gathering import Gathering
 from imprimatur.storage import acceptance, claims
 from imprimatur.v1.job_pb2 import JOB_STATE_RUNNING as RUNNING
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from imprimatur.v1.job_service_pb2 import BatchSubmitJobsRequest, BatchSubmitJobsResult, ListJobsRequest
+from imprimatur.wire.jobs import job_to_wire
 from reviewer import worker
 from tests import makers
 from tests.contract.leasing import lock
@@ -21,7 +23,7 @@ from tests.patience import PATIENCE_SECONDS
 from tests.service import engines
 from tests.service.engines import ScriptedEngine
 from tests.service.statuses import refusal
-from tests.service.systems import Caller, System, on_postgresql, submission
+from tests.service.systems import Caller, System, on_postgresql, on_sqlite, submission
 from tests.service.test_reviewing import kinds, outcomes
 
 
@@ -180,6 +182,38 @@ async def test_whoever_submits_beside_a_key_that_others_keep_locked_is_answered(
     assert (await waiting).subject_id == "held"
     assert [one.accepted.job.subject_id for one in await batch] == ["a", "held", "b"]
     assert (await listed(stranger)) == ["theirs 0", "theirs 1", "theirs 2"]
+
+
+@on_sqlite
+async def test_whoever_sends_many_at_once_leaves_others_their_turns(
+    system: System, me: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = 0
+    checked: list[int] = []
+    answered: list[int] = []
+
+    async def take_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def noting(work: Callable[..., Any], turns: list[int]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            turns.append(turn)
+            return work(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(submissions, "new_job", noting(submissions.new_job, checked))
+    monkeypatch.setattr("gateway.jobs.job_to_wire", noting(job_to_wire, answered))
+    others = asyncio.create_task(take_turns())
+    results = await batch_of(me, BatchSubmitJobsRequest(items=[submission() for _ in range(100)]))
+    others.cancel()
+    assert all(one.HasField("accepted") for one in results)
+    assert (len(checked), len(answered)) == (100, 100)
+    assert max(Counter(checked).values()) < 50
+    assert max(Counter(answered).values()) < 50
 
 
 async def batch_of(me: Caller, request: BatchSubmitJobsRequest) -> Sequence[BatchSubmitJobsResult]:
