@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 
 from imprimatur.criteria import Criterion
+from imprimatur.errors import Locked
 from imprimatur.evidence import Category, CategoryScore, CriterionScore, EngineIdentity, Evidence, Part, Recommendation
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, NewJob, Priority, WhenBusy
@@ -129,14 +130,21 @@ async def claim(
     claim_id: uuid.UUID | None = None,
     lease_seconds: float = 30.0,
 ) -> Claim | None:
-    """Try to claim a released job."""
+    """Try to claim a released job, unless somebody keeps it locked."""
     async with database.begin() as tx:
         wanted = Wanted(
             job_id=job if isinstance(job, uuid.UUID) else job.id,
             release_no=release_no,
             claim_id=claim_id or new_id(),
         )
-        return (await claims.claim(tx, by or worker(), [wanted], lease_seconds=lease_seconds))[0]
+        [claimed] = await claims.claim(tx, by or worker(), [wanted], lease_seconds=lease_seconds)
+    return None if isinstance(claimed, Locked) else claimed
+
+
+def unlocked(claimed: Claim | Locked | None) -> Claim | None:
+    """What came of wanting a job, where nobody keeps it locked."""
+    assert not isinstance(claimed, Locked)
+    return claimed
 
 
 async def running(

@@ -86,7 +86,7 @@ async def _make(tx: Transaction, tenant_id: uuid.UUID, past: Past, now: datetime
     elif past.state is not State.QUEUED:
         wanted = Wanted(job_id=job_id, release_no=1, claim_id=new_id())
         [claim] = await claims.claim(tx, makers.worker(), [wanted], lease_seconds=1e6)
-        assert claim is not None
+        assert isinstance(claim, Claim)
         await _go_on(tx, claim, past)
     if past.state in TERMINAL:
         await tx.connection.execute(update(schema.jobs).where(schema.jobs.c.id == job_id).values(finished_at=ended_at))

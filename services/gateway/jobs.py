@@ -1,12 +1,14 @@
 """JobService: accept, find, watch, cancel, retry, and say how the system is."""
 
+import asyncio
 import re
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
@@ -30,6 +32,7 @@ from imprimatur.errors import (
     InvalidRequest,
     OutOfRange,
     RequestError,
+    Unavailable,
 )
 from imprimatur.gathering import LINGER_SECONDS, Gathering
 from imprimatur.guard import Guard
@@ -48,12 +51,19 @@ log = structlog.get_logger(__name__)
 _DAY = timedelta(hours=24)
 #: Single submissions in one transaction.
 _SUBMITTED_TOGETHER = 128
+#: How long a batch waits for what others have locked, before its jobs go singly; and how many of them at a time, so
+#: that whoever submits a single one finds a place between them.
+_BATCH_LOCK_SECONDS = 0.2
+_SINGLY_TOGETHER = 32
 #: So often a transaction is tried in which others want the same concurrency keys, before its jobs go singly.
 _MOST_TRIES = 5
 _FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
 _SNAPSHOT_COMPLETE = pb.WatchJobsResponse(snapshot_complete=True).SerializeToString()
+#: Of a large batch so many are worked on before others have a turn of the event loop.
+_AT_A_STRETCH = 25
+_Item = TypeVar("_Item")
 #: Writes jobs that were admitted.
-_Store: TypeAlias = Callable[[Sequence[NewJob]], Awaitable[Sequence[Submitted]]]
+_Store: TypeAlias = Callable[[Sequence[NewJob]], Awaitable[Sequence[Submitted | RequestError]]]
 #: Writes them in a transaction; so many of them may be put up for claiming in it.
 _Write: TypeAlias = Callable[[Transaction, Sequence[NewJob], int], Awaitable[list[Submitted]]]
 _VERSION = re.compile(r"[0-9]{1,18}")
@@ -104,7 +114,7 @@ class Jobs(JobServiceServicer):
             count, most = len(request.items), submissions.MOST_BATCH_ITEMS
             raise InvalidRequest("items", f"has {count} entries, must have 1 to {most}", reason="BATCH_SIZE")
         outcomes: list[NewJob | RequestError] = [
-            self._checked(item, who, f"items[{place}].") for place, item in enumerate(request.items)
+            self._checked(item, who, f"items[{place}].") async for place, item in _unhurried(enumerate(request.items))
         ]
         found = iter(await self._with_images([outcome for outcome in outcomes if isinstance(outcome, NewJob)]))
         outcomes = [
@@ -118,7 +128,7 @@ class Jobs(JobServiceServicer):
                 pb.BatchSubmitJobsResult(error=status_of(outcome))
                 if isinstance(outcome, RequestError)
                 else _batch_result(next(submitted), who, f"items[{place}].")
-                for place, outcome in enumerate(outcomes)
+                async for place, outcome in _unhurried(enumerate(outcomes))
             ]
         )
 
@@ -146,24 +156,47 @@ class Jobs(JobServiceServicer):
     async def _store_with_others(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
         return [await self._together.add(new) for new in new_jobs]
 
-    async def _store_batch(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
+    async def _store_batch(self, new_jobs: Sequence[NewJob]) -> list[Submitted | RequestError]:
+        """In one transaction; or, where some of them do not let that happen, each for itself, as if it came alone."""
         try:
-            return await self._store(new_jobs)
-        except Contended:
-            return await self._store_with_others(new_jobs)
+            return [*await self._store(new_jobs, _BATCH_LOCK_SECONDS)]
+        except Unavailable:
+            raise
+        except Exception as fault:  # noqa: BLE001  # the item's own, which is found by asking each
+            log.warning("a batch is stored one by one", jobs=len(new_jobs), error=type(fault).__name__)
+        answers: dict[uuid.UUID, Submitted | RequestError] = {}
+        place = asyncio.Semaphore(_SINGLY_TOGETHER)
 
-    async def _store(self, new_jobs: Sequence[NewJob], write: _Write | None = None) -> list[Submitted]:
+        async def store_in_turn(alike: Sequence[NewJob]) -> None:
+            for new in alike:
+                try:
+                    async with place:
+                        answers[new.id] = await self._together.add(new)
+                except Exception as fault:  # noqa: BLE001  # becomes its answer
+                    answers[new.id] = known(fault, rpc="BatchSubmitJobs")
+
+        by_key: defaultdict[str | uuid.UUID, list[NewJob]] = defaultdict(list)
+        for new in new_jobs:
+            by_key[new.concurrency_key or new.id].append(new)
+        await asyncio.gather(*map(store_in_turn, by_key.values()))
+        return [answers[new.id] for new in new_jobs]
+
+    async def _store(
+        self, new_jobs: Sequence[NewJob], lock_seconds: float | None = None, write: _Write | None = None
+    ) -> list[Submitted]:
         for tried in count(1):
             try:
-                return await self._store_once(new_jobs, write)
+                return await self._store_once(new_jobs, lock_seconds, write)
             except Contended:
                 if tried == _MOST_TRIES:
                     raise
         raise AssertionError("counting never ends")
 
-    async def _store_once(self, new_jobs: Sequence[NewJob], write: _Write | None) -> list[Submitted]:
+    async def _store_once(
+        self, new_jobs: Sequence[NewJob], lock_seconds: float | None, write: _Write | None
+    ) -> list[Submitted]:
         with self._dispatcher.room_for(len(new_jobs)) as fast:
-            async with self._database.begin() as tx:
+            async with self._database.begin(lock_seconds=lock_seconds) as tx:
                 if write is None:
                     submitted = await acceptance.submit(
                         tx,
@@ -323,7 +356,7 @@ class Jobs(JobServiceServicer):
             most = self._dispatcher.most_of_a_tenant
             return [await appeals.store(tx, who, new, release_at_once=room, most_of_a_tenant=most) for new in admitted]
 
-        submitted = await self._store(new_jobs, write)
+        submitted = await self._store(new_jobs, write=write)
         for one in submitted:
             appeals.count(one)
         return submitted
@@ -391,6 +424,14 @@ def _refusal(job: Job, ruling: Ruling, who: Caller) -> RequestError:
         return AlreadyExists(message, reason="REVISION_OUTDATED", **told)
     message = f"revision {ruling.revision} was accepted before, with other content; use a higher one"
     return AlreadyExists(message, reason="REVISION_REUSED", **told)
+
+
+async def _unhurried(items: Iterable[_Item]) -> AsyncIterator[_Item]:
+    """The same items; after every few of them others have a turn of the event loop."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % _AT_A_STRETCH == 0:
+            await asyncio.sleep(0)
 
 
 def _within(outcome: NewJob | RequestError, path: str) -> NewJob | RequestError:

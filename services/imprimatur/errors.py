@@ -228,5 +228,9 @@ class MalformedMessage(ImprimaturError):
     """A broker message that this version cannot read. It is set aside, never retried."""
 
 
+class Locked(ImprimaturError):
+    """Others keep locked what a transaction needs, for longer than it was to wait. Nothing of it is written."""
+
+
 class ConfigurationError(ImprimaturError):
     """The process cannot start as configured; the message names the setting."""

@@ -118,7 +118,7 @@ class Announcer:
 
     # --- both --------------------------------------------------------------------------------------------
 
-    async def _announce(self, keys: Sequence[EventKey]) -> list[None]:
+    async def _announce(self, keys: Sequence[EventKey], lock_seconds: float | None) -> list[None]:
         written = [None] * len(keys)
         async with self._database.read() as reader:
             pending = await stored.pending_events(reader, set(keys))
@@ -127,7 +127,7 @@ class Announcer:
         messages = [_message_of(event) for event in pending]
         unsigned = {message.tenant_id for message in messages if message.callback_url} - self._have_default_secret
         lease_seconds = self._deliverer.lease_seconds
-        async with self._database.begin() as tx:
+        async with self._database.begin(lock_seconds=lock_seconds) as tx:
             await ensure_default_secrets(tx, self._vault, unsigned)
             leases = await stored.store_messages(tx, messages, lease_seconds=lease_seconds)
         if len(self._have_default_secret) >= _MOST_TENANTS_REMEMBERED:

@@ -239,8 +239,8 @@ class Deliverer:
                 except Unavailable:
                     await asyncio.sleep(_RECORD_AGAIN_SECONDS)
 
-    async def _write(self, records: Sequence[AttemptRecord]) -> list[None]:
-        async with self._database.begin() as tx:
+    async def _write(self, records: Sequence[AttemptRecord], lock_seconds: float | None) -> list[None]:
+        async with self._database.begin(lock_seconds=lock_seconds) as tx:
             await stored.record_attempts(tx, records)
         return [None] * len(records)
 

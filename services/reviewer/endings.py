@@ -131,8 +131,8 @@ class Endings:
                 uncancel()
         return answer.result()
 
-    async def _write_all(self, ends: Sequence[_Open]) -> list[_Written | Exception]:
-        async with self._database.begin() as tx:
+    async def _write_all(self, ends: Sequence[_Open], lock_seconds: float | None) -> list[_Written | Exception]:
+        async with self._database.begin(lock_seconds=lock_seconds) as tx:
             by_policy = {end.claim.tenant_id for end in ends if not isinstance(end.decide, Conclusion)}
             live = await tenants.keep_policies(tx, by_policy) if by_policy else {}
             decided = [_decided(end, live) for end in ends]

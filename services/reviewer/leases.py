@@ -1,8 +1,8 @@
 """The leases that this worker holds, renewed together in one statement about each second.
 
-A pair (job, claim_no) that the database does not return was cancelled or taken over: its attempt is aborted,
-unless its end is being written just then. Renewal has a connection of its own, so that a busy pool cannot make
-a living worker look dead.
+A pair (job, claim_no) that the database does not know any more was cancelled or taken over: its attempt is aborted,
+unless its end is being written just then. One that others keep locked is neither renewed nor lost. Renewal has a
+connection of its own, so that a busy pool cannot make a living worker look dead.
 """
 
 import asyncio
@@ -102,13 +102,14 @@ class Leases:
         asked = set(self._held)
         try:
             async with asyncio.timeout(self._timeout_seconds), self._database.begin() as tx:
-                await workers.seen(tx, self._worker, running=len(asked))
-                kept = await claims.renew(tx, asked, lease_seconds=self.lease_seconds)
+                renewal = await claims.renew(tx, self._worker, asked, lease_seconds=self.lease_seconds)
         except (TimeoutError, Unavailable) as fault:
             metrics.loop_failures.labels("lease-renewal").inc()
             log.warning("the leases could not be renewed; again at once", error=str(fault) or "no answer in time")
             return _AGAIN_SECONDS
-        for job_id, claim_no in asked - kept:
+        if renewal.locked_out:
+            log.warning("others keep jobs of this worker locked", jobs=len(renewal.locked_out))
+        for job_id, claim_no in asked - renewal.renewed - renewal.locked_out:
             self._abort(job_id, claim_no)
         return None
 

@@ -124,17 +124,17 @@ class Twins:
             self._leads.pop(_attempt(claim), None)
             self._made.pop(_attempt(claim), None)
 
-    async def _ask_all(self, questions: Sequence[Asked]) -> Sequence[Answer]:
-        async with self._database.begin() as tx:
+    async def _ask_all(self, questions: Sequence[Asked], lock_seconds: float | None) -> Sequence[Answer]:
+        async with self._database.begin(lock_seconds=lock_seconds) as tx:
             return await evidence.ask(tx, questions)
 
-    async def _wait_all(self, ends: Sequence[Ending]) -> Sequence[None]:
+    async def _wait_all(self, ends: Sequence[Ending], lock_seconds: float | None) -> Sequence[None]:
         """Hand the jobs back, and have those wake them for whom they wait; in one transaction, jobs first."""
         by_key: defaultdict[bytes, list[uuid.UUID]] = defaultdict(list)
         for end in ends:
             if end.conclusion.waits_for is not None:
                 by_key[end.conclusion.waits_for].append(end.claim.job_id)
-        async with self._database.begin() as tx:
+        async with self._database.begin(lock_seconds=lock_seconds) as tx:
             await claims.conclude(tx, ends)
             await evidence.wait(tx, by_key)
         return [None] * len(ends)

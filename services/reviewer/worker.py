@@ -12,7 +12,7 @@ import structlog
 
 from imprimatur import metrics
 from imprimatur.broker import Broker, Delivery, Message, Queue, Subscription
-from imprimatur.errors import MalformedMessage, Unavailable
+from imprimatur.errors import Locked, MalformedMessage, Unavailable
 from imprimatur.gathering import LINGER_SECONDS, Gathering
 from imprimatur.identity import new_id
 from imprimatur.job import Claim, Happening, Priority
@@ -33,7 +33,8 @@ _QUEUES = {
     Priority.NORMAL: Queue.REVIEW_NORMAL,
     Priority.LOW: Queue.REVIEW_LOW,
 }
-_CLAIM_TRIES = 5
+#: Between tries to claim a job that others keep locked, or while the database is out of reach.
+_CLAIM_PAUSES_SECONDS = (0.02, 0.1, 0.3, 0.4)
 #: How long a worker that stops waits for the claims that are under way.
 _LAST_CLAIMS_SECONDS = 2.0
 #: Whether a webhook tells of it or not.
@@ -167,7 +168,7 @@ class Worker:
         except asyncio.CancelledError:
             self._give_back(asked)
             raise
-        except Unavailable:
+        except (Unavailable, Locked):
             self._give_back(asked)
             log.warning("a job could not be claimed; its message is given back", job_id=job_id)
             return
@@ -185,17 +186,15 @@ class Worker:
             await self._attempts.run(claim)
 
     async def _claim(self, released: Released) -> Claim | None:
-        """Claim, asking again with the same id when the answer was lost."""
+        """Claim, asking again with the same id when the answer was lost, or the job locked."""
         wanted = Wanted(job_id=released.job_id, release_no=released.release_no, claim_id=new_id())
-        for last in (False,) * (_CLAIM_TRIES - 1) + (True,):
+        for pause in _CLAIM_PAUSES_SECONDS:
             try:
                 return await self._claims.add(wanted)
-            except Unavailable:
-                if last:
-                    raise
-                await asyncio.sleep(0.2)
-        return None
+            except (Unavailable, Locked):
+                await asyncio.sleep(pause)
+        return await self._claims.add(wanted)
 
-    async def _claim_all(self, wanted: Sequence[Wanted]) -> Sequence[Claim | None]:
-        async with self._database.begin() as tx:
+    async def _claim_all(self, wanted: Sequence[Wanted], lock_seconds: float | None) -> Sequence[Claim | Locked | None]:
+        async with self._database.begin(lock_seconds=lock_seconds) as tx:
             return await claims.claim(tx, self._identity, wanted, lease_seconds=self._leases.lease_seconds)

@@ -2,12 +2,14 @@
 
 import uuid
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from imprimatur.job import Attempt, Claim, Job
 from imprimatur.storage import attempts, claims, clock
-from imprimatur.storage.database import Database
+from imprimatur.storage.claims import Held, Renewal
+from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.schema import jobs
+from imprimatur.storage.workers import Worker
 from tests import makers
 
 
@@ -16,9 +18,20 @@ async def attempts_of(database: Database, job_id: uuid.UUID) -> list[Attempt]:
         return await attempts.of_job(reader, job_id)
 
 
-async def renew(database: Database, *held: Claim, lease_seconds: float = 30.0) -> set[tuple[uuid.UUID, int]]:
+async def renew(database: Database, *held: Claim, lease_seconds: float = 30.0) -> frozenset[Held]:
+    """Those that were renewed."""
+    return (await renewal_of(database, makers.worker(), *held, lease_seconds=lease_seconds)).renewed
+
+
+async def renewal_of(database: Database, worker: Worker, *held: Claim, lease_seconds: float = 30.0) -> Renewal:
+    pairs = [(claim.job_id, claim.claim_no) for claim in held]
     async with database.begin() as tx:
-        return await claims.renew(tx, [(claim.job_id, claim.claim_no) for claim in held], lease_seconds=lease_seconds)
+        return await claims.renew(tx, worker, pairs, lease_seconds=lease_seconds)
+
+
+async def lock(tx: Transaction, job_id: uuid.UUID) -> None:
+    """Keep others from changing this job until the transaction ends."""
+    await tx.connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
 
 
 async def sweep(database: Database, *, limit: int = 100) -> list[uuid.UUID]:

@@ -10,10 +10,10 @@ from sqlalchemy import Float, cast, func, select, text
 from structlog.testing import capture_logs
 
 from deploy.local.ports import free_port
-from imprimatur.errors import Unavailable
+from imprimatur.errors import Locked, Unavailable
 from imprimatur.identity import new_id
 from imprimatur.storage import acceptance, clock, schema, tenants
-from imprimatur.storage.database import Database, OutboxRow
+from imprimatur.storage.database import Database, OutboxRow, Transaction
 from tests import makers
 
 
@@ -97,6 +97,32 @@ async def test_an_unreachable_database_is_unavailable_soon() -> None:
 
 async def test_a_database_that_answers_has_a_ping(database: Database) -> None:
     await database.ping()
+
+
+# --- what others have locked -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_transaction_waits_for_what_is_locked_as_long_as_it_was_told_and_the_next_one_as_usual(
+    database: Database,
+) -> None:
+    await makers.make_tenant(database)
+    one = select(schema.tenants.c.id).with_for_update()
+    async with database.begin() as tx:
+        usual = await patience_of(tx)
+    async with database.begin() as tx:
+        await tx.connection.execute(one)
+        with pytest.raises(Locked):
+            async with database.begin(lock_seconds=0.001) as waiting:
+                await waiting.connection.execute(one)
+    async with database.begin(lock_seconds=0.25) as tx:
+        assert await patience_of(tx) == "250ms"
+    async with database.begin() as tx:
+        assert await patience_of(tx) == usual == "5s"
+
+
+async def patience_of(tx: Transaction) -> str:
+    return str((await tx.connection.execute(text("SHOW lock_timeout"))).scalar_one())
 
 
 # --- what an error says ----------------------------------------------------------------------------------

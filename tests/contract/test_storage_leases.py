@@ -1,17 +1,35 @@
 """Leases: who holds a job, who lost it, and which workers live."""
 
 import asyncio
+import uuid
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import update
 
 from imprimatur.identity import new_id
-from imprimatur.job import MOST_LOSSES, AttemptOutcome, Happening, State
-from imprimatur.storage import claims, clock, workers
+from imprimatur.job import MOST_LOSSES, AttemptOutcome, Claim, Happening, JobType, State
+from imprimatur.storage import claims, clock, dispatch, jobs, schema, workers
 from imprimatur.storage.attempts import Spent
+from imprimatur.storage.claims import Held, Renewal
 from imprimatur.storage.database import Database
+from imprimatur.storage.workers import Worker
 from tests import makers
-from tests.contract.leasing import attempts_of, lose, make_due, renew, sweep, sweep_until_lost
+from tests.contract.leasing import (
+    attempts_of,
+    lock,
+    lose,
+    make_due,
+    renew,
+    renewal_of,
+    sweep,
+    sweep_until_lost,
+)
+
+#: On SQLite whoever writes is alone.
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+NOBODY: frozenset[Held] = frozenset()
 
 
 async def test_renewing_returns_only_what_is_still_held(database: Database) -> None:
@@ -19,10 +37,10 @@ async def test_renewing_returns_only_what_is_still_held(database: Database) -> N
     kept, cancelled, done, lost = [await makers.running(database, tenant) for _ in range(4)]
     await makers.cancel(database, await makers.find(database, tenant, cancelled.job_id))
     await makers.conclude(database, done, Happening.COMPLETED)
-    async with database.begin() as tx:
-        assert await claims.renew(tx, [(lost.job_id, lost.claim_no + 1), (new_id(), 1)], lease_seconds=3.0) == set()
+    foreign = [replace(lost, claim_no=lost.claim_no + 1), replace(lost, job_id=new_id())]
+    assert await renewal_of(database, makers.worker(), *foreign) == Renewal(renewed=NOBODY, locked_out=NOBODY)
     assert await renew(database, kept, cancelled, done) == {(kept.job_id, kept.claim_no)}
-    assert await renew(database) == set()
+    assert await renew(database) == NOBODY
 
 
 async def test_a_renewed_lease_does_not_run_out(database: Database) -> None:
@@ -30,6 +48,72 @@ async def test_a_renewed_lease_does_not_run_out(database: Database) -> None:
     claim = await makers.running(database, tenant, lease_seconds=0.0)
     assert await renew(database, claim) == {(claim.job_id, claim.claim_no)}
     assert await sweep(database) == []
+
+
+async def two_running(database: Database, worker: Worker, *, lease_seconds: float) -> list[Claim]:
+    tenant = await makers.make_tenant(database)
+    submitted = await makers.submit(database, *(makers.new_job(tenant) for _ in range(2)))
+    claimed = [await makers.claim(database, job, by=worker, lease_seconds=lease_seconds) for job in submitted]
+    return [one for one in claimed if one is not None]
+
+
+def pairs(*held: Claim) -> frozenset[Held]:
+    return frozenset((one.job_id, one.claim_no) for one in held)
+
+
+@on_postgresql
+async def test_who_keeps_a_job_locked_neither_takes_it_from_its_worker_nor_keeps_other_leases_from_being_renewed(
+    database: Database,
+) -> None:
+    worker = makers.worker()
+    locked, other = await two_running(database, worker, lease_seconds=30.0)
+    async with database.begin() as tx:
+        await lock(tx, locked.job_id)
+        renewal = await renewal_of(database, worker, locked, other)
+    assert renewal == Renewal(renewed=pairs(other), locked_out=pairs(locked))
+    async with database.begin() as tx:
+        assert await jobs.cancel(tx, jobs.Owner(tenant_id=locked.tenant_id), locked.job_id, reason="")
+        assert (await renewal_of(database, worker, locked)).locked_out == pairs(locked)
+    assert await renewal_of(database, worker, locked, other) == Renewal(renewed=pairs(other), locked_out=NOBODY)
+
+
+@on_postgresql
+async def test_a_lease_that_ran_out_while_its_job_was_locked_is_not_swept_before_its_worker_could_renew_it(
+    database: Database,
+) -> None:
+    worker = makers.worker()
+    locked, other = await two_running(database, worker, lease_seconds=0.0)
+    async with database.begin() as tx:
+        await lock(tx, locked.job_id)
+        assert await sweep(database) == [other.job_id]
+        await renewal_of(database, worker, locked)
+    assert await sweep(database) == []
+    await lose_nearly_all(database, locked.job_id)
+    assert await lost_too_often(database) == []
+    assert await renewal_of(database, worker, locked) == Renewal(renewed=pairs(locked), locked_out=NOBODY)
+    assert await sweep(database) == []
+
+
+@on_postgresql
+async def test_a_worker_that_is_locked_out_and_dies_loses_its_jobs_as_others_do(database: Database) -> None:
+    worker = makers.worker()
+    locked, _ = await two_running(database, worker, lease_seconds=0.0)
+    async with database.begin() as tx:
+        await lock(tx, locked.job_id)
+        await renewal_of(database, worker, locked, lease_seconds=0.0)
+    assert len(await sweep_until_lost(database, 2)) == 2
+
+
+async def lose_nearly_all(database: Database, job_id: uuid.UUID) -> None:
+    async with database.begin() as tx:
+        row = schema.jobs.c.id == job_id
+        await tx.connection.execute(update(schema.jobs).where(row).values(losses=MOST_LOSSES - 1))
+
+
+async def lost_too_often(database: Database) -> list[uuid.UUID]:
+    async with database.read() as reader:
+        hopeless, of_type = dispatch.LOST_TOO_OFTEN, JobType.CREATIVE_REVIEW
+        return await dispatch.tenants_with(reader, hopeless, of_type, limit=10)
 
 
 async def test_a_job_whose_lease_ran_out_is_queued_again_and_spends_no_attempt(database: Database) -> None:

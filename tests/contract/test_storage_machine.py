@@ -48,7 +48,7 @@ from imprimatur.policy import Trigger
 from imprimatur.retry import Again, after_error
 from imprimatur.storage import acceptance, claims, clock, dispatch, jobs, people, redecisions, repeats, schema
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion, Ended, Ending, Wanted
+from imprimatur.storage.claims import Conclusion, Ended, Ending, Renewal, Wanted
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.people import HumanDecision
@@ -287,7 +287,8 @@ class StoredJobs(RuleBasedStateMachine):
 
     async def _claim(self, asked: Sequence[Wanted]) -> list[Claim | None]:
         async with self.database.begin() as tx:
-            return await claims.claim(tx, makers.worker(), asked, lease_seconds=600.0)
+            answers = await claims.claim(tx, makers.worker(), asked, lease_seconds=600.0)
+        return [makers.unlocked(answer) for answer in answers]
 
     @precondition(any_claims)
     @rule(number=numbers, old=st.booleans())
@@ -320,13 +321,14 @@ class StoredJobs(RuleBasedStateMachine):
     def renew(self, count: int) -> None:
         asked = self.claims[-count:]
 
-        async def work() -> set[tuple[uuid.UUID, int]]:
+        async def work() -> Renewal:
             async with self.database.begin() as tx:
                 pairs = [(held.job.id, held.claim.claim_no) for held in asked]
-                return await claims.renew(tx, pairs, lease_seconds=600.0)
+                return await claims.renew(tx, makers.worker(), pairs, lease_seconds=600.0)
 
         kept = [held for held in asked if held.holds]
-        assert self.run(work()) == {(held.job.id, held.claim.claim_no) for held in kept}
+        renewed = frozenset((held.job.id, held.claim.claim_no) for held in kept)
+        assert self.run(work()) == Renewal(renewed=renewed, locked_out=frozenset())
         for held in kept:
             held.job.lease_over = False
 

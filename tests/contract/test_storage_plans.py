@@ -73,7 +73,7 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
     "evidence.land": lambda tx: evidence.land(tx, landings()),
     "evidence.let_go": lambda tx: evidence.let_go(tx, [SimpleNamespace(id=new_id(), claim_no=1)]),  # type: ignore[list-item]  # as much of a row as it looks at
     "lost_leases": lambda tx: claims.lost_leases(tx, as_of=datetime.now(UTC), limit=10),
-    "renew": lambda tx: claims.renew(tx, [(new_id(), 1), (new_id(), 2)], lease_seconds=3.0),
+    "renew": lambda tx: claims.renew(tx, makers.worker(), [(new_id(), 1), (new_id(), 2)], lease_seconds=3.0),
     "outbox.lease": lambda tx: outbox.lease(tx, older_than_seconds=2.0, lease_seconds=5.0, limit=10),
     "unfinished": statistics.unfinished,
     "error_counts": lambda tx: statistics.error_counts(

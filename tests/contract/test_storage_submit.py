@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 
 from imprimatur.broker import Queue
 from imprimatur.identity import new_id
-from imprimatur.job import Job, NewJob, Priority, State
+from imprimatur.job import Claim, Job, NewJob, Priority, State
 from imprimatur.storage import acceptance, claims, clock, outbox, schema
 from imprimatur.storage.acceptance import Submitted
 from imprimatur.storage.claims import Wanted
@@ -214,7 +214,7 @@ async def test_what_is_put_up_for_claiming_is_told_of_in_the_order_of_acceptance
             [Wanted(job_id=one.job_id, release_no=one.release_no, claim_id=new_id()) for one in asked],
             lease_seconds=30.0,
         )
-    assert [claim and claim.job_id for claim in claimed] == [new.id for new in batch[:7]]
+    assert [isinstance(claim, Claim) and claim.job_id for claim in claimed] == [new.id for new in batch[:7]]
 
 
 @pytest.mark.parametrize("request_id", [None, "r-1"])

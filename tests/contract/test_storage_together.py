@@ -8,15 +8,16 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
+from imprimatur.errors import Locked
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobEvent, State
 from imprimatur.storage import claims, jobs, schema
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion, Ended, Ending, Wanted
-from imprimatur.storage.database import Database, Transaction
+from imprimatur.storage.database import Database
 from imprimatur.storage.workers import Worker
 from tests import makers
-from tests.contract.leasing import attempts_of, lose, make_due
+from tests.contract.leasing import attempts_of, lock, lose, make_due
 from tests.contract.polling import lock_waiters
 
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -43,7 +44,8 @@ def wanted(job: Job | uuid.UUID, *, release_no: int = 1, claim_id: uuid.UUID | N
 
 async def claim(database: Database, asked: Sequence[Wanted], *, by: Worker | None = None) -> list[Claim | None]:
     async with database.begin() as tx:
-        return await claims.claim(tx, by or makers.worker(), asked, lease_seconds=30.0)
+        answers = await claims.claim(tx, by or makers.worker(), asked, lease_seconds=30.0)
+    return [makers.unlocked(answer) for answer in answers]
 
 
 async def running(database: Database, tenant: uuid.UUID, number: int) -> list[Claim]:
@@ -152,17 +154,12 @@ async def test_a_claim_that_is_asked_for_twice_in_one_batch_is_one_claim(databas
 
 @on_postgresql
 async def test_jobs_are_locked_in_the_order_of_their_ids_however_they_lie(database: Database) -> None:
-    """Else two who claim or end the same jobs might wait for each other in a circle."""
+    """Else two who end the same attempts might wait for each other in a circle."""
     tenant = await makers.make_tenant(database)
     low, high = sorted((new_id(), new_id()))
     batch = [makers.new_job(tenant, job_id=low, request_id="2"), makers.new_job(tenant, job_id=high, request_id="1")]
     await makers.submit(database, *batch)  # written in the order of the request ids
-    async with database.begin() as tx:
-        await lock(tx, low)
-        claiming = asyncio.create_task(claim(database, [wanted(high), wanted(low)]))
-        await lock_waiters(database, 1)
-        assert await is_free(database, high)
-    held = [one for one in await claiming if one is not None]
+    held = [one for one in await claim(database, [wanted(high), wanted(low)]) if one is not None]
     async with database.begin() as tx:
         await lock(tx, low)
         ending = asyncio.create_task(conclude(database, [end(one, APPROVED) for one in held]))
@@ -171,24 +168,25 @@ async def test_jobs_are_locked_in_the_order_of_their_ids_however_they_lie(databa
     assert None not in await ending
 
 
-async def lock(tx: Transaction, job_id: uuid.UUID) -> None:
-    await tx.connection.execute(select(schema.jobs.c.id).where(schema.jobs.c.id == job_id).with_for_update())
-
-
 async def is_free(database: Database, job_id: uuid.UUID) -> bool:
     one = select(schema.jobs.c.id).where(schema.jobs.c.id == job_id)
     async with database.begin() as tx:
         return (await tx.connection.execute(one.with_for_update(skip_locked=True))).one_or_none() is not None
 
 
-async def test_what_is_cancelled_while_a_batch_waits_for_it_is_not_claimed(database: Database) -> None:
+@on_postgresql
+async def test_a_job_that_others_keep_locked_is_told_from_one_that_is_gone_and_holds_up_no_other(
+    database: Database,
+) -> None:
     tenant = await makers.make_tenant(database)
     first, cancelled, last = await makers.submit(database, *(makers.new_job(tenant) for _ in range(3)))
-    async with database.begin() as tx:
+    asked = [wanted(last), wanted(cancelled, release_no=2), wanted(cancelled), wanted(first)]
+    async with database.begin() as tx, database.begin() as meanwhile:
         assert await jobs.cancel(tx, jobs.Owner(tenant_id=tenant), cancelled.id, reason="")
-        claiming = asyncio.create_task(claim(database, [wanted(job) for job in (last, cancelled, first)]))
-        await lock_waiters(database, 1)
-    assert [one and one.job_id for one in await claiming] == [last.id, None, first.id]
+        answers = await claims.claim(meanwhile, makers.worker(), asked, lease_seconds=30.0)
+    told = [one.job_id if isinstance(one, Claim) else type(one) for one in answers]
+    assert told == [last.id, type(None), Locked, first.id]
+    assert await claim(database, asked[1:3]) == [None, None]
     assert await attempts_of(database, cancelled.id) == []
 
 

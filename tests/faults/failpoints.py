@@ -23,7 +23,8 @@ from imprimatur.errors import Unavailable
 from imprimatur.job import SUBMITTED
 from imprimatur.outbox import Outbox
 from imprimatur.process import run_service
-from imprimatur.storage import claims, deliveries
+from imprimatur.storage import acceptance, claims, deliveries
+from imprimatur.storage.acceptance import Submitted
 from imprimatur.storage.database import Database, OutboxRow, Transaction
 from notifier.post import Answer, Poster
 from tests.faults.engine import FOLDER_VARIABLE, open_engine
@@ -39,6 +40,7 @@ class Point(StrEnum):
     """Where a service can be struck, and with what."""
 
     SUBMIT_COMMITTED = "submit-committed"  #: killed after a submit's commit, before its message is published
+    SUBMIT_WRITTEN = "submit-written"  #: frozen before a submit's commit, until somebody continues the process
     CLAIM_COMMITTED = "claim-committed"  #: the reply to a claim's commit is lost; the process lives
     CONCLUSION_COMMITTED = "conclusion-committed"  #: the reply to a conclusion's commit is lost; the process lives
     WEBHOOK_UNSENT = "webhook-unsent"  #: killed with a delivery leased, before the post
@@ -104,13 +106,24 @@ def _wrap_submits() -> None:
 
     Outbox._offer = offered  # type: ignore[method-assign]  # the wrapping is the point
 
+    submit = acceptance.submit
+
+    @functools.wraps(submit)
+    async def submitted(*args: Any, **options: Any) -> list[Submitted]:
+        answers = await submit(*args, **options)
+        if _strikes(Point.SUBMIT_WRITTEN):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return answers
+
+    acceptance.submit = submitted
+
 
 def _wrap_commits() -> None:
     begin = Database.begin
 
     @asynccontextmanager
-    async def begun(self: Database) -> AsyncIterator[Transaction]:
-        async with begin(self) as tx:
+    async def begun(self: Database, *, lock_seconds: float | None = None) -> AsyncIterator[Transaction]:
+        async with begin(self, lock_seconds=lock_seconds) as tx:
             yield tx
         if (point := getattr(tx, "loses_reply_at", None)) and _strikes(point):
             raise Unavailable("the reply to a commit was lost")

@@ -47,6 +47,7 @@ FAULTS = (
         strike=processes.at(Point.SUBMIT_COMMITTED, "gateway"),
         fast=True,
     ),
+    Fault(name="gateway: frozen inside a submit", strike=processes.frozen_inside_a_submit, fast=True),
     Fault(
         name="reviewer: kill -9",
         strike=processes.killed("reviewer"),
@@ -97,6 +98,7 @@ FAULTS = (
     Fault(name="PostgreSQL: kill -9", strike=database.database_killed, cuts_off=True, fast=True),
     Fault(name="PostgreSQL: frozen beyond the lease", strike=database.database_frozen, fast=True),
     Fault(name="PostgreSQL: connections exhausted", strike=database.connections_exhausted, cuts_off=True, fast=True),
+    Fault(name="PostgreSQL: one job locked beyond its lease", strike=database.job_locked, fast=True),
     Fault(name="PostgreSQL: jobs locked beyond the lease", strike=database.table_locked, fast=True),
     Fault(
         name="PostgreSQL: the reply to a commit is lost",

@@ -27,7 +27,7 @@ from imprimatur.v1.job_pb2 import (
     PRIORITY_NORMAL,
     Job,
 )
-from imprimatur.v1.job_service_pb2 import WatchJobRequest
+from imprimatur.v1.job_service_pb2 import SubmitJobRequest, WatchJobRequest
 from imprimatur.v1.job_service_pb2_grpc import JobServiceStub
 from tests.faults.scripts import Kind, Script
 from tests.faults.world import World
@@ -40,6 +40,7 @@ LABEL = "campaign"
 _PRIORITIES = (PRIORITY_HIGH, PRIORITY_NORMAL, PRIORITY_NORMAL, PRIORITY_LOW)
 _PAUSE_SECONDS = 0.2
 _PROBE_SECONDS = 60.0
+_CALL_SECONDS = 15.0
 
 
 @dataclass(kw_only=True)
@@ -64,6 +65,7 @@ class Load:
     campaign: str = field(default_factory=lambda: uuid.uuid4().hex)
     asked: dict[str, Script] = field(default_factory=dict)  #: by request id, before it is submitted
     told: dict[str, Told] = field(default_factory=dict)  #: by job id, once it was accepted
+    in_flight: dict[str, SubmitJobRequest] = field(default_factory=dict)  #: by request id, until it is answered
     unanswered: int = 0  #: submits whose answer never came
     regressions: list[str] = field(default_factory=list)
     surprises: list[str] = field(default_factory=list)
@@ -91,8 +93,8 @@ class Load:
                 await asyncio.sleep(0.005)
         return time.monotonic() - began
 
-    async def submit(self, script: Script) -> Told | None:
-        """Submit one; None when no answer came."""
+    async def submit(self, script: Script, *, at: int | None = None) -> Told | None:
+        """Submit one, `at` this gateway or at whichever comes next; None when no answer came."""
         request_id = uuid.uuid4().hex
         self.asked[request_id] = script
         request = submission(
@@ -103,24 +105,43 @@ class Load:
             deadline=timedelta(minutes=10),
             callback_url=self.world.receiver.url(),
         )
+        self.in_flight[request_id] = request
         try:
-            job = await self._client.submit(request)
+            job = await (self._client.submit(request) if at is None else self._submit_at(at, request))
         except ClientError as error:
             self.unanswered += 1
             self._note("a submit", error)
             return None
+        finally:
+            del self.in_flight[request_id]
         told = self.told[job.id] = Told(script=script, job_id=job.id, by_client=len(self.told) % 2 == 0)
         self._start(self._watch_by_client(told) if told.by_client else self._watch(told))
         if script.kind is Kind.CANCEL:
             self._start(self._cancel(told))
         return told
 
+    async def repeat(self, request: SubmitJobRequest, *, at: int) -> None:
+        """Submit what was asked for already, as who has waited long enough for an answer."""
+        try:
+            await self._submit_at(at, request)
+        except ClientError as error:
+            self._note("a repeated submit", error)
+
+    async def _submit_at(self, at: int, request: SubmitJobRequest) -> Job:
+        call = self._stubs[at].SubmitJob(
+            request, metadata=(("authorization", f"Bearer {self.world.api_key}"),), timeout=_CALL_SECONDS
+        )
+        try:
+            return (await call).job
+        except AioRpcError as error:
+            raise ClientError.of(error) from error
+
     @asynccontextmanager
     async def connected(self) -> AsyncIterator["Load"]:
         """Connections to every gateway inside the block; the users leave at its end."""
         async with AsyncExitStack() as stack:
             targets = self.world.targets
-            client = Client(f"ipv4:{','.join(targets)}", api_key=self.world.api_key, deadline_seconds=15.0)
+            client = Client(f"ipv4:{','.join(targets)}", api_key=self.world.api_key, deadline_seconds=_CALL_SECONDS)
             self._client = await stack.enter_async_context(client)
             channels = [await stack.enter_async_context(open_channel(target)) for target in targets]
             self._stubs = [JobServiceStub(channel) for channel in channels]

@@ -248,7 +248,7 @@ async def test_what_others_came_in_between_of_is_done_again_and_at_last_singly(
 async def test_what_others_always_come_in_between_of_may_be_tried_again(
     me: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never(self: Jobs, new_jobs: Any, write: Any) -> Any:
+    async def never(*_: Any) -> Any:
         raise Contended("others came in between")
 
     monkeypatch.setattr(Jobs, "_store_once", never)

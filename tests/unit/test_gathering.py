@@ -6,12 +6,14 @@ from contextvars import ContextVar
 
 import pytest
 
-from imprimatur.errors import Unavailable
+from imprimatur import gathering as gatherings
+from imprimatur.errors import Locked, Unavailable
 from imprimatur.gathering import Gathering
 
 
 class Table:
-    """Takes batches while `gate` is open; refuses a batch with a "bad" item whole, and an "own fault" by itself."""
+    """Takes batches while `gate` is open; refuses a batch with a "bad" item whole, and an "own fault" by itself. Others
+    keep `locked` items locked, until they are `unlocked`."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -19,10 +21,16 @@ class Table:
         self.gate = asyncio.Event()
         self.gate.set()
         self.reachable = True
+        self.locked: set[str] = set()
+        self.unlocked = asyncio.Event()
 
-    async def write(self, items: Sequence[str]) -> list[str | Exception]:
+    async def write(self, items: Sequence[str], lock_seconds: float | None) -> list[str | Exception]:
         self.batches.append(list(items))
         self.begun.set()
+        if self.locked & {*items} and not self.unlocked.is_set():
+            if lock_seconds is not None:
+                raise Locked("others keep it locked")
+            await self.unlocked.wait()
         await self.gate.wait()
         if not self.reachable:
             raise Unavailable("out of reach")
@@ -175,12 +183,72 @@ async def test_an_unreachable_database_is_not_asked_for_each_item(
     assert await gathering.add("d") == "D"
 
 
+async def test_one_that_others_keep_locked_waits_alone(table: Table, gathering: "Gathering[str, str]") -> None:
+    table.locked = {"locked"}
+    locked, *others = [gathering.put(name) for name in ("locked", "good", "fine")]
+    assert await asyncio.gather(*others) == ["GOOD", "FINE"]
+    assert await asyncio.gather(*map(gathering.add, "abc")) == ["A", "B", "C"]
+    assert not locked.done()
+    table.unlocked.set()
+    assert await locked == "LOCKED"
+    assert table.batches[0] == ["locked", "good", "fine"]
+    assert table.batches[-1] == ["a", "b", "c"]
+
+
+async def test_a_lone_one_that_others_keep_locked_holds_up_nobody(
+    table: Table, gathering: "Gathering[str, str]"
+) -> None:
+    table.locked = {"locked"}
+    locked = gathering.put("locked")
+    assert await gathering.add("a") == "A"
+    table.unlocked.set()
+    assert await locked == "LOCKED"
+
+
+async def test_as_many_as_there_are_that_others_keep_locked_hold_up_nobody(
+    table: Table, gathering: "Gathering[str, str]"
+) -> None:
+    names = [f"locked {number}" for number in range(20)]
+    table.locked = {*names}
+    locked = [gathering.put(name) for name in names]
+    assert await gathering.add("a") == "A"
+    draining = asyncio.create_task(gathering.drained())
+    table.unlocked.set()
+    assert await asyncio.gather(*locked) == [name.upper() for name in names]
+    await draining
+
+
+async def test_one_that_is_taken_back_while_others_keep_it_locked_is_not_written_any_more(
+    table: Table, gathering: "Gathering[str, str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gatherings, "_WAITS_AT_ONCE", 1)
+    gathering = Gathering("test", table.write, most=3)
+    table.locked = {"first", "second"}
+    first, second = gathering.put("first"), gathering.put("second")
+    await gathering.add("a")
+    tried = table.batches.count(["second"])
+    second.cancel()
+    table.unlocked.set()
+    await gathering.drained()
+    assert first.result() == "FIRST"
+    assert table.batches.count(["second"]) == tried
+
+
+async def test_who_finds_no_place_to_wait_is_told_to_come_again(
+    table: Table, gathering: "Gathering[str, str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gatherings, "_LONGEST_WITHOUT_PLACE_SECONDS", 0.0)
+    table.locked = {"locked"}
+    with pytest.raises(Unavailable, match="others keep locked"):
+        await gathering.add("locked")
+
+
 async def test_what_is_written_together_is_written_in_no_callers_context() -> None:
     """Else the log would say that what befalls all of them befell the one that came first."""
     who: ContextVar[str] = ContextVar("who")
     who.set("the process")
 
-    async def write(items: Sequence[str]) -> list[str]:
+    async def write(items: Sequence[str], _lock_seconds: float | None) -> list[str]:
         return [who.get() for _ in items]
 
     async def call(gathering: "Gathering[str, str]", name: str) -> str:

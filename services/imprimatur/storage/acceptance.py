@@ -1,6 +1,6 @@
 """Accepting jobs: each once, whatever is repeated; with its first event, and the message that asks reviewers for it.
 
-On PostgreSQL one statement writes all three, whether for one job or for a thousand. What others stand in the way of is
+On PostgreSQL one statement writes all three, whether for one job or for many. What others stand in the way of is
 looked at after that: requests that were accepted before, and keys that are held (`storage/keys.py`).
 """
 
@@ -38,6 +38,10 @@ from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import Document, jobs, tenants
 from imprimatur.storage.transitions import TOLD, broadcast, record, telling
 from imprimatur.wire.messages import Released
+
+#: Of a large batch so many are written by one statement: what is put together for it, and made of its answer, keeps
+#: everybody else in the process waiting.
+_AT_A_STRETCH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,10 @@ async def submit(
         Contended: others wanted the same keys meanwhile. Nothing of it may be committed; it may be done again at once.
     """
     fast = _Fast(ids=_due(new_jobs, release_at_once), together=together, most_of_a_tenant=most_of_a_tenant)
-    answers = await _enter(tx, new_jobs, fast)
+    answers: dict[uuid.UUID, Submitted] = {}
+    in_line = sorted(new_jobs, key=_place_in_line)
+    for first in range(0, len(in_line), _AT_A_STRETCH):
+        answers |= await _enter(tx, in_line[first : first + _AT_A_STRETCH], fast)
     while rest := sorted((new for new in new_jobs if new.id not in answers), key=lambda new: new.id):
         known = await _known(tx, rest)
         answers |= {new.id: _again(new, known) for new in rest if new.id in known or _request_of(new) in known}

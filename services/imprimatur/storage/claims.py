@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import (
     ColumnElement,
@@ -23,10 +23,13 @@ from sqlalchemy import (
     case,
     func,
     literal,
+    not_,
+    or_,
     select,
     update,
 )
 
+from imprimatur.errors import Locked
 from imprimatur.job import (
     LOSSES_OF_A_SUSPECT,
     MOST_LOSSES,
@@ -39,7 +42,7 @@ from imprimatur.job import (
     State,
 )
 from imprimatur.retry import after_loss
-from imprimatur.storage import attempts, clock, evidence, outbox, spending
+from imprimatur.storage import attempts, clock, evidence, outbox, spending, workers
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Transaction
 from imprimatur.storage.evidence import Landing, Made
@@ -50,6 +53,9 @@ from imprimatur.storage.spending import Bill
 from imprimatur.storage.transitions import TOLD, Moves, is_job, move
 from imprimatur.storage.workers import Worker
 from imprimatur.wire.messages import JobChange
+
+#: The id of a job, and the number of its claim.
+Held: TypeAlias = tuple[uuid.UUID, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +129,12 @@ class Ended:
 
 async def claim(
     tx: Transaction, worker: Worker, wanted: Sequence[Wanted], *, lease_seconds: float
-) -> list[Claim | None]:
-    """Take released jobs, or find the claims again whose answers were lost.
+) -> list[Claim | Locked | None]:
+    """Take released jobs, or find the claims again whose answers were lost. Waits for nobody.
 
     Returns:
-        For each of `wanted`, in order; None for a job that is not (any more) there to be claimed.
+        For each of `wanted`, in order; None for a job that is not (any more) there to be claimed, and Locked for one
+        that others keep locked: they may be about to change it, and it may be there to be claimed after that.
     """
     given = [
         {
@@ -144,12 +151,24 @@ async def claim(
     if not tx.on_postgresql:
         await attempts.begin(tx, rows, worker.name)
     if missing := {one.claim_id for one in wanted} - {row.claim_id for row in rows}:
-        ids = sorted(one.job_id for one in wanted if one.claim_id in missing)
-        mine = (jobs.c.id.in_(ids), jobs.c.claim_id.in_(sorted(missing)), jobs.c.state == State.RUNNING)
-        found: Any = await tx.connection.execute(select(*_CLAIMED).where(*mine))
-        rows += found.all()
-    claimed = {row.claim_id: _claim_of(row) for row in rows}
-    return [claimed.get(one.claim_id) for one in wanted]
+        rows += await _look_for(tx, [one for one in wanted if one.claim_id in missing])
+    claimed = {row.claim_id: _claim_of(row) for row in rows if row.state == State.RUNNING}
+    locked = {(row.id, row.release_no) for row in rows if row.state == State.QUEUED}
+    return [
+        Locked("others keep the job locked") if (one.job_id, one.release_no) in locked else claimed.get(one.claim_id)
+        for one in wanted
+    ]
+
+
+async def _look_for(tx: Transaction, missing: Sequence[Wanted]) -> Sequence[Row[Any]]:
+    """The jobs that were claimed before with these claims' ids; and those that may still be claimed, so that somebody
+    must have kept them from being."""
+    state = by_no_index(jobs.c.state)
+    mine = and_(state == State.RUNNING, jobs.c.claim_id.in_(sorted(one.claim_id for one in missing)))
+    these = jobs.c.id.in_(sorted({one.job_id for one in missing}))
+    looking = select(*_CLAIMED).where(these, or_(mine, and_(state == State.QUEUED, *_CLAIMABLE)))
+    found: Any = await tx.connection.execute(looking)
+    return list(found.all())
 
 
 #: What a worker needs of a job.
@@ -157,16 +176,14 @@ _CLAIMED = (
     *TOLD,
     *(jobs.c.claim_id, jobs.c.claim_no, jobs.c.input, jobs.c.attempts, jobs.c.max_attempts, jobs.c.timeout_seconds),
     *(jobs.c.deadline_at, jobs.c.deadline_seconds, jobs.c.updated_at, jobs.c.run_at, jobs.c.priority, jobs.c.losses),
-    *(jobs.c.traceparent, jobs.c.appeal_of, jobs.c.evidence_since),
+    *(jobs.c.traceparent, jobs.c.appeal_of, jobs.c.evidence_since, jobs.c.release_no),
 )
+#: Besides its state.
+_CLAIMABLE = (jobs.c.released_at.is_not(None), jobs.c.deadline_at > clock.now())
 
 
 def _claiming(each: Each) -> tuple[Sequence[ColumnElement[bool]], Mapping[str, Any]]:
-    conditions = (
-        jobs.c.release_no == each["release_no"],
-        jobs.c.released_at.is_not(None),
-        jobs.c.deadline_at > clock.now(),
-    )
+    conditions = (jobs.c.release_no == each["release_no"], *_CLAIMABLE)
     values = {
         "claim_no": jobs.c.claim_no + 1,
         "claim_id": each["claim_id"],
@@ -182,6 +199,7 @@ _CLAIM = Moves(
     {"job_id": Uuid(), "release_no": Integer(), "claim_id": Uuid(), "worker_id": Uuid(), "lease_seconds": Float()},
     _claiming,
     returning=_CLAIMED,
+    waits=False,
     also=lambda changed: attempts.beginning(changed, changed.c.said["worker"].as_string()),
 )
 
@@ -215,16 +233,30 @@ def _held(claim: Claim) -> ColumnElement[bool]:
     return and_(is_job(claim.job_id), by_no_index(jobs.c.state) == State.RUNNING, jobs.c.claim_no == claim.claim_no)
 
 
-async def renew(
-    tx: Transaction, held: Collection[tuple[uuid.UUID, int]], *, lease_seconds: float
-) -> set[tuple[uuid.UUID, int]]:
-    """Prolong the leases of these (job id, claim_no) pairs; those not returned are lost to their holder."""
-    if not held:
-        return set()
+@dataclass(frozen=True, kw_only=True)
+class Renewal:
+    """What became of leases that were to be renewed, as (job id, claim_no) pairs; those in neither are lost.
+
+    Attributes:
+        locked_out: held and not renewed, since others keep their jobs locked just now.
+    """
+
+    renewed: frozenset[Held]
+    locked_out: frozenset[Held]
+
+
+async def renew(tx: Transaction, worker: Worker, held: Collection[Held], *, lease_seconds: float) -> Renewal:
+    """Prolong the leases of these pairs, and record that their worker lives. Waits for nobody: a worker that cannot
+    prolong a lease says so where nobody else writes, and for as long as a lease nothing of it is swept."""
     given = [
         {"job_id": job_id, "claim_no": claim_no, "lease_seconds": lease_seconds} for job_id, claim_no in sorted(held)
     ]
-    return {(row.id, row.claim_no) for row in await _RENEW.execute(tx, given)}
+    renewed = frozenset((row.id, row.claim_no) for row in await _RENEW.execute(tx, given))
+    missing = [one for one in given if (one["job_id"], one["claim_no"]) not in renewed]
+    locked_out = frozenset((row.id, row.claim_no) for row in await _STILL_HELD.execute(tx, missing))
+    locked_out_seconds = lease_seconds if locked_out else None
+    await workers.seen(tx, worker, running=len(held), locked_out_seconds=locked_out_seconds)
+    return Renewal(renewed=renewed, locked_out=locked_out)
 
 
 _RENEW = Many(
@@ -232,13 +264,21 @@ _RENEW = Many(
     lambda each: (
         update(jobs)
         .where(
-            each.locked(jobs.c.id, "job_id"),
+            each.free(jobs.c.id, "job_id"),
             jobs.c.id == each["job_id"],
             jobs.c.claim_no == each["claim_no"],
             by_no_index(jobs.c.state) == State.RUNNING,
         )
         .values(lease_until=clock.after(each["lease_seconds"]))
         .returning(jobs.c.id, jobs.c.claim_no)
+    ),
+)
+_STILL_HELD = Many(
+    {"job_id": Uuid(), "claim_no": Integer()},
+    lambda each: select(jobs.c.id, jobs.c.claim_no).where(
+        jobs.c.id == each["job_id"],
+        jobs.c.claim_no == each["claim_no"],
+        by_no_index(jobs.c.state) == State.RUNNING,
     ),
 )
 
@@ -433,6 +473,7 @@ def _expired(limit: int) -> ColumnElement[bool]:
         .where(
             jobs.c.state == State.RUNNING,
             jobs.c.lease_until < clock.now(),
+            not_(workers.is_locked_out()),
             jobs.c.losses < MOST_LOSSES - 1,
         )
         .order_by(jobs.c.lease_until)  # by id, the planner would rather read the whole history
@@ -444,7 +485,8 @@ def _expired(limit: int) -> ColumnElement[bool]:
 
 async def lost_leases(tx: Transaction, *, as_of: datetime, limit: int) -> list[Row[Any]]:
     """Queue again the running jobs whose lease ran out; counted apart from attempts. Those that have lost too
-    many workers are `dispatch.LOST_TOO_OFTEN`.
+    many workers are `dispatch.LOST_TOO_OFTEN`. Waits for nobody: who keeps a job locked is about to change it, or
+    keeps its worker from renewing the lease, and a later sweep sees which.
 
     Call only after a whole lease of uninterrupted contact with the database: see `gateway.recovery`.
 
@@ -463,5 +505,5 @@ async def lost_leases(tx: Transaction, *, as_of: datetime, limit: int) -> list[R
         details={"reason": "its worker fell silent"},
     )
     await attempts.end_open(tx, rows, AttemptOutcome.LOST, _WORKER_LOST)
-    await evidence.let_go(tx, rows)
+    await evidence.let_go(tx, rows, waits=False)
     return rows

@@ -20,12 +20,15 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from imprimatur.errors import Unavailable
+from imprimatur.errors import Locked, Unavailable
 
 log = structlog.get_logger(__name__)
 
 #: SQLSTATEs that mean "not now": shutdown, too many connections, lock time-outs, read-only after a failover.
 _PASSING_SQLSTATES = ("08", "53", "57", "40001", "40P01", "55P03", "25006", "25P03")
+
+#: SQLSTATEs of who waited for a lock: for too long, or in a circle.
+_HELD_UP_SQLSTATES = ("55P03", "40P01")
 
 #: A farewell to PostgreSQL that takes longer is cut short. A call that timed out waits for it before it can be
 #: answered, so it must fit between our time limit and the client's.
@@ -91,15 +94,22 @@ class Database:
             self._reader = _sqlite(url, writes=False)
 
     @asynccontextmanager
-    async def begin(self) -> AsyncIterator[Transaction]:
+    async def begin(self, *, lock_seconds: float | None = None) -> AsyncIterator[Transaction]:
         """A write transaction: committed at the end of the block, rolled back if it raises.
+
+        Args:
+            lock_seconds: how long it waits for each thing that others have locked; None: as long as a statement may
+                take. On SQLite nobody else can have anything locked.
 
         Raises:
             Unavailable: the database is out of reach or refuses for now. Whether a commit under way has
                 happened is then unknown.
+            Locked: it waited for `lock_seconds`.
         """
-        with _faults_explained():
+        with _faults_explained(lock_seconds):
             async with self._writer.begin() as connection:
+                if self.on_postgresql:
+                    _driver_of(connection).lock_seconds = lock_seconds
                 transaction = Transaction(connection=connection)
                 yield transaction
         if transaction.outbox:
@@ -171,12 +181,18 @@ class Database:
 
 
 class _faults_explained:  # a context manager used as a statement
-    """Turns what drivers raise for an unreachable database into Unavailable; the rest passes."""
+    """Turns what drivers raise for an unreachable database into Unavailable, and into Locked what they raise for
+    whoever waited so long for a lock as it was told to; the rest passes."""
+
+    def __init__(self, lock_seconds: float | None = None) -> None:
+        self._lock_seconds = lock_seconds
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, _kind: object, fault: BaseException | None, _trace: object) -> None:
+        if fault is not None and self._lock_seconds is not None and _sqlstate_of(fault) in _HELD_UP_SQLSTATES:
+            raise Locked(f"others kept locked what was needed for {self._lock_seconds:g} s") from fault
         if fault is not None and is_passing(fault):
             log.warning("the database cannot serve now", error=type(fault).__name__, detail=str(fault)[:200])
             raise Unavailable(
@@ -189,18 +205,41 @@ def is_passing(fault: BaseException) -> bool:
     if isinstance(fault, exc.DBAPIError):
         if fault.connection_invalidated or isinstance(fault, exc.OperationalError):
             return True
-        sqlstate = getattr(fault.orig, "sqlstate", None) or ""
-        return sqlstate.startswith(_PASSING_SQLSTATES) or isinstance(fault.orig, TimeoutError | OSError)
+        return _sqlstate_of(fault).startswith(_PASSING_SQLSTATES) or isinstance(fault.orig, TimeoutError | OSError)
     return isinstance(fault, exc.TimeoutError | OSError) and not isinstance(fault, FileNotFoundError)
+
+
+def _sqlstate_of(fault: BaseException) -> str:
+    return getattr(getattr(fault, "orig", None), "sqlstate", None) or ""
 
 
 class _PostgreSQLConnection(asyncpg.Connection):  # type: ignore[misc]  # ships no types
     """Does not wait long for a server that does not answer. What a statement left behind on it goes on there until
-    the server's own `statement_timeout`."""
+    the server's own `statement_timeout`.
+
+    Attributes:
+        lock_seconds: how long the transactions that begin from now on wait for a lock; None: as the server was told.
+    """
+
+    lock_seconds: float | None = None
+
+    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
+        """As of any connection. How long a transaction waits for locks is said as it begins, in one round trip."""
+        if self.lock_seconds is not None and query.startswith("BEGIN"):
+            query += f" SET LOCAL lock_timeout = {max(1, round(self.lock_seconds * 1000))};"
+        status: str = await super().execute(query, *args, timeout=timeout)
+        return status
 
     async def close(self, *, timeout: float | None = None) -> None:
         """As of any connection, which cancels what runs on it first."""
         await super().close(timeout=min(timeout or _FAREWELL_SECONDS, _FAREWELL_SECONDS))
+
+
+def _driver_of(connection: AsyncConnection) -> _PostgreSQLConnection:
+    assert connection.sync_connection is not None, "it is open"
+    driver = connection.sync_connection.connection.driver_connection
+    assert isinstance(driver, _PostgreSQLConnection)
+    return driver
 
 
 def _postgresql(

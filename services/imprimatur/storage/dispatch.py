@@ -8,7 +8,21 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Float, Row, bindparam, case, exists, func, select, text, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Float,
+    Row,
+    bindparam,
+    case,
+    exists,
+    func,
+    not_,
+    select,
+    text,
+    true,
+    update,
+)
 
 from imprimatur.job import MOST_LOSSES, WORKERS_LOST, AttemptOutcome, Happening, JobError, JobType, Priority, State
 from imprimatur.storage import attempts, clock, evidence, gateways, outbox, turns
@@ -17,6 +31,7 @@ from imprimatur.storage.jobs import FIRST_REISSUE_AFTER_SECONDS
 from imprimatur.storage.locks import among, by_no_index, for_both, in_locked
 from imprimatur.storage.schema import jobs, workers
 from imprimatur.storage.transitions import move
+from imprimatur.storage.workers import is_locked_out
 from imprimatur.wire.messages import Released
 
 #: Messages that may be lost are sent again in numbers like this, however little room there is; and so many jobs that
@@ -227,7 +242,12 @@ OVERDUE = Hopeless(
     ),
 )
 LOST_TOO_OFTEN = Hopeless(
-    which=(jobs.c.state == State.RUNNING, jobs.c.lease_until < clock.now(), jobs.c.losses >= MOST_LOSSES - 1),
+    which=(
+        jobs.c.state == State.RUNNING,
+        jobs.c.lease_until < clock.now(),
+        not_(is_locked_out()),
+        jobs.c.losses >= MOST_LOSSES - 1,
+    ),
     by_age=jobs.c.lease_until,
     error=JobError(
         code=WORKERS_LOST,

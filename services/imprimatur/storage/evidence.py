@@ -419,13 +419,15 @@ _LEAVE = Many(
 )
 
 
-async def let_go(tx: Transaction, ended: Collection[Row[Any]]) -> None:
-    """End the flights of these job rows, whose attempts somebody else ended. Of those who wait one goes on."""
+async def let_go(tx: Transaction, ended: Collection[Row[Any]], *, waits: bool = True) -> None:
+    """End the flights of these job rows, whose attempts somebody else ended. Of those who wait one goes on. Who `waits`
+    for no lock may leave some flights: each ended with its claim, and who waits for it looks again by himself."""
     ids = sorted(row.id for row in ended if row.claim_no)
     if not ids:
         return
     theirs = and_(among(evidence.c.job_id, on_postgresql=tx.on_postgresql), evidence.c.content.is_(None))
-    chosen = select(evidence.c.key).where(theirs).order_by(evidence.c.key).with_for_update()
+    chosen = select(evidence.c.key).where(theirs).order_by(evidence.c.key)
+    chosen = chosen.with_for_update(skip_locked=not waits)
     left = update(evidence).where(in_locked(evidence.c.key, chosen)).values(job_id=null())
     rows = await tx.connection.execute(left.returning(evidence.c.key, evidence.c.awaited), {"ids": ids})
     await _wake_one_each(tx, [row.key for row in rows.all() if row.awaited])

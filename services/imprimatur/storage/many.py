@@ -8,7 +8,7 @@ the same statement once for each row.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Row, any_, bindparam, column, func, select
+from sqlalchemy import ColumnElement, Executable, Row, Select, any_, bindparam, column, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
@@ -42,8 +42,17 @@ class Each:
         for each other in a circle. SQLite has one writer, and nobody who waits."""
         if not self.on_postgresql:
             return key == self[name]
-        wanted = select(key).where(key == any_(self._given[name])).order_by(key).with_for_update()
-        return in_locked(key, wanted)
+        return in_locked(key, self._wanted(key, name).with_for_update())
+
+    def free(self, key: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+        """As `locked`, without those that others have locked: nothing is waited for. What refers to a row, and so
+        keeps it from being removed, is no hindrance."""
+        if not self.on_postgresql:
+            return key == self[name]
+        return in_locked(key, self._wanted(key, name).with_for_update(skip_locked=True, key_share=True))
+
+    def _wanted(self, key: ColumnElement[Any], name: str) -> Select[Any]:
+        return select(key).where(key == any_(self._given[name])).order_by(key)
 
 
 class Many:

@@ -283,6 +283,7 @@ workers = Table(
     Column("running", Integer, nullable=False),
     Column("started_at", Instant, nullable=False),
     Column("seen_at", Instant, nullable=False),
+    Column("locked_out_until", Instant),  # until then it may hold jobs whose leases it could not renew
 )
 
 gateways = Table(

@@ -120,6 +120,7 @@ class Moves:
         types: the values of each, by name; besides, `details` is what the history says.
         build: the conditions for these jobs, and the columns to set.
         returning: what is wanted of the changed rows; at least `TOLD`.
+        waits: for jobs that others have locked; else these are left as they are.
         also: writes further rows about the changed ones. On SQLite that is the caller's.
     """
 
@@ -130,9 +131,11 @@ class Moves:
         build: Callable[[Each], tuple[Sequence[ColumnElement[bool]], Mapping[str, Any]]],
         *,
         returning: Sequence[ColumnElement[Any]],
+        waits: bool = True,
         also: Callable[[CTE], Insert] | None = None,
     ) -> None:
         self._happening = happening
+        self._waits = waits
         self._returning = returning
         self._build = build
         self._also = also
@@ -156,7 +159,8 @@ class Moves:
 
     def _moving(self, each: Each, *carried: ColumnElement[Any]) -> Update:
         conditions, values = self._build(each)
-        named = (each.locked(jobs.c.id, "job_id"), jobs.c.id == each["job_id"])
+        chosen = each.locked(jobs.c.id, "job_id") if self._waits else each.free(jobs.c.id, "job_id")
+        named = (chosen, jobs.c.id == each["job_id"])
         return moving(self._happening, *named, *conditions, values=values, returning=(*self._returning, *carried))
 
     def _moving_and_telling(self, each: Each) -> Executable:

@@ -3,13 +3,13 @@
 import uuid
 from dataclasses import dataclass
 
-from sqlalchemy import Integer, delete, func, select
+from sqlalchemy import ColumnElement, Integer, delete, exists, func, null, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.locks import in_locked
-from imprimatur.storage.schema import workers
+from imprimatur.storage.schema import jobs, workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +21,28 @@ class Worker:
     slots: int
 
 
-async def seen(tx: Transaction, worker: Worker, *, running: int) -> None:
-    """Record that a worker lives, with its slots and how many are in use."""
+async def seen(tx: Transaction, worker: Worker, *, running: int, locked_out_seconds: float | None = None) -> None:
+    """Record that a worker lives, with its slots and how many are in use.
+
+    Args:
+        locked_out_seconds: since others keep some of its jobs locked, it may be without their leases for so long.
+    """
     dialect = postgresql if tx.on_postgresql else sqlite
-    fresh = {"name": worker.name, "slots": worker.slots, "running": running, "seen_at": clock.now()}
+    locked_out_until = null() if locked_out_seconds is None else clock.after(locked_out_seconds)
+    fresh = {
+        **{"name": worker.name, "slots": worker.slots, "running": running},
+        **{"seen_at": clock.now(), "locked_out_until": locked_out_until},
+    }
     await tx.connection.execute(
         dialect.insert(workers)
         .values(id=worker.id, started_at=clock.now(), **fresh)
         .on_conflict_do_update(index_elements=["id"], set_=fresh)
     )
+
+
+def is_locked_out() -> ColumnElement[bool]:
+    """Whether the worker of a job has said lately that it is kept from renewing leases."""
+    return exists().where(workers.c.id == jobs.c.worker_id, workers.c.locked_out_until > clock.now())
 
 
 async def gone(tx: Transaction, worker: Worker) -> None:

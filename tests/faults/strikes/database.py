@@ -1,11 +1,14 @@
 """What strikes PostgreSQL."""
 
 import asyncio
+from functools import partial
 
 import asyncpg  # type: ignore[import-untyped]  # ships no types
 
+from tests import makers
 from tests.faults.load import Load
-from tests.faults.strikes.struck import Struck, now
+from tests.faults.scripts import Kind, Script
+from tests.faults.strikes.struck import REACHED_SECONDS, Struck, now
 from tests.faults.world import LEASE_SECONDS, World
 
 
@@ -57,3 +60,27 @@ async def table_locked(world: World, _load: Load) -> Struck:
     finally:
         await connection.close()
     return now()
+
+
+async def job_locked(world: World, load: Load) -> Struck | None:
+    """Somebody locks a running job for longer than its lease, and until another job has come and gone."""
+    ends_soon, ends_later = 1.0, LEASE_SECONDS + 2.0
+    told = await load.submit(Script(kind=Kind.APPROVE, seconds=world.rng.choice((ends_soon, ends_later))))
+    if told is None:
+        return None
+    connection = await asyncpg.connect(world.dsn)
+    try:
+        await makers.until(partial(_begun, connection, told.job_id), seconds=REACHED_SECONDS)
+        async with connection.transaction():
+            locking = "SELECT id FROM jobs WHERE id = $1 AND state = 'running' FOR UPDATE"
+            if await connection.fetchval(locking, told.job_id) is None:
+                return None
+            await asyncio.sleep(LEASE_SECONDS + world.rng.uniform(0.2, 1.0))
+            await load.probe()
+    finally:
+        await connection.close()
+    return now()
+
+
+async def _begun(connection: asyncpg.Connection, job_id: str) -> bool:
+    return bool(await connection.fetchval("SELECT state <> 'queued' FROM jobs WHERE id = $1", job_id))

@@ -71,6 +71,29 @@ def at(point: Point, service: str, *, dies: bool = True) -> Strike:
     return strike
 
 
+async def frozen_inside_a_submit(world: World, load: Load) -> Struck:
+    """SIGSTOP a gateway with a submit written and not committed. Its caller repeats it at the other gateway, again and
+    again, among other submits there; SIGCONT when these have their answers."""
+    gateways = world.of("gateway")
+    seat = world.any_of("gateway")
+    other = next(place for place, one in enumerate(gateways) if one is not seat)
+    before = failpoints.reached(world.folder, Point.SUBMIT_WRITTEN)
+    failpoints.arm(world.folder, seat.process.pid, Point.SUBMIT_WRITTEN)
+    try:
+        await eventually(
+            lambda: failpoints.reached(world.folder, Point.SUBMIT_WRITTEN) > before, "frozen", seconds=REACHED_SECONDS
+        )
+        struck = now()
+        repeating = [asyncio.create_task(load.repeat(one, at=other)) for one in (*load.in_flight.values(),) * 3]
+        innocent = [load.submit(Script(kind=Kind.APPROVE, seconds=0.0), at=other) for _ in range(5)]
+        if None in await asyncio.gather(*innocent):
+            load.surprises.append("who came to one gateway got no answer while another was frozen")
+    finally:
+        seat.process.send(signal.SIGCONT)
+    await asyncio.gather(*repeating)
+    return struck
+
+
 async def stopped_beyond_lease(world: World, _load: Load) -> Struck:
     """SIGSTOP a reviewer for longer than its lease; SIGCONT then, when others have its jobs."""
     seat = world.any_of("reviewer")

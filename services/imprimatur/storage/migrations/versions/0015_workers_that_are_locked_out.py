@@ -1,0 +1,14 @@
+"""Workers that are kept from renewing leases, since others have their jobs locked"""
+
+import sqlalchemy as sa
+
+from imprimatur.storage.clock import Instant
+from imprimatur.storage.migrations import online
+
+revision = "0015"
+down_revision = "0014"
+
+
+def upgrade() -> None:
+    """Apply."""
+    online.add_column("workers", sa.Column("locked_out_until", Instant))
