@@ -5,8 +5,8 @@ import sqlalchemy as sa
 from imprimatur.storage.clock import Instant
 from imprimatur.storage.migrations import online
 
-revision = "0015"
-down_revision = "0014"
+revision = "0016"
+down_revision = "0015"
 
 
 def upgrade() -> None:
