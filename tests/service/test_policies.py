@@ -483,6 +483,25 @@ async def test_what_was_not_examined_is_not_approved_by_looking_again(system: Sy
     assert (await me.get(unseen)).state == AWAITING
 
 
+async def test_what_was_declared_or_cut_short_is_minded_again_and_foretold(system: System, me: Caller) -> None:
+    await create(me, Policy(mode=Mode.REQUIRE_HUMAN), activate=True)
+    async with system.reviewer(ScriptedEngine()):
+        for submitted in (
+            await me.submit(engines.APPROVE, declared=[creative.CATEGORY_ALCOHOL]),
+            await me.submit(engines.TRUNCATED),
+        ):
+            await me.until(submitted, AWAITING)
+    foretold = await preview(me, Policy())
+    assert [(one.before, one.after, one.count) for one in foretold.counts] == [(PENDING, PENDING, 2)]
+    await create(me, Policy(), activate=True)
+    answer = await redecide(me)
+    assert {(one.decision, one.policy_triggered, one.count) for one in answer.counts} == {
+        (PENDING, creative.POLICY_TRIGGER_SENSITIVE_CATEGORY, 1),
+        (PENDING, creative.POLICY_TRIGGER_NOT_FULLY_EXAMINED, 1),
+    }
+    assert not answer.redecided
+
+
 async def test_another_tenants_reviews_are_neither_decided_nor_looked_at(system: System, me: Caller) -> None:
     [job] = await reviewed(system, me, engines.UNSURE)
     stranger = await system.caller(tenant_id=await makers.make_tenant(system.database))

@@ -475,6 +475,9 @@ evidence = Table(
 )
 _partial("ix_evidence_job_id", evidence.c.job_id, where="job_id IS NOT NULL")
 
+#: Rows of these are added, and never changed nor removed: the database refuses it, whoever asks.
+RECORDS = (policies, policy_activations, human_decisions, audit_entries)
+
 #: What a tenant spent at AI providers on the last day on which it did; tokens in and out together.
 spending = Table(
     "spending",
