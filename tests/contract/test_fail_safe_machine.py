@@ -78,7 +78,7 @@ T = TypeVar("T")
 
 BRIEF = settings(
     max_examples=25,
-    stateful_step_count=22,
+    stateful_step_count=25,
     derandomize=True,
     database=None,
     deadline=None,

@@ -483,6 +483,29 @@ async def test_what_was_not_examined_is_not_approved_by_looking_again(system: Sy
     assert (await me.get(unseen)).state == AWAITING
 
 
+async def test_what_another_model_found_decides_nothing_where_the_policy_names_one(system: System, me: Caller) -> None:
+    of_house = ScriptedEngine()
+    of_house.identity = replace(of_house.identity, model="house-model")
+    await create(me, Policy(mode=Mode.REQUIRE_HUMAN), activate=True)
+    async with system.reviewer(of_house):
+        by_house = await me.until(await me.submit(engines.APPROVE), AWAITING)
+    [by_none] = await reviewed(system, me, engines.APPROVE)
+    named = Policy(model="house-model")
+    foretold = await preview(me, named)
+    assert {(one.job_id, one.after) for one in foretold.differing} == {
+        (by_house.id, APPROVED),
+        (by_none.id, creative.DECISION_UNSPECIFIED),
+    }
+    assert "nobody can say" in next(one.reason for one in foretold.differing if one.job_id == by_none.id)
+    await create(me, named, activate=True)
+    answer = await redecide(me)
+    assert [one.job_id for one in answer.redecided] == [by_house.id]
+    assert (answer.by_another_model, answer.without_evidence) == (1, 0)
+    assert (await me.get(by_none)).state == AWAITING
+    await create(me, replace(named, mode=Mode.AUTO_APPROVE), activate=True)
+    assert [one.job_id for one in (await redecide(me)).redecided] == [by_none.id]
+
+
 async def test_what_was_declared_or_cut_short_is_minded_again_and_foretold(system: System, me: Caller) -> None:
     await create(me, Policy(mode=Mode.REQUIRE_HUMAN), activate=True)
     async with system.reviewer(ScriptedEngine()):
