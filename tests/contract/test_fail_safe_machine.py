@@ -51,6 +51,7 @@ from imprimatur.job import Claim, JobType, State
 from imprimatur.policy import Decision, Mode, Policy
 from imprimatur.retention import Retention
 from imprimatur.storage import claims, clock, dispatch, jobs, people, policies, repeats, schema, tenants
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.people import HumanDecision
@@ -358,7 +359,7 @@ class Reviews(RuleBasedStateMachine):
 
         async def work() -> bool:
             async with self.database.begin() as tx:
-                return await policies.activate(tx, self.owner.tenant_id, version, by="ada")
+                return await policies.activate(tx, self.owner.tenant_id, version, by=Actor(person="ada"))
 
         self.reached["gone back"] += self.run(work())
         self.policy = self.versions[version - 1]

@@ -163,7 +163,7 @@ async def test_versions_differ_setting_by_setting(me: Caller) -> None:
 async def test_whether_evidence_is_reused_is_kept_whoever_changes_what(system: System, me: Caller) -> None:
     async def operate(**settings: Any) -> None:
         async with system.database.begin() as tx:
-            await tenants.change_policy(tx, system.tenant_id, settings, by="operator")
+            await tenants.change_policy(tx, system.tenant_id, settings)
 
     async def live() -> Policy:
         async with system.database.read() as reader:
@@ -747,7 +747,27 @@ async def test_a_file_that_is_no_policy_is_one_clear_line(
 
 async def test_what_an_operator_puts_at_the_database_is_in_the_record(system: System, me: Caller) -> None:
     async with system.database.begin() as tx:
-        await tenants.put_policy(tx, system.tenant_id, Policy(mode=Mode.REQUIRE_HUMAN), by="operator")
+        await tenants.put_policy(tx, system.tenant_id, Policy(mode=Mode.REQUIRE_HUMAN))
     [last, _] = (await me.policies.ListPolicyActivations(pb.ListPolicyActivationsRequest())).activations
     assert (last.from_version, last.to_version, last.activated_by) == (1, 2, "operator")
-    assert (await me.policies.GetPolicy(pb.GetPolicyRequest())).version.created_by == "operator"
+    made = (await me.policies.GetPolicy(pb.GetPolicyRequest())).version
+    assert (made.created_by, made.key_id, made.key_name, last.key_id, last.key_name) == ("operator", "", "", "", "")
+
+
+async def test_the_record_says_with_which_key_whoever_is_named(system: System, me: Caller) -> None:
+    async with system.database.read() as reader:
+        key = await tenants.find_key(reader, str(me.key))
+    assert key is not None
+    made = await create(me, LENIENT, author="ada", activate=True)
+    last = made.last_activation
+    assert (made.created_by, made.key_id, made.key_name) == ("ada", str(key.id), "a admin key")
+    assert (last.activated_by, last.key_id, last.key_name) == ("ada", str(key.id), "a admin key")
+    async with system.database.begin() as tx:
+        named_so = await tenants.create_key(tx, system.tenant_id, name="Operator", role=Role.ADMIN)
+    for call in (
+        create(me, LENIENT, author=" OPERATOR"),
+        activate(me, 1, author="operator"),
+        activate(await system.holder(named_so), 1),
+    ):
+        seen = await refusal(call)
+        assert (seen.reason, list(seen.violations)) == ("INVALID_FIELD", ["author"])
