@@ -7,12 +7,14 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 
+from sqlalchemy import delete
+
 from imprimatur.criteria import Criterion
 from imprimatur.errors import Locked
 from imprimatur.evidence import Category, CategoryScore, CriterionScore, EngineIdentity, Evidence, Part, Recommendation
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, NewJob, Priority, WhenBusy
-from imprimatur.storage import acceptance, claims, dispatch, jobs, people, tenants
+from imprimatur.storage import acceptance, claims, dispatch, jobs, people, schema, tenants
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.claims import Conclusion, Ending, Shown, Wanted
 from imprimatur.storage.database import Database
@@ -100,6 +102,14 @@ def evidence(
             for one, value in (broken or {}).items()
         ),
     )
+
+
+async def empty(database: Database) -> None:
+    """Remove all that can be: tenants stay, as what is on record of them does."""
+    async with database.begin() as tx:
+        for table in reversed(schema.metadata.sorted_tables):
+            if table not in (*schema.RECORDS, schema.tenants):
+                await tx.connection.execute(delete(table))
 
 
 async def make_tenant(database: Database, name: str = "") -> uuid.UUID:

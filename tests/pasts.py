@@ -108,7 +108,7 @@ async def _go_on(tx: Transaction, claim: Claim, past: Past) -> None:
         assert waiting is not None
         decision = HumanDecision(
             reviewer="ada", decision="approved", reason="It is fine.", ai_recommendation="reject", overrides_ai=True,
-            decided_at=await clock.present(tx),
+            decided_at=await clock.present(tx) - timedelta(days=past.days),
         )  # fmt: skip
         await people.decide(tx, waiting, decision, result=b"decided")
 

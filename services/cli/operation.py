@@ -20,7 +20,6 @@ from imprimatur.vault import Vault
 
 _Answer = TypeVar("_Answer")
 #: Who made a version of a policy, or made it live, at the database itself.
-_OPERATOR = "operator"
 
 
 def database_url_in(data: Path) -> str:
@@ -85,7 +84,7 @@ class Operation:
 
     def _change_policy(self, tenant: str, **settings: Any) -> int:
         async def run(tx: Transaction) -> int:
-            return await tenants.change_policy(tx, await _tenant(tx, tenant), settings, by=_OPERATOR)
+            return await tenants.change_policy(tx, await _tenant(tx, tenant), settings)
 
         return self._do(run)
 

@@ -176,6 +176,8 @@ async def redecide(
         note(f"{answer.held} left alone, because a person holds them now")
     if answer.without_evidence:
         note(f"{answer.without_evidence} left alone, because no engine has seen them; see 'imprimatur review again'")
+    if answer.by_another_model:
+        note(f"{answer.by_another_model} left alone, because another model has seen them than the policy names")
 
 
 def _policy(file: Path) -> pb.Policy:

@@ -41,13 +41,14 @@ def versions(found: Iterable[PolicyVersion]) -> Table:
 
 def activations(record: Iterable[PolicyActivation]) -> Table:
     """One line an activation."""
-    made = table("TIME", "FROM", "TO", "BY", "NOTE")
+    made = table("TIME", "FROM", "TO", "BY", "KEY", "NOTE")
     for one in record:
         made.add_row(
             when(one.time),
             str(one.from_version or ""),
             str(one.to_version),
             plain(one.activated_by),
+            plain(one.key_name),
             plain(one.note),
         )
     return made
@@ -59,11 +60,13 @@ def version_in_full(one: PolicyVersion) -> RenderableType:
     head = facts(
         [
             ("version", f"{one.version}{' (live)' if one.live else ''}"),
-            ("created", f"{when(one.create_time)} {one.created_by}".strip()),
+            ("created", f"{when(one.create_time)} {_by(one.created_by, one.key_name)}".strip()),
             ("note", one.note),
             (
                 "last activated",
-                f"{when(last.time)} {last.activated_by}".strip() if one.HasField("last_activation") else "never",
+                f"{when(last.time)} {_by(last.activated_by, last.key_name)}".strip()
+                if one.HasField("last_activation")
+                else "never",
             ),
             ("mode", _mode(policy.mode)),
             ("approve from", policy.auto_approve_threshold),
@@ -143,6 +146,10 @@ def redecided(answer: RedecidePendingResponse) -> RenderableType:
             plain(word(PolicyTrigger, job.policy_triggered)),
         )
     return sections(counts, jobs)
+
+
+def _by(person: str, key_name: str) -> str:
+    return person if key_name in ("", person) else f"{person} (key {key_name})"
 
 
 def _mode(mode: int) -> str:

@@ -14,7 +14,7 @@ from gateway.validation import instant_of, limit_within, version_within
 from imprimatur import metrics
 from imprimatur.errors import InvalidRequest
 from imprimatur.evidence import Evidence
-from imprimatur.hindsight import Reviewed, decided_again, would_have_decided
+from imprimatur.hindsight import Reviewed, Unsaid, decided_again, would_have_decided
 from imprimatur.human import categories_of
 from imprimatur.policy import Decision, LivePolicy, Policy, Trigger, Verdict, unexamined_criteria
 from imprimatur.storage import people, policies, redecisions, tenants
@@ -63,7 +63,8 @@ async def redecide_pending(
             for (decision, trigger), count in sorted(found.counts.items())
         ],
         held=found.held,
-        without_evidence=found.without_evidence,
+        without_evidence=found.unsaid[Unsaid.NOT_SEEN],
+        by_another_model=found.unsaid[Unsaid.OTHER_MODEL],
         redecided=[
             pb.RedecidedJob(
                 job_id=str(waiting.id),
@@ -84,7 +85,7 @@ class _Judged:
     counts: Counter[tuple[Decision, Trigger]] = field(default_factory=Counter)
     decided: list[tuple[Waiting, Reviewed, Verdict]] = field(default_factory=list)
     held: int = 0
-    without_evidence: int = 0
+    unsaid: Counter[Unsaid] = field(default_factory=Counter)
 
 
 async def _judged(batch: Sequence[Waiting], live: LivePolicy) -> _Judged:
@@ -96,9 +97,12 @@ async def _judged(batch: Sequence[Waiting], live: LivePolicy) -> _Judged:
             judged.held += 1
             continue
         reviewed = reviewed_of(waiting.input, waiting.result)
-        verdict = decided_again(live.policy, reviewed) if reviewed is not None else None
-        if reviewed is None or verdict is None:
-            judged.without_evidence += 1
+        if reviewed is None:
+            judged.unsaid[Unsaid.NOT_SEEN] += 1
+            continue
+        verdict = decided_again(live.policy, reviewed)
+        if isinstance(verdict, Unsaid):
+            judged.unsaid[verdict] += 1
             continue
         judged.counts[verdict.decision, verdict.trigger] += 1
         if verdict.decision is not Decision.PENDING:
@@ -177,7 +181,7 @@ class _Preview:
         if reviewed is None:
             return
         verdict = would_have_decided(self._policy, reviewed)
-        now = verdict.decision if verdict is not None else None
+        now = None if isinstance(verdict, Unsaid) else verdict.decision
         self._counts[reviewed.decision, now] += 1
         self._without_criteria += _lacks_criteria(self._policy, reviewed.evidence)
         if now is not reviewed.decision:
@@ -201,15 +205,22 @@ def _lacks_criteria(policy: Policy, evidence: Evidence | None) -> bool:
     return bool(evidence is not None and unexamined_criteria(policy, evidence))
 
 
-def _differing(row: Any, reviewed: Reviewed, verdict: Verdict | None) -> pb.PreviewedReview:
+_WHY_UNSAID = {
+    Unsaid.NOT_SEEN: "No engine was asked then, so nobody can say.",
+    Unsaid.OTHER_MODEL: "Another model examined it than this policy names, so nobody can say.",
+}
+
+
+def _differing(row: Any, reviewed: Reviewed, verdict: Verdict | Unsaid) -> pb.PreviewedReview:
+    said = None if isinstance(verdict, Unsaid) else verdict
     return pb.PreviewedReview(
         job_id=str(row.id),
         subject_id=row.subject_id,
         before=_decision(reviewed.decision),
         before_triggered=_trigger(reviewed.trigger),
-        after=_decision(verdict.decision if verdict is not None else None),
-        after_triggered=_trigger(verdict.trigger if verdict is not None else None),
-        reason=verdict.reason if verdict is not None else "No engine was asked then, so nobody can say.",
+        after=_decision(said.decision if said is not None else None),
+        after_triggered=_trigger(said.trigger if said is not None else None),
+        reason=_WHY_UNSAID[verdict] if isinstance(verdict, Unsaid) else verdict.reason,
         approval_score=reviewed.evidence.approval_score if reviewed.evidence is not None else None,
         by_person=_decision(decision_by_person(row.result)),
     )

@@ -11,8 +11,9 @@ from gateway.validation import page_size_within, text_within, version_within, wi
 from imprimatur import hindsight, metrics
 from imprimatur.errors import InvalidRequest
 from imprimatur.storage import policies
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Database
-from imprimatur.storage.policies import Activation, Version
+from imprimatur.storage.policies import OPERATOR, Activation, Version
 from imprimatur.v1 import policy_service_pb2 as pb
 from imprimatur.v1.policy_service_pb2_grpc import PolicyServiceServicer
 from imprimatur.wire.creatives import timestamp
@@ -146,8 +147,12 @@ class Policies(PolicyServiceServicer):
         return await redecide_pending(self._database, caller(), request)
 
 
-def _author(named: str, who: Caller) -> str:
-    return text_within(named, "author", 200) or who.key_name
+def _author(named: str, who: Caller) -> Actor:
+    """Who does it: whom the request names, else the key; and with which key, whoever is named."""
+    person = text_within(named, "author", 200) or who.key_name
+    if person.strip().casefold() == OPERATOR.person:
+        raise InvalidRequest("author", "'operator' is who acts at the database: name who does it")
+    return Actor(person=person, key_id=who.key_id, key_name=who.key_name, known=bool(named))
 
 
 def _note(note: str) -> str:
@@ -172,8 +177,10 @@ def _shown(version: Version) -> pb.PolicyVersion:
         version=version.number,
         policy=policy_to_wire(version.policy),
         create_time=timestamp(version.created_at),
-        created_by=version.created_by,
+        created_by=version.created_by.person,
         note=version.note,
+        key_id=_key_id(version.created_by),
+        key_name=version.created_by.key_name,
         live=version.live,
         last_activation=_activation(version.activated) if version.activated is not None else None,
     )
@@ -185,6 +192,12 @@ def _activation(activation: Activation) -> pb.PolicyActivation:
         from_version=activation.from_version or 0,
         to_version=activation.to_version,
         time=timestamp(activation.at),
-        activated_by=activation.by,
+        activated_by=activation.by.person,
         note=activation.note,
+        key_id=_key_id(activation.by),
+        key_name=activation.by.key_name,
     )
+
+
+def _key_id(by: Actor) -> str:
+    return str(by.key_id) if by.key_id is not None else ""

@@ -5,6 +5,7 @@ No engine is asked: where nothing was found, or nothing about a criterion that i
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
 from imprimatur.evidence import Category, Evidence
 from imprimatur.policy import Decision, EngineFailure, Mode, Policy, Trigger, Verdict, decide, decide_failure
@@ -20,18 +21,35 @@ class Reviewed:
     trigger: Trigger
 
 
-def decided_again(policy: Policy, reviewed: Reviewed) -> Verdict | None:
-    """What the table says of it now. None without evidence: what no engine has seen is left to a person."""
-    return decide(policy, reviewed.declared, reviewed.evidence) if reviewed.evidence is not None else None
+class Unsaid(StrEnum):
+    """Why nobody can say what a policy makes of a review."""
+
+    NOT_SEEN = "not_seen"  #: no engine has seen it
+    OTHER_MODEL = "other_model"  #: another model has seen it than the one that the policy names
 
 
-def would_have_decided(policy: Policy, reviewed: Reviewed) -> Verdict | None:
-    """What the policy would have made of it then. None where nobody can say: the engine was not asked, and now would
-    have been."""
-    if reviewed.evidence is not None or policy.mode is Mode.AUTO_APPROVE:
-        return decide(policy, reviewed.declared, reviewed.evidence)
+def decided_again(policy: Policy, reviewed: Reviewed) -> Verdict | Unsaid:
+    """What the table says of it now. Of what it cannot say anything is left to a person."""
+    if reviewed.evidence is None:
+        return Unsaid.NOT_SEEN
+    if _asks_another_model(policy, reviewed.evidence):
+        return Unsaid.OTHER_MODEL
+    return decide(policy, reviewed.declared, reviewed.evidence)
+
+
+def _asks_another_model(policy: Policy, evidence: Evidence) -> bool:
+    """Whether the policy decides by what another model finds. In the other modes nothing rests on it."""
+    return policy.mode is Mode.AI_POWERED and policy.model not in (None, evidence.engine.model)
+
+
+def would_have_decided(policy: Policy, reviewed: Reviewed) -> Verdict | Unsaid:
+    """What the policy would have made of it then. Where the engine failed, it would have failed."""
+    if reviewed.evidence is not None:
+        return decided_again(policy, reviewed)
+    if policy.mode is Mode.AUTO_APPROVE:
+        return decide(policy, reviewed.declared, None)
     if reviewed.trigger is Trigger.AUTO_APPROVE_MODE and policy.mode is Mode.AI_POWERED:
-        return None
+        return Unsaid.NOT_SEEN
     failure = EngineFailure(message="the engine failed", budget_exhausted=reviewed.trigger is Trigger.BUDGET_EXHAUSTED)
     return decide_failure(policy, reviewed.declared, failure)
 

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import delete, update
+from sqlalchemy import update
 
 from imprimatur.errors import AttemptError, PermanentError, RateLimited, TimedOut, TransientError, UnreviewableInput
 from imprimatur.identity import new_id
@@ -161,16 +161,11 @@ class StoredJobs(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.run(self._empty())
+        self.run(makers.empty(self.database))
         self.owner = Owner(tenant_id=self.run(makers.make_tenant(self.database)))
         for heard in (True, False, True):
             self.submit(max_attempts=2, at_once=True, heard=heard)
         self.claim_all([(job, False) for job in self.all[:2]])
-
-    async def _empty(self) -> None:
-        async with self.database.begin() as tx:
-            for table in reversed(schema.metadata.sorted_tables):
-                await tx.connection.execute(delete(table))
 
     # --- accepting and releasing
 

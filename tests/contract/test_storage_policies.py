@@ -13,6 +13,7 @@ from imprimatur.identity import new_id
 from imprimatur.job import Happening, Job, State
 from imprimatur.policy import Mode, Policy
 from imprimatur.storage import clock, migrations, policies, redecisions, tenants
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Database
 from imprimatur.storage.redecisions import Batch, Redecided
 from imprimatur.storage.schema import job_events
@@ -22,17 +23,18 @@ from tests.contract.polling import lock_waiters
 from tests.contract.test_storage_people import decide
 
 STRICT = Policy(mode=Mode.REQUIRE_HUMAN)
+ADA = Actor(person="ada", key_id=new_id(), key_name="desk")
 
 
 async def record(database: Database, tenant: uuid.UUID) -> list[tuple[int, int | None, int, str]]:
     async with database.read() as reader:
         found = await policies.activations(reader, tenant, before=None, limit=100)
-    return [(one.number, one.from_version, one.to_version, one.by) for one in found]
+    return [(one.number, one.from_version, one.to_version, one.by.person) for one in found]
 
 
 async def activate(database: Database, tenant: uuid.UUID, number: int, **more: int) -> bool:
     async with database.begin() as tx:
-        return await policies.activate(tx, tenant, number, by="ada", expected=more.get("expected"))
+        return await policies.activate(tx, tenant, number, by=ADA, expected=more.get("expected"))
 
 
 # --- versions --------------------------------------------------------------------------------------------
@@ -41,7 +43,7 @@ async def activate(database: Database, tenant: uuid.UUID, number: int, **more: i
 async def test_each_activation_is_a_line_of_the_record(database: Database) -> None:
     tenant, other = await makers.make_tenant(database), await makers.make_tenant(database)
     async with database.begin() as tx:
-        assert await policies.create(tx, tenant, STRICT, by="ada", note="Stop.") == 2
+        assert await policies.create(tx, tenant, STRICT, by=ADA, note="Stop.") == 2
     assert await record(database, tenant) == [(1, None, 1, "")]
     assert await activate(database, tenant, 2)
     assert not await activate(database, tenant, 2)
@@ -54,9 +56,9 @@ async def test_each_activation_is_a_line_of_the_record(database: Database) -> No
         await activate(database, tenant, 2, expected=2)
     async with database.read() as reader:
         found = await policies.find(reader, tenant, 2)
-        assert (found.policy, found.note, found.created_by, found.live) == (STRICT, "Stop.", "ada", False)
+        assert (found.policy, found.note, found.created_by, found.live) == (STRICT, "Stop.", ADA, False)
         assert found.activated is not None
-        assert found.activated.number == 2
+        assert (found.activated.number, found.activated.by) == (2, ADA)
         assert (await tenants.live_policy(reader, tenant)).version == 1
 
 
@@ -65,7 +67,7 @@ async def test_of_two_who_change_the_same_version_at_once_one_is_refused(databas
 
     async def change(by: str) -> int:
         async with database.begin() as tx:
-            return await policies.create(tx, tenant, STRICT, by=by, based_on=1, live_at_once=True)
+            return await policies.create(tx, tenant, STRICT, by=Actor(person=by), based_on=1, live_at_once=True)
 
     ends = await asyncio.gather(*(change(by) for by in ("ada", "bob")), return_exceptions=True)
     assert [type(end) for end in ends if not isinstance(end, int)] == [FailedPrecondition]
@@ -84,7 +86,7 @@ async def test_versions_of_before_the_record_were_live_from_when_they_were_made(
     assert await record(database, tenant) == [(2, 1, 2, ""), (1, None, 1, "")]
     async with database.read() as reader:
         live = await policies.find(reader, tenant, None)
-    assert (live.number, live.policy, live.created_by, live.note) == (2, STRICT, "", "")
+    assert (live.number, live.policy, live.created_by.person, live.note) == (2, STRICT, "", "")
     assert live.activated is not None
     assert live.activated.at == live.created_at
     assert await activate(database, tenant, 1)
@@ -96,7 +98,7 @@ async def test_who_changes_one_setting_keeps_what_somebody_else_changed_meanwhil
 
     async def operate() -> int:
         async with database.begin() as tx:
-            return await tenants.change_policy(tx, tenant, {"reuse_evidence": False}, by="operator")
+            return await tenants.change_policy(tx, tenant, {"reuse_evidence": False})
 
     async with database.begin() as tx:
         await tenants.put_policy(tx, tenant, STRICT)

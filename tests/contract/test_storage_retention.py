@@ -11,7 +11,7 @@ from datetime import datetime
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 
 from imprimatur.identity import new_id
 from imprimatur.job import TERMINAL, State
@@ -113,7 +113,7 @@ def test_whatever_happened_before_what_is_over_goes_and_nothing_else(database_ur
 
 
 async def check_one(database: Database, drawn: list[Past], kept: Retention, limit: int) -> list[bool]:
-    await emptied(database)
+    await makers.empty(database)
     ids = await made(database, await makers.make_tenant(database), *drawn)
     before = await left(database)
     counted = await clean(database, kept, dry_run=True, limit=limit)
@@ -127,12 +127,6 @@ async def check_one(database: Database, drawn: list[Past], kept: Retention, limi
     assert removed + Counter(request_ids=gone_with_jobs) == before.totals() - after.totals()
     assert not await clean(database, kept, limit=limit), "a second pass finds more"
     return expected.stays
-
-
-async def emptied(database: Database) -> None:
-    async with database.begin() as tx:
-        for table in reversed(schema.metadata.sorted_tables):
-            await tx.connection.execute(delete(table))
 
 
 # --- what goes and what stays ------------------------------------------------------------------------------
@@ -174,8 +168,6 @@ async def test_what_was_not_told_yet_stays_until_it_is(database: Database, told:
 async def test_a_person_s_decision_outlives_its_job_and_says_what_it_was_about(database: Database) -> None:
     tenant = await makers.make_tenant(database)
     [job] = await made(database, tenant, Past(decided=True))
-    async with database.begin() as tx:
-        await tx.connection.execute(update(schema.human_decisions).values(decided_at=clock.after(-30 * 86_400)))
     assert (await clean(database, WEEK))["jobs"] == 1
     async with database.read() as reader:
         [row] = (await reader.connection.execute(select(schema.human_decisions))).all()

@@ -30,11 +30,13 @@ SUBMIT_PAUSE_SECONDS = 0.1
 class Desk:
     """Who answers at the provider's, each question after `seconds`; `places` is how many questions it expects at once.
 
-    The first answers go out when so many have come, so that nobody's speed decides whether they come.
+    The first answers go out when so many have come, so that nobody's speed decides whether they come; and none before
+    `may_answer`.
     """
 
     def __init__(self, *, seconds: float, places: int) -> None:
         self.answered: set[str] = set()  #: creatives, by their names
+        self.may_answer = asyncio.Event()
         self.most = 0
         self._seconds = seconds
         self._places = places
@@ -51,6 +53,7 @@ class Desk:
         try:
             await asyncio.sleep(self._seconds)
             await happens(self._full)
+            await happens(self.may_answer)
             given = await gives(answer())(provider, request)
             self.answered.add(asked.creative["name"])
             return given
@@ -103,6 +106,8 @@ async def test_a_batch_fills_the_slots_and_is_paid_for_to_the_token(trio: Trio) 
         began = time.monotonic()
         ids = await jobs.submit_all(client, jobs.requests([unlike_others(one) for one in range(number)], ""))
         accepted_seconds = time.monotonic() - began
+        assert not desk.answered, "no submit waits for an answer"
+        desk.may_answer.set()
         ended = await jobs.settled(client, ids)
         took_seconds = time.monotonic() - began
         after = await spent(client)
@@ -141,6 +146,7 @@ async def test_an_outage_approves_nothing_loses_nothing_and_is_made_good(
     trio: Trio, pause_seconds: float, outage_seconds: float
 ) -> None:
     desk, over = Desk(seconds=0.05, places=1), asyncio.Event()
+    desk.may_answer.set()
     labels = {"test": f"an outage of {outage_seconds:g} s"}
     mine = JobFilter(labels=labels)
     waiting = JobFilter(

@@ -17,6 +17,7 @@ REJECT = "reject"
 HUMAN = "human"  #: asks for a person
 UNSURE = "unsure"  #: a score between the thresholds
 UNSEEN = "unseen"  #: leaves a part unexamined
+TRUNCATED = "truncated"  #: leaves the end unexamined
 NONSENSE = "nonsense"  #: a score that is none
 SLOW = "slow"  #: "slow 0.3": takes so many seconds, then approves
 GATE = "gate"  #: waits until `open`, then approves
@@ -89,6 +90,7 @@ _EVIDENCE = {
     HUMAN: makers.evidence(0.6, recommendation=Recommendation.HUMAN),
     UNSURE: makers.evidence(0.6),
     UNSEEN: makers.evidence(0.97, unexamined=frozenset({Part.IMAGE})),
+    TRUNCATED: makers.evidence(0.97, truncated=True),
     NONSENSE: makers.evidence(float("nan")),
 }
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ from imprimatur.storage.database import Database
 from imprimatur.tenancy import Role
 from imprimatur.v1.admin_service_pb2_grpc import AdminServiceStub
 from imprimatur.v1.asset_service_pb2_grpc import AssetServiceStub
-from imprimatur.v1.creative_pb2 import Creative, CreativeReviewTask
+from imprimatur.v1.creative_pb2 import Category, Creative, CreativeReviewTask
 from imprimatur.v1.job_pb2 import Job, JobState
 from imprimatur.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WatchJobRequest
 from imprimatur.v1.job_service_pb2_grpc import JobServiceStub
@@ -97,12 +97,18 @@ class Caller:
         raise AssertionError(f"ended in {JobState.Name((await self.get(job)).state)}")
 
 
-def submission(headline: str = "approve", creative_id: str | None = None, **fields: Any) -> SubmitJobRequest:
+def submission(
+    headline: str = "approve",
+    creative_id: str | None = None,
+    *,
+    declared: Sequence[Category.ValueType] = (),
+    **fields: Any,
+) -> SubmitJobRequest:
     """A creative to be reviewed; unless it is named, one that no other request is about. `fields` are those of
     SubmitJobRequest."""
     if creative_id is None:
         creative_id = f"cr-of-{fields.get('request_id') or uuid.uuid4().hex}"
-    creative = Creative(creative_id=creative_id, headline=headline)
+    creative = Creative(creative_id=creative_id, headline=headline, declared_categories=declared)
     return SubmitJobRequest(creative_review=CreativeReviewTask(creative=creative), **fields)
 
 

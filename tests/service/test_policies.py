@@ -163,7 +163,7 @@ async def test_versions_differ_setting_by_setting(me: Caller) -> None:
 async def test_whether_evidence_is_reused_is_kept_whoever_changes_what(system: System, me: Caller) -> None:
     async def operate(**settings: Any) -> None:
         async with system.database.begin() as tx:
-            await tenants.change_policy(tx, system.tenant_id, settings, by="operator")
+            await tenants.change_policy(tx, system.tenant_id, settings)
 
     async def live() -> Policy:
         async with system.database.read() as reader:
@@ -483,6 +483,48 @@ async def test_what_was_not_examined_is_not_approved_by_looking_again(system: Sy
     assert (await me.get(unseen)).state == AWAITING
 
 
+async def test_what_another_model_found_decides_nothing_where_the_policy_names_one(system: System, me: Caller) -> None:
+    of_house = ScriptedEngine()
+    of_house.identity = replace(of_house.identity, model="house-model")
+    await create(me, Policy(mode=Mode.REQUIRE_HUMAN), activate=True)
+    async with system.reviewer(of_house):
+        by_house = await me.until(await me.submit(engines.APPROVE), AWAITING)
+    [by_none] = await reviewed(system, me, engines.APPROVE)
+    named = Policy(model="house-model")
+    foretold = await preview(me, named)
+    assert {(one.job_id, one.after) for one in foretold.differing} == {
+        (by_house.id, APPROVED),
+        (by_none.id, creative.DECISION_UNSPECIFIED),
+    }
+    assert "nobody can say" in next(one.reason for one in foretold.differing if one.job_id == by_none.id)
+    await create(me, named, activate=True)
+    answer = await redecide(me)
+    assert [one.job_id for one in answer.redecided] == [by_house.id]
+    assert (answer.by_another_model, answer.without_evidence) == (1, 0)
+    assert (await me.get(by_none)).state == AWAITING
+    await create(me, replace(named, mode=Mode.AUTO_APPROVE), activate=True)
+    assert [one.job_id for one in (await redecide(me)).redecided] == [by_none.id]
+
+
+async def test_what_was_declared_or_cut_short_is_minded_again_and_foretold(system: System, me: Caller) -> None:
+    await create(me, Policy(mode=Mode.REQUIRE_HUMAN), activate=True)
+    async with system.reviewer(ScriptedEngine()):
+        for submitted in (
+            await me.submit(engines.APPROVE, declared=[creative.CATEGORY_ALCOHOL]),
+            await me.submit(engines.TRUNCATED),
+        ):
+            await me.until(submitted, AWAITING)
+    foretold = await preview(me, Policy())
+    assert [(one.before, one.after, one.count) for one in foretold.counts] == [(PENDING, PENDING, 2)]
+    await create(me, Policy(), activate=True)
+    answer = await redecide(me)
+    assert {(one.decision, one.policy_triggered, one.count) for one in answer.counts} == {
+        (PENDING, creative.POLICY_TRIGGER_SENSITIVE_CATEGORY, 1),
+        (PENDING, creative.POLICY_TRIGGER_NOT_FULLY_EXAMINED, 1),
+    }
+    assert not answer.redecided
+
+
 async def test_another_tenants_reviews_are_neither_decided_nor_looked_at(system: System, me: Caller) -> None:
     [job] = await reviewed(system, me, engines.UNSURE)
     stranger = await system.caller(tenant_id=await makers.make_tenant(system.database))
@@ -705,7 +747,27 @@ async def test_a_file_that_is_no_policy_is_one_clear_line(
 
 async def test_what_an_operator_puts_at_the_database_is_in_the_record(system: System, me: Caller) -> None:
     async with system.database.begin() as tx:
-        await tenants.put_policy(tx, system.tenant_id, Policy(mode=Mode.REQUIRE_HUMAN), by="operator")
+        await tenants.put_policy(tx, system.tenant_id, Policy(mode=Mode.REQUIRE_HUMAN))
     [last, _] = (await me.policies.ListPolicyActivations(pb.ListPolicyActivationsRequest())).activations
     assert (last.from_version, last.to_version, last.activated_by) == (1, 2, "operator")
-    assert (await me.policies.GetPolicy(pb.GetPolicyRequest())).version.created_by == "operator"
+    made = (await me.policies.GetPolicy(pb.GetPolicyRequest())).version
+    assert (made.created_by, made.key_id, made.key_name, last.key_id, last.key_name) == ("operator", "", "", "", "")
+
+
+async def test_the_record_says_with_which_key_whoever_is_named(system: System, me: Caller) -> None:
+    async with system.database.read() as reader:
+        key = await tenants.find_key(reader, str(me.key))
+    assert key is not None
+    made = await create(me, LENIENT, author="ada", activate=True)
+    last = made.last_activation
+    assert (made.created_by, made.key_id, made.key_name) == ("ada", str(key.id), "a admin key")
+    assert (last.activated_by, last.key_id, last.key_name) == ("ada", str(key.id), "a admin key")
+    async with system.database.begin() as tx:
+        named_so = await tenants.create_key(tx, system.tenant_id, name="Operator", role=Role.ADMIN)
+    for call in (
+        create(me, LENIENT, author=" OPERATOR"),
+        activate(me, 1, author="operator"),
+        activate(await system.holder(named_so), 1),
+    ):
+        seen = await refusal(call)
+        assert (seen.reason, list(seen.violations)) == ("INVALID_FIELD", ["author"])

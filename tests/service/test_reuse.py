@@ -283,14 +283,29 @@ async def test_where_reuse_is_off_each_looks_for_itself(
 
 
 @on_sqlite
-async def test_what_was_not_wholly_examined_is_looked_at_again(system: System, me: Caller, gated: GatedEngine) -> None:
+async def test_what_the_seller_declares_is_minded_of_evidence_that_is_taken(
+    system: System, me: Caller, engine: ScriptedEngine
+) -> None:
+    async with sharing(system, engine):
+        for _ in range(2):
+            job = await me.submit(engines.APPROVE, declared=[creative.CATEGORY_ALCOHOL])
+            review = (await me.until(job, AWAITING)).creative_review.ai_review
+            assert review.policy_triggered == creative.POLICY_TRIGGER_SENSITIVE_CATEGORY
+    assert review.HasField("reused")
+
+
+@on_sqlite
+@pytest.mark.parametrize("how", [engines.UNSEEN, engines.TRUNCATED])
+async def test_what_was_not_wholly_examined_is_looked_at_again(
+    system: System, me: Caller, gated: GatedEngine, how: str
+) -> None:
     async with sharing(system, gated):
-        jobs = [await me.submit(engines.UNSEEN) for _ in range(3)]
+        jobs = [await me.submit(how) for _ in range(3)]
         await all_but_one_wait(me, jobs)
         gated.gate.set()
         for job in jobs:
             await me.until(job, AWAITING)
-        await me.until(await me.submit(engines.UNSEEN), AWAITING)
+        await me.until(await me.submit(how), AWAITING)
     assert len(gated.seen) == 4
 
 

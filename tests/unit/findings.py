@@ -48,20 +48,19 @@ evidences = st.builds(
     ),
 )
 #: Clean evidence but for one thing, which forbids the default policy to approve.
-near_misses = st.sampled_from(
-    [
-        makers.evidence(truncated=True),
-        makers.evidence(unexamined=frozenset({Part.IMAGE})),
-        makers.evidence(examined=frozenset(Category) - {Category.SCAM}),
-        makers.evidence(detected={Category.ALCOHOL: Policy.detect_min}),
-        makers.evidence(detected={Category.HATE: Policy.detect_min}),
-        makers.evidence(detected={Category.HATE: math.nan}),
-        makers.evidence(recommendation=Recommendation.HUMAN),
-        makers.evidence(recommendation=Recommendation.REJECT),
-        makers.evidence(math.nextafter(Policy.auto_approve_threshold, 0)),
-        makers.evidence(math.nan),
-    ]
+NEAR_MISSES = (
+    makers.evidence(truncated=True),
+    makers.evidence(unexamined=frozenset({Part.IMAGE})),
+    makers.evidence(examined=frozenset(Category) - {Category.SCAM}),
+    makers.evidence(detected={Category.ALCOHOL: Policy.detect_min}),
+    makers.evidence(detected={Category.HATE: Policy.detect_min}),
+    makers.evidence(detected={Category.HATE: math.nan}),
+    makers.evidence(recommendation=Recommendation.HUMAN),
+    makers.evidence(recommendation=Recommendation.REJECT),
+    makers.evidence(math.nextafter(Policy.auto_approve_threshold, 0)),
+    makers.evidence(math.nan),
 )
+near_misses = st.sampled_from(NEAR_MISSES)
 failures = st.builds(EngineFailure, message=st.text(max_size=5), budget_exhausted=st.booleans())
 anything = mostly(evidences | near_misses, failures | st.none())
 

@@ -34,7 +34,7 @@ from imprimatur.errors import (
     UnreviewableInput,
 )
 from imprimatur.evidence import Category, Evidence, Part, Recommendation
-from imprimatur.hindsight import Reviewed, decided_again
+from imprimatur.hindsight import Reviewed, Unsaid, decided_again
 from imprimatur.job import (
     DEFAULTS,
     LOSSES_OF_A_SUSPECT,
@@ -343,8 +343,8 @@ class Jobs(RuleBasedStateMachine):
         trigger = job.trigger or Trigger.HUMAN_REQUIRED
         then = Reviewed(declared=(), evidence=job.found, decision=Decision.PENDING, trigger=trigger)
         verdict = decided_again(self.policy, then)
-        assert (verdict is None) == (job.found is None)
-        if verdict is None or verdict.decision is Decision.PENDING:
+        assert isinstance(verdict, Unsaid) == (job.found is None)
+        if isinstance(verdict, Unsaid) or verdict.decision is Decision.PENDING:
             return
         assert job.move(Happening.REDECIDED)
         job.trigger = verdict.trigger

@@ -109,6 +109,7 @@ class Policies:
                 counts[key] = counts.get(key, 0) + one.count
             whole.held += answer.held
             whole.without_evidence += answer.without_evidence
+            whole.by_another_model += answer.by_another_model
             whole.redecided.extend(answer.redecided)
             whole.policy_version = request.live_version = answer.policy_version
             if not answer.next_page_token:

@@ -1,4 +1,5 @@
-"""Versions of a tenant's policy, which never change, and the record of which was live when, which only grows.
+"""Versions of a tenant's policy, which never change, and the record of which was live when, which only grows: triggers
+of the database refuse all else. Both say who did it, and with which key.
 
 How work is decided by the live one is `tenants.keep_policies`: an activation waits for the results that are being
 written, and holds for all later ones.
@@ -15,11 +16,15 @@ from sqlalchemy import Row, Select, and_, func, insert, select, update
 from imprimatur.errors import FailedPrecondition, NotFound, ResourceExhausted
 from imprimatur.policy import Policy
 from imprimatur.storage import clock
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.schema import policies, policy_activations, tenants
 
 #: Of one tenant. They are kept for ever.
 MOST_VERSIONS = 10_000
+#: Who changes a policy at the database, with no key at all.
+OPERATOR = Actor(person="operator")
+_NOBODY = Actor(person="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,7 @@ class Activation:
     from_version: int | None
     to_version: int
     at: datetime
-    by: str
+    by: Actor
     note: str
 
 
@@ -41,7 +46,7 @@ class Version:
     number: int
     policy: Policy
     created_at: datetime
-    created_by: str
+    created_by: Actor
     note: str
     live: bool
     activated: Activation | None
@@ -55,7 +60,7 @@ async def create(
     tenant_id: uuid.UUID,
     policy: Policy,
     *,
-    by: str,
+    by: Actor,
     note: str = "",
     based_on: int | None = None,
     live_at_once: bool = False,
@@ -80,8 +85,10 @@ async def create(
             version=number,
             document=policy.document(),
             created_at=clock.now(),
-            created_by=by,
+            created_by=by.person,
             note=note,
+            key_id=by.key_id,
+            key_name=by.key_name,
         )
     )
     if live_at_once:
@@ -90,7 +97,7 @@ async def create(
 
 
 async def activate(
-    tx: Transaction, tenant_id: uuid.UUID, number: int, *, by: str, note: str = "", expected: int | None = None
+    tx: Transaction, tenant_id: uuid.UUID, number: int, *, by: Actor, note: str = "", expected: int | None = None
 ) -> bool:
     """Make a version the live one, at once for queued and running jobs too. False: it was already.
 
@@ -114,7 +121,7 @@ async def begin(tx: Transaction, tenant_id: uuid.UUID, policy: Policy) -> None:
             tenant_id=tenant_id, version=1, document=policy.document(), created_at=clock.now(), created_by="", note=""
         )
     )
-    await _note(tx, tenant_id, 1, before=None, by="", note="")
+    await _note(tx, tenant_id, 1, before=None, by=_NOBODY, note="")
 
 
 async def lock(tx: Transaction, tenant_id: uuid.UUID, *, expected: int | None = None) -> int:
@@ -140,12 +147,14 @@ def require_live(live: int, expected: int | None) -> None:
         )
 
 
-async def _make_live(tx: Transaction, tenant_id: uuid.UUID, number: int, *, before: int, by: str, note: str) -> None:
+async def _make_live(tx: Transaction, tenant_id: uuid.UUID, number: int, *, before: int, by: Actor, note: str) -> None:
     await tx.connection.execute(update(tenants).where(tenants.c.id == tenant_id).values(policy_version=number))
     await _note(tx, tenant_id, number, before=before, by=by, note=note)
 
 
-async def _note(tx: Transaction, tenant_id: uuid.UUID, number: int, *, before: int | None, by: str, note: str) -> None:
+async def _note(
+    tx: Transaction, tenant_id: uuid.UUID, number: int, *, before: int | None, by: Actor, note: str
+) -> None:
     last = select(func.max(policy_activations.c.number)).where(policy_activations.c.tenant_id == tenant_id)
     await tx.connection.execute(
         insert(policy_activations).values(
@@ -154,8 +163,10 @@ async def _note(tx: Transaction, tenant_id: uuid.UUID, number: int, *, before: i
             from_version=before,
             to_version=number,
             at=clock.now(),
-            activated_by=by,
+            activated_by=by.person,
             note=note,
+            key_id=by.key_id,
+            key_name=by.key_name,
         )
     )
 
@@ -230,14 +241,14 @@ def _version_of(row: Row[Any]) -> Version:
             from_version=row.activation_from_version,
             to_version=row.activation_to_version,
             at=row.activation_at,
-            by=row.activation_activated_by,
+            by=_actor(row.activation_activated_by, row.activation_key_id, row.activation_key_name),
             note=row.activation_note,
         )
     return Version(
         number=row.version,
         policy=Policy.from_document(row.document),
         created_at=row.created_at,
-        created_by=row.created_by or "",
+        created_by=_actor(row.created_by, row.key_id, row.key_name),
         note=row.note or "",
         live=row.version == row.live_version,
         activated=activated,
@@ -250,6 +261,10 @@ def _activation_of(row: Row[Any]) -> Activation:
         from_version=row.from_version,
         to_version=row.to_version,
         at=row.at,
-        by=row.activated_by,
+        by=_actor(row.activated_by, row.key_id, row.key_name),
         note=row.note,
     )
+
+
+def _actor(person: str | None, key_id: uuid.UUID | None, key_name: str | None) -> Actor:
+    return Actor(person=person or "", key_id=key_id, key_name=key_name or "")

@@ -83,9 +83,11 @@ policies = Table(
     Column("created_at", Instant, nullable=False),
     Column("created_by", Text),  # none, as the note: made before that was kept
     Column("note", Text),
+    Column("key_id", Uuid),  # that it was made with; none, as its name: made at the database, or before that was kept
+    Column("key_name", Text),
 )
 
-#: Which version was live from when on. Rows are added, and never changed.
+#: Which version was live from when on.
 policy_activations = Table(
     "policy_activations",
     metadata,
@@ -96,6 +98,8 @@ policy_activations = Table(
     Column("at", Instant, nullable=False),
     Column("activated_by", Text, nullable=False),
     Column("note", Text, nullable=False),
+    Column("key_id", Uuid),  # none, as its name: at the database, or before that was kept
+    Column("key_name", Text),
 )
 
 jobs = Table(
@@ -491,6 +495,9 @@ evidence = Table(
     Index("ix_evidence_tenant_id_id", "tenant_id", "id"),
 )
 _partial("ix_evidence_job_id", evidence.c.job_id, where="job_id IS NOT NULL")
+
+#: Rows of these are added, and never changed nor removed: the database refuses it, whoever asks.
+RECORDS = (policies, policy_activations, human_decisions, audit_entries)
 
 #: What a tenant spent at AI providers on the last day on which it did; tokens in and out together.
 spending = Table(

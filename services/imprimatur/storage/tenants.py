@@ -221,13 +221,13 @@ async def _learn(reader: Reader, wanted: Collection[tuple[uuid.UUID, int]]) -> N
     _known.update({(row.tenant_id, row.version): Policy.from_document(row.document) for row in rows})
 
 
-async def change_policy(tx: Transaction, tenant_id: uuid.UUID, settings: Mapping[str, Any], *, by: str = "") -> int:
+async def change_policy(tx: Transaction, tenant_id: uuid.UUID, settings: Mapping[str, Any]) -> int:
     """As `put_policy`, with the live version in which these settings are others: all else stays as it is then."""
     live = await policy_versions.lock(tx, tenant_id)
     policy = (await policy_versions.find(tx, tenant_id, live)).policy
-    return await put_policy(tx, tenant_id, replace(policy, **settings), by=by)
+    return await put_policy(tx, tenant_id, replace(policy, **settings))
 
 
-async def put_policy(tx: Transaction, tenant_id: uuid.UUID, policy: Policy, *, by: str = "") -> int:
-    """Add a version and make it the live one, at once for queued and running jobs too."""
-    return await policy_versions.create(tx, tenant_id, policy, by=by, live_at_once=True)
+async def put_policy(tx: Transaction, tenant_id: uuid.UUID, policy: Policy) -> int:
+    """As the operator, add a version and make it the live one, at once for queued and running jobs too."""
+    return await policy_versions.create(tx, tenant_id, policy, by=policy_versions.OPERATOR, live_at_once=True)

@@ -120,6 +120,30 @@ def replace_primary_key(table: str, columns: Sequence[str]) -> None:
     op.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} PRIMARY KEY USING INDEX {built}")
 
 
+def refuse_changes(table: str) -> None:
+    """Let rows be added and nothing else, by triggers: they hold for the table's owner too, where revoked rights would
+    not."""
+    refused = "are never changed nor removed"
+    if not _on_postgresql():
+        for change in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER IF NOT EXISTS {table}_no_{change.lower()} BEFORE {change} ON {table}"
+                f" BEGIN SELECT RAISE(ABORT, 'rows of {table} {refused}'); END"
+            )
+        return
+    with _committing_each():  # who reads one table does not wait for who writes to the next
+        op.execute(
+            "CREATE OR REPLACE FUNCTION refuse_change_of_record() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$ BEGIN RAISE EXCEPTION 'rows of % {refused}', TG_TABLE_NAME; END $$"
+        )
+        for name, changes, each in (("rows", "UPDATE OR DELETE", "ROW"), ("table", "TRUNCATE", "STATEMENT")):
+            op.execute(f"DROP TRIGGER IF EXISTS {table}_keep_{name} ON {table}")
+            op.execute(
+                f"CREATE TRIGGER {table}_keep_{name} BEFORE {changes} ON {table}"
+                f" FOR EACH {each} EXECUTE FUNCTION refuse_change_of_record()"
+            )
+
+
 def oldest_transactions(connection: sa.Connection) -> str:
     """Whom a statement may be waiting for."""
     return connection.execute(sa.text(_OLDEST_TRANSACTIONS)).scalar() or "none"
