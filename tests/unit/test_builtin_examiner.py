@@ -194,6 +194,7 @@ def test_a_creative_without_text_is_a_persons_case() -> None:
     for fields in ({}, {"headline": "\u200b\u2060"}, {"images": (Image(name="a", data=encoded([picture()], "PNG")),)}):
         evidence = examiner.examine(Creative(creative_id="c1", **fields))
         assert evidence.recommendation is Recommendation.HUMAN
+        assert Part.LANGUAGE not in evidence.unexamined
         assert 0.10 < evidence.approval_score < 0.90
 
 

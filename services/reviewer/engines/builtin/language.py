@@ -36,14 +36,14 @@ def function_words(section: str) -> frozenset[str]:
 
 
 def unread(passages: Sequence[str], english: Collection[str]) -> bool:
-    """Whether any of the passages (sentences, made `text.visible`) is not English, or none has a word.
+    """Whether any of the passages (sentences, made `text.visible`) is not English, or none of them has a word.
 
     `english` is a `vocabulary`. Numbers are no evidence either way.
     """
     if any(_foreign_script(one) or _foreign_sentence(one, english) or _pictures(one) for one in passages):
         return True
     whole = " ".join(passages)
-    return _SPELT_OUT.search(whole) is not None or not _WORD.search(whole)
+    return _SPELT_OUT.search(whole) is not None or (whole != "" and not _WORD.search(whole))
 
 
 def unread_names(names: Sequence[str], english: Collection[str]) -> bool:
