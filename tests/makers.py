@@ -14,9 +14,10 @@ from imprimatur.errors import Locked
 from imprimatur.evidence import Category, CategoryScore, CriterionScore, EngineIdentity, Evidence, Part, Recommendation
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, NewJob, Priority, WhenBusy
-from imprimatur.storage import acceptance, claims, dispatch, jobs, people, schema, tenants
+from imprimatur.storage import acceptance, claims, conclusions, dispatch, jobs, people, schema, tenants
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion, Ending, Shown, Wanted
+from imprimatur.storage.claims import Wanted
+from imprimatur.storage.conclusions import Conclusion, Ending, Shown
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
 from imprimatur.storage.review_queue import Waiting
@@ -214,7 +215,7 @@ async def conclude(
     )
     async with database.begin() as tx:
         ending = Ending(claim=claim, conclusion=conclusion, spent=spent or Spent(engine="test"))
-        if await claims.conclude(tx, [ending]) == [None]:
+        if await conclusions.conclude(tx, [ending]) == [None]:
             return None
     return await find(database, claim.tenant_id, claim.job_id)
 

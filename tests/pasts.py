@@ -13,10 +13,22 @@ from sqlalchemy import func, select, update
 from imprimatur.identity import first_id_at, new_id
 from imprimatur.job import TERMINAL, AttemptOutcome, Claim, Happening, State
 from imprimatur.retention import Retention
-from imprimatur.storage import acceptance, announcements, claims, clock, deliveries, jobs, people, retention, schema
+from imprimatur.storage import (
+    acceptance,
+    announcements,
+    claims,
+    clock,
+    conclusions,
+    deliveries,
+    jobs,
+    people,
+    retention,
+    schema,
+)
 from imprimatur.storage.announcements import NewMessage
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion, Ending, Wanted
+from imprimatur.storage.claims import Wanted
+from imprimatur.storage.conclusions import Conclusion, Ending
 from imprimatur.storage.database import Database, Reader, Transaction
 from imprimatur.storage.deliveries import AttemptRecord, DeliveryState
 from imprimatur.storage.jobs import Owner
@@ -101,7 +113,7 @@ async def _go_on(tx: Transaction, claim: Claim, past: Past) -> None:
     happening, outcome = _ENDS[state]
     shown = makers.shown("pending", "low_confidence") if happening is Happening.REFERRED else None
     conclusion = Conclusion(happening=happening, outcome=outcome, shown=shown)
-    await claims.conclude(tx, [Ending(claim=claim, conclusion=conclusion, spent=Spent(engine="test"))])
+    await conclusions.conclude(tx, [Ending(claim=claim, conclusion=conclusion, spent=Spent(engine="test"))])
     if past.decided:
         owner = Owner(tenant_id=claim.tenant_id)
         waiting = await people.lock_waiting(tx, owner, claim.job_id, reviewer="ada")

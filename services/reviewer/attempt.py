@@ -19,7 +19,7 @@ from imprimatur.job import DEFAULTS, AttemptOutcome, Claim, Happening, JobError,
 from imprimatur.retry import Again, after_error
 from imprimatur.storage import claims
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion
+from imprimatur.storage.conclusions import Conclusion
 from imprimatur.storage.database import Database
 from imprimatur.tracing import Attribute, Kind, SpanContext
 from reviewer.endings import Endings, uncancel

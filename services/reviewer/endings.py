@@ -18,9 +18,9 @@ from imprimatur.errors import Unavailable
 from imprimatur.gathering import LINGER_SECONDS, Gathering
 from imprimatur.job import Claim, State
 from imprimatur.policy import LivePolicy
-from imprimatur.storage import claims, tenants
+from imprimatur.storage import conclusions, tenants
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion, Ended, Ending
+from imprimatur.storage.conclusions import Conclusion, Ended, Ending
 from imprimatur.storage.database import Database
 
 log = structlog.get_logger(__name__)
@@ -90,7 +90,7 @@ class Endings:
         """Note on the attempt alone how it ended and what it cost; the job is somebody else's by now."""
         try:
             async with self._database.begin() as tx:
-                await claims.book(tx, [Ending(claim=claim, conclusion=conclusion, spent=spent)])
+                await conclusions.book(tx, [Ending(claim=claim, conclusion=conclusion, spent=spent)])
         except Unavailable:
             log.warning("an aborted attempt could not be booked")
 
@@ -136,7 +136,7 @@ class Endings:
             by_policy = {end.claim.tenant_id for end in ends if not isinstance(end.decide, Conclusion)}
             live = await tenants.keep_policies(tx, by_policy) if by_policy else {}
             decided = [_decided(end, live) for end in ends]
-            jobs = iter(await claims.conclude(tx, [one for one in decided if isinstance(one, Ending)]))
+            jobs = iter(await conclusions.conclude(tx, [one for one in decided if isinstance(one, Ending)]))
         return [
             _Written(conclusion=one.conclusion, job=next(jobs)) if isinstance(one, Ending) else one for one in decided
         ]

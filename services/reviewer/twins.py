@@ -17,11 +17,12 @@ from imprimatur.evidence import EngineIdentity, Evidence
 from imprimatur.gathering import LINGER_SECONDS, Gathering
 from imprimatur.job import AttemptOutcome, Claim, Happening
 from imprimatur.reuse import Source, may_be_kept
-from imprimatur.storage import claims, evidence
+from imprimatur.storage import conclusions, flights, landings
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion, Ending
+from imprimatur.storage.conclusions import Conclusion, Ending
 from imprimatur.storage.database import Database
-from imprimatur.storage.evidence import Answer, Asked, Found, Made, Standing
+from imprimatur.storage.flights import Answer, Asked, Found, Standing
+from imprimatur.storage.landings import Made
 from imprimatur.wire.creatives import evidence_of, kept_evidence
 from reviewer.tasks import HandedBack
 
@@ -126,7 +127,7 @@ class Twins:
 
     async def _ask_all(self, questions: Sequence[Asked], lock_seconds: float | None) -> Sequence[Answer]:
         async with self._database.begin(lock_seconds=lock_seconds) as tx:
-            return await evidence.ask(tx, questions)
+            return await flights.ask(tx, questions)
 
     async def _wait_all(self, ends: Sequence[Ending], lock_seconds: float | None) -> Sequence[None]:
         """Hand the jobs back, and have those wake them for whom they wait; in one transaction, jobs first."""
@@ -135,8 +136,8 @@ class Twins:
             if end.conclusion.waits_for is not None:
                 by_key[end.conclusion.waits_for].append(end.claim.job_id)
         async with self._database.begin(lock_seconds=lock_seconds) as tx:
-            await claims.conclude(tx, ends)
-            await evidence.wait(tx, by_key)
+            await conclusions.conclude(tx, ends)
+            await landings.wait(tx, by_key)
         return [None] * len(ends)
 
 

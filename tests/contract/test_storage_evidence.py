@@ -13,12 +13,14 @@ from sqlalchemy import select, text, update
 from imprimatur.evidence import EngineIdentity
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobType, State, WhenBusy
 from imprimatur.retention import Kind, Retention
-from imprimatur.storage import claims, clock, evidence, jobs, schema
+from imprimatur.storage import clock, conclusions, evidence, flights, jobs, landings, schema
 from imprimatur.storage.attempts import Spent, of_job
-from imprimatur.storage.claims import Conclusion, Ending
+from imprimatur.storage.conclusions import Conclusion, Ending
 from imprimatur.storage.database import Database, Transaction
-from imprimatur.storage.evidence import Answer, Asked, Found, Made, Scope, Standing
+from imprimatur.storage.evidence import Scope
+from imprimatur.storage.flights import Answer, Asked, Found, Standing
 from imprimatur.storage.jobs import Owner
+from imprimatur.storage.landings import Made
 from tests import makers
 from tests.contract.leasing import sweep_until_lost
 from tests.pasts import clean
@@ -62,7 +64,7 @@ class Desk:
         """Ask as the reviewer does: who follows is handed back, to wait."""
         asked = [self.question(one, key=key, policy_version=policy_version) for one in held]
         async with self.database.begin() as tx:
-            answers = await evidence.ask(tx, asked)
+            answers = await flights.ask(tx, asked)
         both = list(zip(held, answers, strict=True))
         await self.wait(*(one for one, answer in both if answer is Standing.FOLLOWS), key=key)
         self.leads |= {one.job_id: key for one, answer in both if answer is Standing.LEADS}
@@ -97,7 +99,7 @@ class Desk:
         )
         ending = Ending(claim=claim, conclusion=conclusion, spent=Spent(), leads_to=self.leads.get(claim.job_id))
         async with self.database.begin() as tx:
-            return await claims.conclude(tx, [ending]) != [None]
+            return await conclusions.conclude(tx, [ending]) != [None]
 
     async def due(self, *held: Claim) -> list[bool]:
         """Which of these jobs are queued, and due."""
@@ -121,9 +123,9 @@ class Desk:
 
 
 async def wait(tx: Transaction, *held: Claim, key: bytes = KEY) -> None:
-    assert None not in await claims.conclude(tx, [waits(one, key) for one in held])
+    assert None not in await conclusions.conclude(tx, [waits(one, key) for one in held])
     if held:
-        await evidence.wait(tx, {key: [one.job_id for one in held]})
+        await landings.wait(tx, {key: [one.job_id for one in held]})
 
 
 def waits(claim: Claim, key: bytes) -> Ending:
@@ -394,7 +396,7 @@ async def test_who_is_about_to_wait_for_what_has_ended_meanwhile_need_not_wait(
     first, second = await desk.claim(), await desk.claim()
     await desk.ask(first)
     async with desk.database.begin() as tx:
-        assert await evidence.ask(tx, [desk.question(second)]) == [FOLLOWS]
+        assert await flights.ask(tx, [desk.question(second)]) == [FOLLOWS]
     await desk.end(first, happening)
     await desk.wait(second)
     assert await desk.due(second) == [True]

@@ -46,9 +46,21 @@ from imprimatur.job import (
 )
 from imprimatur.policy import Trigger
 from imprimatur.retry import Again, after_error
-from imprimatur.storage import acceptance, claims, clock, dispatch, jobs, people, redecisions, repeats, schema
+from imprimatur.storage import (
+    acceptance,
+    claims,
+    clock,
+    conclusions,
+    dispatch,
+    jobs,
+    people,
+    redecisions,
+    repeats,
+    schema,
+)
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion, Ended, Ending, Renewal, Wanted
+from imprimatur.storage.claims import Renewal, Wanted
+from imprimatur.storage.conclusions import Conclusion, Ended, Ending
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.people import HumanDecision
@@ -336,22 +348,22 @@ class StoredJobs(RuleBasedStateMachine):
             {held: after(held.claim, end) if isinstance(end, AttemptError) else end for held, end in by_claim.items()}
         )
 
-    def conclude(self, conclusions: Mapping[Held, Conclusion]) -> None:
+    def conclude(self, ends: Mapping[Held, Conclusion]) -> None:
         async def work() -> list[Ended | None]:
             async with self.database.begin() as tx:
-                return await claims.conclude(
+                return await conclusions.conclude(
                     tx,
                     [
                         Ending(claim=held.claim, conclusion=conclusion, spent=Spent(engine="test"))
-                        for held, conclusion in conclusions.items()
+                        for held, conclusion in ends.items()
                     ],
                 )
 
-        holding = [held for held in conclusions if held.holds]
-        answers = dict(zip(conclusions, self.run(work()), strict=True))
+        holding = [held for held in ends if held.holds]
+        answers = dict(zip(ends, self.run(work()), strict=True))
         assert [held for held, ended in answers.items() if ended is not None] == holding
         for held in holding:
-            job, conclusion = held.job, conclusions[held]
+            job, conclusion = held.job, ends[held]
             assert job.move(conclusion.happening)
             job.attempts += conclusion.spends_attempt
             self.put_off(job, conclusion.delay_seconds == 0)
@@ -359,11 +371,11 @@ class StoredJobs(RuleBasedStateMachine):
             ended = answers[held]
             assert ended is not None
             assert (ended.state, ended.policy_triggered) == (job.state, job.trigger)
-        for held, conclusion in conclusions.items():
+        for held, conclusion in ends.items():
             self.book(held, conclusion)
-        self.reached["fenced off"] += len(holding) < len(conclusions)
+        self.reached["fenced off"] += len(holding) < len(ends)
         self.reached["ended together"] += len(holding) > 1
-        self.reached["fenced off among others"] += 0 < len(holding) < len(conclusions)
+        self.reached["fenced off among others"] += 0 < len(holding) < len(ends)
 
     def book(self, held: Held, conclusion: Conclusion) -> None:
         job = held.job

@@ -8,9 +8,9 @@ from sqlalchemy import select, update
 from imprimatur.broker import EVENTS
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, State
-from imprimatur.storage import claims, clock, outbox, schema, webhooks
+from imprimatur.storage import clock, conclusions, outbox, schema, webhooks
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion, Ending
+from imprimatur.storage.conclusions import Conclusion, Ending
 from imprimatur.storage.database import Database, OutboxRow
 from imprimatur.storage.transitions import move
 from imprimatur.storage.webhooks import SealedSecret
@@ -138,7 +138,7 @@ async def test_an_outcome_is_stored_only_where_somebody_wants_to_hear_of_it(data
 
 async def conclude(database: Database, ways: Mapping[Claim, Happening]) -> None:
     async with database.begin() as tx:
-        await claims.conclude(
+        await conclusions.conclude(
             tx,
             [
                 Ending(

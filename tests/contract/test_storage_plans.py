@@ -23,8 +23,9 @@ from imprimatur.storage import (
     acceptance,
     claims,
     dispatch,
-    evidence,
+    flights,
     jobs,
+    landings,
     outbox,
     people,
     redecisions,
@@ -36,8 +37,9 @@ from imprimatur.storage import (
 )
 from imprimatur.storage import tenants as stored_tenants
 from imprimatur.storage.database import Database, Transaction
-from imprimatur.storage.evidence import Asked, Landing, Made
+from imprimatur.storage.flights import Asked
 from imprimatur.storage.jobs import Filter, Owner
+from imprimatur.storage.landings import Landing, Made
 from imprimatur.storage.repeats import Scope
 from imprimatur.storage.retention import Place
 from imprimatur.storage.review_queue import Choice, Wanted
@@ -69,9 +71,9 @@ HOT: dict[str, Callable[[Transaction], Awaitable[object]]] = {
         shown={},
         limit=10,
     ),
-    "evidence.ask": lambda tx: ask(tx),  # noqa: PLW0108  # defined below
-    "evidence.land": lambda tx: evidence.land(tx, landings()),
-    "evidence.let_go": lambda tx: evidence.let_go(tx, [SimpleNamespace(id=new_id(), claim_no=1)]),  # type: ignore[list-item]  # as much of a row as it looks at
+    "flights.ask": lambda tx: ask(tx),  # noqa: PLW0108  # defined below
+    "landings.land": lambda tx: landings.land(tx, brought()),
+    "landings.let_go": lambda tx: landings.let_go(tx, [SimpleNamespace(id=new_id(), claim_no=1)]),  # type: ignore[list-item]  # as much of a row as it looks at
     "lost_leases": lambda tx: claims.lost_leases(tx, as_of=datetime.now(UTC), limit=10),
     "renew": lambda tx: claims.renew(tx, makers.worker(), [(new_id(), 1), (new_id(), 2)], lease_seconds=3.0),
     "outbox.lease": lambda tx: outbox.lease(tx, older_than_seconds=2.0, lease_seconds=5.0, limit=10),
@@ -104,7 +106,7 @@ async def ask(tx: Transaction) -> None:
     """One question that finds nobody, and one that finds a flight that does not fly."""
     tenant = (await tx.connection.execute(select(tenants.c.id))).scalar_one()
     for key in (b"a", b"b", b"a"):
-        await evidence.ask(tx, [asked(tenant, key)])
+        await flights.ask(tx, [asked(tenant, key)])
 
 
 def asked(tenant: UUID, key: bytes) -> Asked:
@@ -121,7 +123,7 @@ def asked(tenant: UUID, key: bytes) -> Asked:
     )
 
 
-def landings() -> list[Landing]:
+def brought() -> list[Landing]:
     made = Made(content=b"found", keep_seconds=60.0, input_tokens=1, output_tokens=1, cost_micros=1)
     return [Landing(key=b"k", job_id=new_id(), claim_no=1, made=one, comes_back=False) for one in (made, None)]
 

@@ -9,9 +9,9 @@ from sqlalchemy import select, update
 from imprimatur.budgets import Budget, Used
 from imprimatur.errors import NotFound
 from imprimatur.job import AttemptOutcome, Claim, Happening
-from imprimatur.storage import claims, schema, spending
+from imprimatur.storage import conclusions, schema, spending
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Ending
+from imprimatur.storage.conclusions import Ending
 from imprimatur.storage.database import Database
 from tests import makers
 
@@ -26,10 +26,10 @@ async def used(database: Database, tenant: uuid.UUID) -> Used:
 async def book(database: Database, held: Claim, spent: Spent = SPENT) -> None:
     """What a worker does whose job is somebody else's by now."""
     async with database.begin() as tx:
-        await claims.book(tx, [Ending(claim=held, conclusion=_ANY, spent=spent)])
+        await conclusions.book(tx, [Ending(claim=held, conclusion=_ANY, spent=spent)])
 
 
-_ANY = claims.Conclusion(happening=Happening.CANCELLED, outcome=AttemptOutcome.CANCELLED, spends_attempt=False)
+_ANY = conclusions.Conclusion(happening=Happening.CANCELLED, outcome=AttemptOutcome.CANCELLED, spends_attempt=False)
 
 
 async def test_every_end_counts_tokens_in_and_out_and_their_cost_for_its_tenant(database: Database) -> None:
@@ -45,7 +45,7 @@ async def test_ends_that_are_written_together_are_counted_together(database: Dat
     acme, globex = await makers.make_tenant(database), await makers.make_tenant(database)
     held = [await makers.running(database, tenant) for tenant in (acme, globex, acme)]
     async with database.begin() as tx:
-        await claims.book(tx, [Ending(claim=one, conclusion=_ANY, spent=SPENT) for one in held])
+        await conclusions.book(tx, [Ending(claim=one, conclusion=_ANY, spent=SPENT) for one in held])
     assert await used(database, acme) == Used(tokens=2200, cost_micros=14)
     assert await used(database, globex) == Used(tokens=1100, cost_micros=7)
 

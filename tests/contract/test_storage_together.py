@@ -11,9 +11,10 @@ from sqlalchemy import select, update
 from imprimatur.errors import Locked
 from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobEvent, State
-from imprimatur.storage import claims, jobs, schema
+from imprimatur.storage import claims, conclusions, jobs, schema
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion, Ended, Ending, Wanted
+from imprimatur.storage.claims import Wanted
+from imprimatur.storage.conclusions import Conclusion, Ended, Ending
 from imprimatur.storage.database import Database
 from imprimatur.storage.workers import Worker
 from tests import makers
@@ -61,7 +62,7 @@ def end(claim: Claim, conclusion: Conclusion, *, cost_micros: int = 0) -> Ending
 
 async def conclude(database: Database, endings: Sequence[Ending]) -> list[Ended | None]:
     async with database.begin() as tx:
-        return await claims.conclude(tx, endings)
+        return await conclusions.conclude(tx, endings)
 
 
 async def found(database: Database, claim: Claim) -> Job:
@@ -352,7 +353,7 @@ async def test_workers_that_were_only_slow_take_their_losses_back_each_job_once(
     assert [await losses_of(database, job) for job in (once, twice, other)] == [0, 1, 0]
     assert [one.cost_micros for one in await attempts_of(database, twice.id)] == [9, 9]
     async with database.begin() as tx:
-        await claims.book(tx, endings)  # once more, for themselves: nothing is taken back again
+        await conclusions.book(tx, endings)  # once more, for themselves: nothing is taken back again
     assert [await losses_of(database, job) for job in (once, twice, other)] == [0, 1, 0]
 
 
@@ -368,7 +369,7 @@ async def test_attempts_whose_jobs_are_somebody_elses_are_booked_together(databa
     held = await running(database, tenant, 3)
     taken = Conclusion(happening=Happening.CANCELLED, outcome=AttemptOutcome.CANCELLED, spends_attempt=False)
     async with database.begin() as tx:
-        await claims.book(tx, [end(one, taken, cost_micros=place) for place, one in enumerate(held)])
+        await conclusions.book(tx, [end(one, taken, cost_micros=place) for place, one in enumerate(held)])
     for place, one in enumerate(held):
         [attempt] = await attempts_of(database, one.job_id)
         assert (attempt.outcome, attempt.cost_micros) == (AttemptOutcome.CANCELLED, place)
@@ -406,4 +407,4 @@ async def test_what_is_cancelled_while_a_batch_of_ends_waits_for_it_stays_cancel
 async def test_no_ends_are_no_fault(database: Database) -> None:
     assert await conclude(database, []) == []
     async with database.begin() as tx:
-        await claims.book(tx, [])
+        await conclusions.book(tx, [])

@@ -23,7 +23,7 @@ from imprimatur.errors import Unavailable
 from imprimatur.job import SUBMITTED
 from imprimatur.outbox import Outbox
 from imprimatur.process import run_service
-from imprimatur.storage import acceptance, claims, deliveries
+from imprimatur.storage import acceptance, claims, conclusions, deliveries
 from imprimatur.storage.acceptance import Submitted
 from imprimatur.storage.database import Database, OutboxRow, Transaction
 from notifier.post import Answer, Poster
@@ -130,7 +130,7 @@ def _wrap_commits() -> None:
 
     Database.begin = begun  # type: ignore[method-assign]  # the wrapping is the point
     claims.claim = _marking(claims.claim, Point.CLAIM_COMMITTED)
-    claims.conclude = _marking(claims.conclude, Point.CONCLUSION_COMMITTED)
+    conclusions.conclude = _marking(conclusions.conclude, Point.CONCLUSION_COMMITTED)
 
 
 def _marking(write: Callable[..., Any], point: Point) -> Callable[..., Any]:

@@ -10,9 +10,9 @@ from prometheus_client import REGISTRY
 from imprimatur.errors import Unavailable
 from imprimatur.job import AttemptOutcome, Claim, Happening, State
 from imprimatur.policy import LivePolicy, Mode, Policy
-from imprimatur.storage import claims, jobs, tenants
+from imprimatur.storage import conclusions, jobs, tenants
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion, Ended, Ending
+from imprimatur.storage.conclusions import Conclusion, Ended, Ending
 from imprimatur.storage.database import Database, Transaction
 from reviewer import endings
 from reviewer.endings import Endings
@@ -33,7 +33,7 @@ SPENT = Spent(engine="test", cost_micros=7)
 
 
 class Watched:
-    """`claims.conclude`, watched: which claims were written together, and what a test has happen afterwards, while
+    """`conclusions.conclude`, watched: which claims were written together, and what a test has happen afterwards, while
     the transaction is open."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Watched:
         self.gate.set()
         self.faults: list[Exception] = []  #: of the next batches, one each
         self.poisoned: Claim | None = None
-        self._conclude = claims.conclude
+        self._conclude = conclusions.conclude
 
     async def conclude(self, tx: Transaction, ends: Sequence[Ending]) -> list[Ended | None]:
         self.batches.append([ending.claim for ending in ends])
@@ -60,7 +60,7 @@ class Watched:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     made = Watched()
-    monkeypatch.setattr(claims, "conclude", made.conclude)
+    monkeypatch.setattr(conclusions, "conclude", made.conclude)
     return made
 
 

@@ -24,10 +24,10 @@ from imprimatur.guard import Guard
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, WhenBusy
 from imprimatur.outbox import Outbox
 from imprimatur.policy import Decision, Policy, Trigger, Verdict, decide
-from imprimatur.storage import claims, clock, jobs, repeats
+from imprimatur.storage import clock, conclusions, jobs, repeats
 from imprimatur.storage import webhooks as stored
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion, Ending
+from imprimatur.storage.conclusions import Conclusion, Ending
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.repeats import Scope
@@ -300,7 +300,7 @@ async def end(
             ),
             details={"decision": verdict.decision, "policy_triggered": verdict.trigger, "reason": verdict.reason},
         )
-        [moved] = await claims.conclude(tx, [Ending(claim=claim, conclusion=conclusion, spent=Spent())])
+        [moved] = await conclusions.conclude(tx, [Ending(claim=claim, conclusion=conclusion, spent=Spent())])
         assert moved is not None
 
 

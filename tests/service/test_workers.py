@@ -16,7 +16,7 @@ from imprimatur.errors import Unavailable
 from imprimatur.identity import new_id
 from imprimatur.job import State
 from imprimatur.policy import Mode, Policy
-from imprimatur.storage import acceptance, claims, dispatch, schema, tenants
+from imprimatur.storage import acceptance, conclusions, dispatch, schema, tenants
 from imprimatur.storage.database import Database
 from imprimatur.v1 import job_pb2 as pb
 from imprimatur.v1.job_pb2 import JOB_STATE_AWAITING_REVIEW as AWAITING
@@ -150,7 +150,7 @@ async def test_a_stopping_worker_hands_its_jobs_back_and_no_attempt_is_spent(sys
 async def test_a_stopping_worker_still_writes_the_result_that_it_could_not_write_before(
     system: System, me: Caller, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, tries = claims.conclude, 0
+    written, tries = conclusions.conclude, 0
 
     async def away_at_first(*args: Any, **options: Any) -> Any:
         nonlocal tries
@@ -159,7 +159,7 @@ async def test_a_stopping_worker_still_writes_the_result_that_it_could_not_write
             raise Unavailable("the database is out of reach")
         return await written(*args, **options)
 
-    monkeypatch.setattr(claims, "conclude", away_at_first)
+    monkeypatch.setattr(conclusions, "conclude", away_at_first)
     async with system.reviewer(engine, drain_seconds=0.0):
         job = await me.submit(engines.APPROVE, "cr-1")
         await makers.until(lambda: _tried(lambda: tries))

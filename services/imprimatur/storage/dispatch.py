@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from imprimatur.job import MOST_LOSSES, WORKERS_LOST, AttemptOutcome, Happening, JobError, JobType, Priority, State
-from imprimatur.storage import attempts, clock, evidence, gateways, outbox, turns
+from imprimatur.storage import attempts, clock, gateways, landings, outbox, turns
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import FIRST_REISSUE_AFTER_SECONDS
 from imprimatur.storage.locks import among, by_no_index, for_both, in_locked
@@ -295,5 +295,5 @@ async def give_up(
         details={"error": hopeless.error.code, "error_message": hopeless.error.message},
     )
     await attempts.end_open(tx, rows, AttemptOutcome.LOST, hopeless.error)
-    await evidence.let_go(tx, rows)
+    await landings.let_go(tx, rows)
     return rows

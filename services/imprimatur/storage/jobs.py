@@ -24,7 +24,7 @@ from imprimatur.job import (
     Priority,
     State,
 )
-from imprimatur.storage import attempts, evidence
+from imprimatur.storage import attempts, landings
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.locks import among, for_both
 from imprimatur.storage.schema import job_events, jobs
@@ -215,5 +215,5 @@ async def cancel(tx: Transaction, owner: Owner, job_id: uuid.UUID, *, reason: st
     details = {"reason": reason} if reason else {}
     rows = await move(tx, Happening.CANCELLED, is_job(job_id), owner.condition(), details=details)
     await attempts.end_open(tx, rows, AttemptOutcome.CANCELLED)
-    await evidence.let_go(tx, rows)
+    await landings.let_go(tx, rows)
     return job_of(rows[0]) if rows else None

@@ -31,7 +31,7 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from imprimatur.errors import Contended
 from imprimatur.job import AttemptOutcome, Happening, NewJob, State, WhenBusy
-from imprimatur.storage import attempts, evidence, people
+from imprimatur.storage import attempts, landings, people
 from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.many import Each, Many, Types
@@ -218,7 +218,7 @@ async def supersede(tx: Transaction, successors: Mapping[uuid.UUID, uuid.UUID]) 
     await record(tx, rows, kind=Happening.CANCELLED, outcome=True, details=_by_whom)
     claimed = [row for row in rows if row.claim_no]
     await attempts.end_open(tx, claimed, AttemptOutcome.CANCELLED)
-    await evidence.let_go(tx, claimed)
+    await landings.let_go(tx, claimed)
     return rows
 
 

@@ -13,7 +13,7 @@ from imprimatur.errors import AttemptError
 from imprimatur.job import Claim
 from imprimatur.policy import LivePolicy
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion
+from imprimatur.storage.conclusions import Conclusion
 
 #: report(percent, stage, message): shows how far the job is.
 Report = Callable[[int, str, str], Awaitable[None]]

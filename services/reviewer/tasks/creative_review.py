@@ -36,9 +36,9 @@ from imprimatur.policy import (
 from imprimatur.reuse import Source, digest_of, key_of
 from imprimatur.storage import tenants
 from imprimatur.storage.attempts import Spent
-from imprimatur.storage.claims import Conclusion, Shown
+from imprimatur.storage.conclusions import Conclusion, Shown
 from imprimatur.storage.database import Database
-from imprimatur.storage.evidence import Made
+from imprimatur.storage.landings import Made
 from imprimatur.tracing import Attribute
 from imprimatur.wire.creatives import ai_result, creative_of
 from reviewer.admission import Admission
