@@ -45,7 +45,7 @@ class Desk:
         """Evidence that was made so many days ago."""
         claim = await self.claim()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evidence, "new_id", lambda: uuid.UUID(int=int.from_bytes(key[:2], "big")))
+            patch.setattr(flights, "new_id", lambda: uuid.UUID(int=int.from_bytes(key[:2], "big")))
             await self.ask(claim, key=key)
         await self.end(claim)
         async with self.database.begin() as tx:

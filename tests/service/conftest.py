@@ -1,7 +1,9 @@
 """Systems for the service tests, on each kind of database."""
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from zlib import crc32
 
 import pytest
 import structlog
@@ -12,6 +14,19 @@ from imprimatur.storage.database import Database
 from tests.conftest import MakePostgresURL
 from tests.service.engines import ScriptedEngine
 from tests.service.systems import Caller, System, running_system
+
+_DATABASE = re.compile(r"(?<=[\[-])(sqlite|postgresql)(?=[\]-])")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test on both kinds of database one is kept for the soak, now this, now that: what the kind changes is in
+    storage, whose tests in tests/contract run on both."""
+    alike: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        alike.setdefault(_DATABASE.sub("", item.nodeid), []).append(item)
+    for name, both in alike.items():
+        if len(both) > 1:
+            both[crc32(name.encode()) % 2].add_marker(pytest.mark.soak)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -113,8 +113,9 @@ async def test_another_person_than_before_decides_an_appeal(system: System, me: 
         assert (await refusal(call)).reason == "DECIDED_BEFORE"
     nothing = await ada.reviews.ClaimNextReview(ClaimNextReviewRequest())
     assert (nothing.HasField("review"), nothing.left) == (False, 0)
-    assert (await bob.reviews.ClaimNextReview(ClaimNextReviewRequest())).review.job.id == waits.id
-    decided = (await bob.reviews.DecideReview(decision(waits.id, DECISION_REJECTED))).job
+    held = (await bob.reviews.ClaimNextReview(ClaimNextReviewRequest())).review
+    assert held.job.id == waits.id
+    decided = (await bob.reviews.DecideReview(decision(waits.id, DECISION_REJECTED, token=held.claim_token))).job
     assert decided.appeal.outcome == APPEAL_OUTCOME_UPHELD
     # And a further appeal is for neither of them.
     further = await appealed(me, system, decided)
