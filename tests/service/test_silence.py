@@ -4,6 +4,7 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
+from grpc_status import rpc_status
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
@@ -20,7 +21,7 @@ from imprimatur.v1.job_service_pb2 import (
 )
 from imprimatur.v1.review_service_pb2 import ListPendingReviewsRequest
 from tests.service import engines
-from tests.service.statuses import Refusal, refusal
+from tests.service.statuses import Refusal, refusal, refusal_of
 from tests.service.systems import Caller, System, submission
 
 #: Pieces of SQL, of exceptions, and of addresses.
@@ -33,7 +34,6 @@ async def test_a_fault_of_the_database_shows_an_incident_id_and_nothing_else(sys
         await tx.connection.execute(text("ALTER TABLE jobs RENAME TO hidden"))
     calls: list[Any] = [
         me.jobs.SubmitJob(submission()),
-        me.jobs.BatchSubmitJobs(BatchSubmitJobsRequest(items=[submission()])),
         me.jobs.GetJob(GetJobRequest(job_id=job.id)),
         me.jobs.ListJobs(ListJobsRequest()),
         me.jobs.WatchJob(WatchJobRequest(job_id=job.id)),
@@ -42,8 +42,7 @@ async def test_a_fault_of_the_database_shows_an_incident_id_and_nothing_else(sys
         me.reviews.ListPendingReviews(ListPendingReviewsRequest()),
     ]
     with capture_logs() as logged:
-        for call in calls:
-            seen = await refusal(call)
+        for seen in [await refusal_in_a_batch(me), *[await refusal(call) for call in calls]]:
             assert seen.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
             assert not [word for word in TELLTALES if word in f"{seen.message} {seen.metadata}".lower()], seen
             if seen.code is grpc.StatusCode.INTERNAL:  # PostgreSQL; SQLite cannot tell this from a passing fault
@@ -54,6 +53,17 @@ async def test_a_fault_of_the_database_shows_an_incident_id_and_nothing_else(sys
     async with system.database.begin() as tx:
         await tx.connection.execute(text("ALTER TABLE hidden RENAME TO jobs"))
     assert (await me.get(job)).state == JOB_STATE_QUEUED
+
+
+async def refusal_in_a_batch(me: Caller) -> Refusal:
+    """Of its one item, or of all."""
+    try:
+        [result] = (await me.jobs.BatchSubmitJobs(BatchSubmitJobsRequest(items=[submission()]))).results
+    except grpc.aio.AioRpcError as refused:
+        status = rpc_status.from_call(refused)  # type: ignore[arg-type]  # it has what a call has
+        assert status is not None
+        return refusal_of(status)
+    return refusal_of(result.error)
 
 
 async def test_a_database_that_does_not_answer_makes_calls_unavailable_in_time(
