@@ -726,7 +726,8 @@ def machines(database_url: str) -> Iterator[Any]:  # of a class that is made wit
 def test_nothing_is_approved_that_must_not_be_whatever_happens_in_whatever_order(database_url: str) -> None:
     with machines(database_url) as machine:
         run_state_machine_as_test(machine, settings=BRIEF)
-    for what in ("approved by the engine", "approved by the engine, again", "taken from an equal one", "late", "lost"):
+    # What else it may come to depends on what is drawn, which changes with the code; below it is led there.
+    for what in ("approved by the engine", "approved by the engine, again", "taken from an equal one"):
         assert Reviews.reached[what] > 0, f"{what}: {Reviews.reached}"
 
 

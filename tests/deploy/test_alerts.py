@@ -42,6 +42,7 @@ def test_the_rules_do_what_their_tests_say(tests: Path) -> None:
     promtool("test", "rules", tests)
 
 
+@pytest.mark.soak  # hundreds of mutants
 def test_no_for_threshold_namespace_or_window_of_an_alert_can_go_unnoticed(tmp_path: Path) -> None:
     """The rules as they are fire at their boundaries; with one of these changed or taken away, not there."""
     named = mutants.write_alerts(tmp_path)
@@ -50,6 +51,7 @@ def test_no_for_threshold_namespace_or_window_of_an_alert_can_go_unnoticed(tmp_p
     assert [what for name, what in named.items() if what != mutants.UNCHANGED and name not in failed] == []
 
 
+@pytest.mark.soak  # hundreds of mutants
 def test_no_selector_grouping_or_budget_of_an_objective_can_go_unnoticed(tmp_path: Path) -> None:
     """What is recorded of each objective is right in every window; of a changed one, in some window it is not."""
     named = mutants.write_objectives(tmp_path)
