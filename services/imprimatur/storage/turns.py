@@ -74,12 +74,14 @@ within_limits AS (
 SELECT id, is_last FROM within_limits WHERE room IS NULL OR of_tenant <= room ORDER BY place, id LIMIT :room
 """
 
-#: PostgreSQL goes through the index by single steps, each to the first entry behind a place: to the next job, or beyond
-#: all jobs of the queue. Whatever it believes to know of the table, no other index serves that.
+#: PostgreSQL goes through `ix_jobs_in_line` by single steps, each to the first entry behind a place: to the next job,
+#: or beyond all jobs of the queue. Whatever it believes to know of the table, no other index serves that: the condition
+#: is spelt as those of others are not.
 _STEP = """
   CROSS JOIN LATERAL (
     SELECT id, run_at, deadline_at, priority, tenant_id FROM jobs
-    WHERE state = 'queued' AND released_at IS NULL AND (priority, tenant_id, run_at, id) > ({place}) {condition}
+    WHERE coalesce(state, '') = 'queued' AND released_at IS NULL
+      AND (priority, tenant_id, run_at, id) > ({place}) {condition}
     ORDER BY priority, tenant_id, run_at, id LIMIT 1
   ) AS following
 """
@@ -88,7 +90,7 @@ SELECT id, run_at, priority, tenant_id FROM (
   WITH RECURSIVE visited AS (
     (
       SELECT id, run_at, deadline_at, priority, tenant_id, 0 AS passed_over FROM jobs
-      WHERE state = 'queued' AND released_at IS NULL
+      WHERE coalesce(state, '') = 'queued' AND released_at IS NULL
       ORDER BY priority, tenant_id, run_at, id LIMIT 1
     )
     UNION ALL
@@ -122,7 +124,7 @@ SELECT * FROM (
 _FIRST_SQLITE = """
   SELECT id FROM (
     SELECT id, deadline_at FROM jobs AS waiting
-    WHERE state = 'queued' AND released_at IS NULL AND run_at <= {now}
+    WHERE coalesce(state, '') = 'queued' AND released_at IS NULL AND run_at <= {now}
       AND priority = queue.priority AND tenant_id = queue.tenant_id
     ORDER BY run_at, id LIMIT {most} + {limit}
   ) WHERE deadline_at > {now} LIMIT {limit}
