@@ -250,6 +250,7 @@ async def test_a_look_costs_as_much_for_each_queue_however_many_there_are(databa
     await waiting(database, *(makers.new_job(busy) for _ in range(600)))
     async with database.begin() as tx:
         await tx.connection.execute(update(schema.jobs).values(state=State.SUCCEEDED, finished_at=clock.now()))
+    await come_and_go(database, 4000)
     await analyze(database)  # what the planner then knows of is a tenant, and no job that waits
     many = [uuid.uuid4() for _ in range(2000)]
     async with database.begin() as tx:
@@ -295,6 +296,20 @@ async def serve(database: Database, *, room: int) -> list[uuid.UUID]:
     ended = update(schema.jobs).where(*released).values(state=State.SUCCEEDED, finished_at=clock.now())
     async with database.begin() as tx:
         return list((await tx.connection.execute(ended.returning(schema.jobs.c.tenant_id))).scalars())
+
+
+async def come_and_go(database: Database, number: int) -> None:
+    """So many tenants, each with a job, of whom nothing is left but what they took in the files."""
+    gone = [uuid.uuid4() for _ in range(number)]
+    async with database.begin() as tx:
+        made = insert(schema.tenants).values(policy_version=1, created_at=clock.now())
+        await tx.connection.execute(made, [{"id": one, "name": f"gone {one}"} for one in gone])
+    for first in range(0, number, 1000):
+        await waiting(database, *(makers.new_job(one) for one in gone[first : first + 1000]))
+    await makers.release(database, room=1000)
+    await makers.empty(database)
+    async with database.begin() as tx:
+        await tx.connection.exec_driver_sql("DELETE FROM tenants WHERE name LIKE 'gone %%'")
 
 
 async def analyze(database: Database) -> None:

@@ -28,23 +28,26 @@ _PASSED_OVER = 100
 
 #: `heads`: of every (priority, tenant) with something due the job that is next. Queues that could not come to their
 #: turn within the room even with that one are left aside. Of the others as many jobs are looked at, `depth`, as it
-#: takes to fill the room if all queues are long: it is poured like water over what each tenant has under way.
+#: takes to fill the room if all queues are long: it is poured like water over what each tenant has under way. Nothing
+#: is joined to `heads`: by old statistics the planner would compare each row with each.
 _CHOOSE = """
 WITH RECURSIVE heads AS ({heads}),
-under_way AS (
-  SELECT tenant_id, CAST(count(*) AS integer) AS jobs FROM (
-    SELECT tenant_id FROM jobs WHERE state = 'queued' AND released_at IS NOT NULL
+counted AS (
+  SELECT *, CAST(sum(one) OVER (PARTITION BY tenant_id) AS integer) AS jobs FROM (
+    SELECT id, run_at, priority, tenant_id, 0 AS one FROM heads
     UNION ALL
-    SELECT tenant_id FROM jobs WHERE state = 'running'
-  ) AS one_by_one GROUP BY tenant_id
+    SELECT NULL, NULL, NULL, tenant_id, 1 FROM jobs WHERE state = 'queued' AND released_at IS NOT NULL
+    UNION ALL
+    SELECT NULL, NULL, NULL, tenant_id, 1 FROM jobs WHERE state = 'running'
+  ) AS heads_and_jobs_under_way
 ),
 queues AS (
-  SELECT heads.*, turns.served_at, coalesce(under_way.jobs, 0) AS jobs,
-    nullif(coalesce(tenants.running_jobs, :most_of_a_tenant), 0) - coalesce(under_way.jobs, 0) AS room
-  FROM heads
-  JOIN tenants ON tenants.id = heads.tenant_id
-  LEFT JOIN under_way ON under_way.tenant_id = heads.tenant_id
-  LEFT JOIN turns ON turns.tenant_id = heads.tenant_id
+  SELECT id, run_at, priority, tenant_id, jobs,
+    (SELECT served_at FROM turns WHERE turns.tenant_id = counted.tenant_id) AS served_at,
+    nullif(coalesce(
+      (SELECT running_jobs FROM tenants WHERE tenants.id = counted.tenant_id), :most_of_a_tenant
+    ), 0) - jobs AS room
+  FROM counted WHERE id IS NOT NULL
 ),
 in_line AS (
   SELECT *, row_number() OVER line AS place, sum(jobs) OVER line AS jobs_so_far FROM queues
