@@ -6,7 +6,7 @@ looked at after that: requests that were accepted before, and keys that are held
 
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -36,7 +36,7 @@ from imprimatur.storage.keys import Ruling, Verdict
 from imprimatur.storage.locks import among, for_both
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import Document, jobs, tenants
-from imprimatur.storage.transitions import TOLD, broadcast, record, telling
+from imprimatur.storage.transitions import TOLD, broadcast, record_untold, telling
 from imprimatur.wire.messages import Released
 
 #: Of a large batch so many are written by one statement: what is put together for it, and made of its answer, keeps
@@ -97,6 +97,7 @@ async def submit(
         Contended: others wanted the same keys meanwhile. Nothing of it may be committed; it may be done again at once.
     """
     fast = _Fast(ids=_due(new_jobs, release_at_once), together=together, most_of_a_tenant=most_of_a_tenant)
+    place = len(tx.outbox)
     answers: dict[uuid.UUID, Submitted] = {}
     in_line = sorted(new_jobs, key=_place_in_line)
     for first in range(0, len(in_line), _AT_A_STRETCH):
@@ -106,6 +107,7 @@ async def submit(
         answers |= {new.id: _again(new, known) for new in rest if new.id in known or _request_of(new) in known}
         if wanting := [new for new in rest if new.id not in answers]:
             answers |= await _settle(tx, wanting, answers, fast)
+    broadcast(tx, fast.to_tell, kind=SUBMITTED, place=place)
     return [answers[new.id] for new in new_jobs]
 
 
@@ -122,6 +124,7 @@ async def _enter(
     rows = [_row_of(new, fast, supersedes=supersedes.get(new.id)) for new in in_line]
     write = _write_at_once if tx.on_postgresql and not supersedes else _write_in_turn
     entered = {row.id: row for row in await write(tx, in_line, rows, fast)}
+    fast.to_tell.extend(entered.values())
     made = [new for new in new_jobs if new.id in entered]
     await keys.require_in_order(tx, made)
     await assets.link(tx, [new for new in made if new.asset_ids])
@@ -146,7 +149,6 @@ async def _write_at_once(
         for row, message in zip_longest(rows, messages)
     ]
     entered = await _WRITE_AT_ONCE.execute(tx, given)
-    broadcast(tx, entered, kind=SUBMITTED)
     if entered and entered[0].asked == len(messages):
         tx.outbox.extend(messages)
     else:
@@ -158,7 +160,7 @@ async def _write_in_turn(
     tx: Transaction, _: Sequence[NewJob], rows: Sequence[Mapping[str, Any]], fast: "_Fast"
 ) -> Sequence[Row[Any]]:
     entered = await _INSERT.execute(tx, rows)
-    await record(tx, entered, kind=SUBMITTED, outcome=False, details=_link)
+    await record_untold(tx, entered, kind=SUBMITTED, details=_link)
     await _ask_for(tx, entered, fast)
     return entered
 
@@ -252,6 +254,7 @@ class _Fast:
     ids: frozenset[uuid.UUID]
     together: int
     most_of_a_tenant: int
+    to_tell: list[Row[Any]] = field(default_factory=list)  #: who entered, and whom watchers are to hear of
 
 
 def _due(new_jobs: Sequence[NewJob], most: int) -> frozenset[uuid.UUID]:

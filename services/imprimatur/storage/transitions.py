@@ -184,7 +184,19 @@ async def record(tx: Transaction, changed: Sequence[Row[Any]], *, kind: str, out
     """
     if not changed:
         return
-    events = [
+    written = await (_INSERT_OUTCOMES if outcome else _INSERT_EVENTS).execute(tx, _events(changed, kind, details))
+    await _publish(tx, changed, kind, {row.job_id for row in written if row.webhook_pending})
+
+
+async def record_untold(tx: Transaction, changed: Sequence[Row[Any]], *, kind: str, details: Details) -> None:
+    """Write the event of each row for what is no outcome. The messages that tell of them are another matter:
+    `broadcast`."""
+    if changed:
+        await _INSERT_EVENTS.execute(tx, _events(changed, kind, details))
+
+
+def _events(changed: Sequence[Row[Any]], kind: str, details: Details) -> list[dict[str, Any]]:
+    return [
         {
             "job_id": row.id,
             "version": row.version,
@@ -194,15 +206,12 @@ async def record(tx: Transaction, changed: Sequence[Row[Any]], *, kind: str, out
         }
         for row in changed
     ]
-    written = await (_INSERT_OUTCOMES if outcome else _INSERT_EVENTS).execute(tx, events)
-    await _publish(tx, changed, kind, {row.job_id for row in written if row.webhook_pending})
 
 
 def telling(
     changed: FromClause, *, kind: str, details: ColumnElement[Any], pending: ColumnElement[bool] | None = None
 ) -> Insert:
-    """Writes the event of each of these rows, which the same statement changes or makes. The messages that tell of
-    them are another matter: `broadcast`."""
+    """Writes the event of each of these rows, which the same statement changes or makes, untold as well."""
     columns = {
         "job_id": changed.c.id,
         "version": changed.c.version,
@@ -215,9 +224,10 @@ def telling(
     return insert(job_events).from_select(list(columns), select(*columns.values()))
 
 
-def broadcast(tx: Transaction, changed: Sequence[Row[Any]], *, kind: str) -> None:
-    """Tell watchers, after the commit, of rows whose events are written, and which are no outcomes."""
-    tx.outbox.extend(outbox.jobs_changed(_changes(changed), kind=kind, outcome=False))
+def broadcast(tx: Transaction, changed: Sequence[Row[Any]], *, kind: str, place: int) -> None:
+    """Tell watchers, after the commit, of rows whose events are written, and which are no outcomes; `place`: among the
+    messages of this transaction, before those that let more happen to these jobs."""
+    tx.outbox[place:place] = outbox.jobs_changed(_changes(changed), kind=kind, outcome=False)
 
 
 async def _publish(tx: Transaction, changed: Sequence[Row[Any]], kind: str, heard: Collection[uuid.UUID]) -> None:
