@@ -7,6 +7,7 @@ from dataclasses import replace
 from imprimatur.criteria import Criteria
 from imprimatur.errors import PermanentError, RateLimited, TransientError, UnreviewableInput
 from imprimatur.evidence import Category, Creative, EngineIdentity, Evidence, Part, Recommendation
+from reviewer.engines import Judging
 from tests import makers
 
 #: What must never reach a client.
@@ -95,7 +96,7 @@ _EVIDENCE = {
 }
 
 
-class JudgingEngine(ScriptedEngine):
+class JudgingEngine(ScriptedEngine, Judging):
     """Says of every criterion that it is kept, but of those that the headline names."""
 
     def with_criteria(self, criteria: Criteria) -> "_Judge":

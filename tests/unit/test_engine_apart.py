@@ -17,7 +17,7 @@ from imprimatur.evidence import Creative, Evidence
 from imprimatur.job import WORKERS_LOST
 from reviewer.child import bound_memory
 from reviewer.children import child_alone
-from reviewer.engines import Engine
+from reviewer.engines import Engine, Starting
 from reviewer.engines.apart import MOST_AT_ONCE, MOST_BYTES, EngineApart
 from reviewer.engines.registry import open_engine
 from reviewer.settings import EngineName, EngineSettings, ReviewerSettings
@@ -133,7 +133,7 @@ async def test_a_process_that_dies_before_it_begins_with_the_creative_is_no_proo
     assert caught.value.code == "engine_not_started"
 
 
-class StartingEngine(DeadlyEngine):
+class StartingEngine(DeadlyEngine, Starting):
     """Leaves a mark when it has started."""
 
     async def start(self) -> None:

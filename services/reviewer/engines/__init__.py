@@ -1,10 +1,14 @@
-"""Engines look at a creative and return evidence. They never decide, and never touch storage or broker."""
+"""Engines look at a creative and return evidence. They never decide, and never touch storage or broker.
 
+What an engine can do besides, it says by its bases: it is looked at for each creative, where a Protocol is slow.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from imprimatur.criteria import Criteria
 from imprimatur.evidence import Creative, EngineIdentity, Evidence
@@ -31,57 +35,51 @@ class Engine(Protocol):
         ...
 
 
-@runtime_checkable
-class Starting(Protocol):
+class Starting(ABC):
     """An engine that can get everything ready before its first creative comes."""
 
+    @abstractmethod
     async def start(self) -> None:
         """Get ready.
 
         Raises:
             imprimatur.errors.AttemptError: it cannot start.
         """
-        ...
 
 
-@runtime_checkable
-class Asking(Protocol):
+class Asking(ABC):
     """An engine that asks a provider, who wants to be paid, and who may be away."""
 
-    @property
-    def provider(self) -> str:
-        """Who is asked, as metrics and limits name it."""
-        ...
+    #: Who is asked, as metrics and limits name it.
+    provider: str
 
+    @abstractmethod
     def require_ready(self) -> None:
         """Make sure that there is sense in asking now.
 
         Raises:
             imprimatur.errors.NotBegun: the provider has just failed again and again.
         """
-        ...
 
 
-@runtime_checkable
-class Choosing(Protocol):
+class Choosing(ABC):
     """An engine with more than one model."""
 
+    @abstractmethod
     def with_model(self, name: str) -> Engine:
         """The same engine with the model of that name.
 
         Raises:
             imprimatur.errors.PermanentError: it has none of that name.
         """
-        ...
 
 
-@runtime_checkable
-class Judging(Protocol):
+class Judging(ABC):
     """An engine that examines a tenant's free-text criteria, too. The evidence of any other names none as examined."""
 
+    @abstractmethod
     def with_criteria(self, criteria: Criteria) -> Engine:
         """The same engine, which looks whether creatives break these criteria, besides all else."""
-        ...
 
 
 #: `async with open_engine() as engine: ...`: an engine for the block alone. Entering may take long.

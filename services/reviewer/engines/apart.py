@@ -60,7 +60,7 @@ class EngineApart:
             yield _EngineInChild(child, self._identity)
 
 
-class _EngineInChild:
+class _EngineInChild(Choosing, Judging):
     """An `Engine`, for one creative."""
 
     def __init__(

@@ -2,10 +2,11 @@
 
 from imprimatur.evidence import Creative, EngineIdentity, Evidence
 from reviewer.children import ChildPool
+from reviewer.engines import Starting
 from reviewer.engines.builtin import examiner
 
 
-class BuiltinEngine:
+class BuiltinEngine(Starting):
     """Examines creatives in `processes` child processes of about 150 MB each, one creative at a time each.
 
     Args:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from imprimatur.criteria import Criteria
 from imprimatur.errors import PermanentError
 from imprimatur.evidence import Creative, Evidence
+from reviewer.engines import Asking, Choosing, Judging
 from reviewer.engines.llm.engine import EngineWithCriteria, LLMEngine
 from reviewer.engines.llm.faults import STAGE
 
 
-class LLMEngines:
+class LLMEngines(Asking, Choosing, Judging):
     """An `Engine`: that of the default model, from which one gets to the others.
 
     Args:

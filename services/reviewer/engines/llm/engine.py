@@ -21,7 +21,7 @@ from imprimatur.criteria import Criteria
 from imprimatur.errors import AttemptError, TimedOut, TransientError
 from imprimatur.evidence import Creative, EngineIdentity, Evidence, Part
 from imprimatur.tracing import Kind
-from reviewer.engines import note_cost, out_of_time
+from reviewer.engines import Asking, Judging, note_cost, out_of_time
 from reviewer.engines.llm import answer, pictures, prompts
 from reviewer.engines.llm.answer import Answer, AnswerWithCriteria, answer_about
 from reviewer.engines.llm.breaker import Breaker
@@ -36,7 +36,7 @@ NAME = "llm"
 _Form = TypeVar("_Form", bound=Answer)
 
 
-class LLMEngine:
+class LLMEngine(Asking, Judging):
     """Examines creatives with a language model.
 
     Args:
@@ -158,7 +158,7 @@ class LLMEngine:
             )
 
 
-class EngineWithCriteria:
+class EngineWithCriteria(Asking):
     """An `Engine`: the llm engine with a tenant's criteria. Its connections are the other's."""
 
     def __init__(self, engine: LLMEngine, criteria: Criteria) -> None:
