@@ -18,6 +18,8 @@ log = structlog.get_logger(__name__)
 
 #: Under load, so long for those right behind: written together, they cost about half as much.
 LINGER_SECONDS = 0.004
+#: The more come, the longer a batch is worth waiting for, where it may: so long for each item of the last one.
+_LINGER_SECONDS_EACH = 0.001
 
 #: How long a batch waits for a lock: longer than others take to commit. While items wait for one already, those that
 #: follow are likely to want the same.
@@ -51,14 +53,24 @@ class Gathering(Generic[_Item, _Result]):
             one that others keep locked waits alone; when the database is out of reach they all fail.
         most: items in one batch.
         linger_seconds: how long a batch waits for more, if there was more than one item in the last.
+        longest_linger_seconds: how long it waits at most, if there were many.
     """
 
-    def __init__(self, name: str, write: Write[_Item, _Result], *, most: int = 64, linger_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        write: Write[_Item, _Result],
+        *,
+        most: int = 64,
+        linger_seconds: float = 0.0,
+        longest_linger_seconds: float = 0.0,
+    ) -> None:
         self._name = name
         self._write = write
         self._most = most
         self._linger_seconds = linger_seconds
-        self._in_company = False  # the last item was written with others
+        self._longest_linger_seconds = longest_linger_seconds
+        self._last = 0  # so many were written together
         self._context = copy_context()  # not a caller's: what befalls a batch would be logged as the first one's
         self._waiting: deque[tuple[_Item, asyncio.Future[_Result]]] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -88,16 +100,20 @@ class Gathering(Generic[_Item, _Result]):
 
     async def _write_all(self) -> None:
         while self._waiting:
-            if self._in_company and self._linger_seconds and len(self._waiting) < self._most:
-                await asyncio.sleep(self._linger_seconds)
+            if self._last > 1 and self._linger_seconds and len(self._waiting) < self._most:
+                await asyncio.sleep(self._lingering_seconds())
             batch: list[tuple[_Item, asyncio.Future[_Result]]] = []
             while self._waiting and len(batch) < self._most:
                 item, answer = self._waiting.popleft()
                 if not answer.done():
                     batch.append((item, answer))
-            self._in_company = len(batch) > 1
+            self._last = len(batch)
             if batch:
                 await self._answer(batch)
+
+    def _lingering_seconds(self) -> float:
+        by_the_last = self._last * _LINGER_SECONDS_EACH
+        return max(self._linger_seconds, min(by_the_last, self._longest_linger_seconds))
 
     async def _answer(self, batch: Sequence[tuple[_Item, "asyncio.Future[_Result]"]]) -> None:
         lock_seconds = _LOCK_SECONDS_IN_TROUBLE if self._singles else _LOCK_SECONDS

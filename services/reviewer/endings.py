@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 #: How long the end of an attempt is tried to be written while the database is away; and of a process that stops.
 _INSIST_SECONDS = 60.0
 _INSIST_WHEN_STOPPING_SECONDS = 2.0
+#: Half of what a worker runs by default, as of claims: while these end, others begin. All at once would take turns.
+_ENDED_TOGETHER = 32
 
 _Result = TypeVar("_Result")
 
@@ -64,7 +66,7 @@ class Endings:
         self._database = database
         self._leads_to = leads_to
         self._together: Gathering[_Open, _Written] = Gathering(
-            "endings", self._write_all, linger_seconds=LINGER_SECONDS
+            "endings", self._write_all, most=_ENDED_TOGETHER, linger_seconds=LINGER_SECONDS
         )
         self._stopping = False
 

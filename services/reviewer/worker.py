@@ -58,7 +58,7 @@ class Worker:
         self._attempts = attempts
         self._leases = leases
         self._claims: Gathering[Wanted, Claim | None] = Gathering(
-            "claims", self._claim_all, linger_seconds=LINGER_SECONDS
+            "claims", self._claim_all, most=max(1, identity.slots // 2), linger_seconds=LINGER_SECONDS
         )
         self._prefetch = max(2, identity.slots // 4)
         self._free_slots = asyncio.Semaphore(identity.slots)

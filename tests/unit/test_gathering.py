@@ -97,6 +97,24 @@ async def test_in_company_a_batch_lingers_for_those_right_behind_and_alone_it_do
     assert table.batches[3:] == [["d", "right behind"], ["x", "y", "z"]]
 
 
+@pytest.mark.parametrize(("together", "lingers_seconds"), [(2, 0.004), (6, 0.006), (40, 0.02)])
+async def test_the_more_come_the_longer_a_batch_lingers_within_its_bounds(
+    table: Table, monkeypatch: pytest.MonkeyPatch, together: int, lingers_seconds: float
+) -> None:
+    gathering = Gathering("test", table.write, linger_seconds=0.004, longest_linger_seconds=0.02)
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr("imprimatur.gathering.asyncio.sleep", pause)
+    await asyncio.gather(*(gathering.put(str(number)) for number in range(together)))
+    await gathering.add("next")
+    assert pauses == [pytest.approx(lingers_seconds)]
+
+
 async def test_an_item_whose_caller_is_cancelled_before_its_turn_is_not_written(
     table: Table, gathering: "Gathering[str, str]"
 ) -> None:
