@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks import batches, comparison, endurance, fairness, fan_out, growth, report
+from benchmarks import batches, comparison, endurance, fairness, fan_out, floor, growth, report
 from benchmarks.load import MOST_IN_FLIGHT
 from benchmarks.servers import servers
 
@@ -34,6 +34,7 @@ PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "compare": compare,
     "batches": batches.measure,
     "streams": fan_out.measure,
+    "floor": floor.measure,
     "growth": growth.measure,
     "fairness": fairness.measure,
     "embedded": embedded,

@@ -241,10 +241,20 @@ _STREAMS = {
     "stream_first_answer_p50_ms": "a stream's first answer, 400 being opened at a time, p50, ms",
     "stream_open_cpu_ms": "gateway CPU to open one, ms",
     "stream_fanout_cpu_ms": "gateway CPU to tell one of RUNNING and of the end, ms",
+    "stream_fanout_clients_cpu_ms": "the clients' CPU to hear of both, ms",
     "stream_kb_each": "gateway memory per stream, kB",
     "stream_fanout_p50_s": "a job's end to its watchers, p50, s",
     "stream_fanout_p99_s": "the same, p99, s",
     "stream_fanout_all_s": "from the first job's end until all 10,000 streams have ended, s",
+}
+_FLOOR = {
+    "floor_call_server_cpu_ms": "a call, 100 in flight: CPU of the server, ms",
+    "floor_call_client_cpu_ms": "the same of the client, ms",
+    "floor_calls_per_s": "such calls per second",
+    "floor_stream_server_cpu_ms": "two messages and the end for each of 10,000 streams: CPU of the server, ms",
+    "floor_stream_client_cpu_ms": "the same of the two clients, ms",
+    "floor_stream_p50_s": "until a stream has ended, p50, s",
+    "floor_stream_p99_s": "the same, p99, s",
 }
 _FAIRNESS = {
     "fairness_alone_start_p50_s": "start of a tenant's single job with nothing queued, p50, s",
@@ -307,6 +317,7 @@ def written(figures: Figures) -> str:
         "Where the time goes": f"{cpu(figures)}\n{_plot('cpu', 'CPU per job by process')}",
         "Batches": named(figures, _BATCHES),
         "Streams": named(figures, _STREAMS),
+        "An empty gRPC service": named(figures, _FLOOR),
         "Growth": growth(figures),
         "Fairness": named(figures, _FAIRNESS),
         "Ten minutes at full load": f"{endurance(figures)}\n{_plot('memory', 'memory by process')}",

@@ -28,6 +28,7 @@ from imprimatur.job import Job, NewJob
 from imprimatur.storage import acceptance, jobs
 from imprimatur.storage.acceptance import Submitted
 from imprimatur.storage.database import Database
+from imprimatur.storage.keys import Request
 from imprimatur.tenancy import Limits
 
 log = structlog.get_logger(__name__)
@@ -40,8 +41,6 @@ _COUNT_AT_LIMIT_SECONDS = 0.5
 _COME_AGAIN_SECONDS = 2.0
 #: Tenants remembered. Of one forgotten the jobs are counted anew, and its rate begins with a whole burst.
 _MOST_ACCOUNTS = 10_000
-
-Request = tuple[uuid.UUID, str]  #: a tenant and its request id
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,12 +25,12 @@ from sqlalchemy import (
     literal,
     select,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.errors import Contended
 from imprimatur.job import SUBMITTED, Job, JobType, NewJob, Priority, State
 from imprimatur.storage import assets, clock, keys, outbox
 from imprimatur.storage.database import OutboxRow, Reader, Transaction
+from imprimatur.storage.inserts import insert_into
 from imprimatur.storage.jobs import FIRST_REISSUE_AFTER_SECONDS, VISIBLE, find_many, job_of
 from imprimatur.storage.keys import Ruling, Verdict
 from imprimatur.storage.locks import among, for_both
@@ -311,7 +311,7 @@ def _insert(each: Each) -> Insert:
         "created_at": now,
         "updated_at": now,
     }
-    inserting: Any = (postgresql if each.on_postgresql else sqlite).insert(jobs)
+    inserting = insert_into(jobs, on_postgresql=each.on_postgresql)
     chosen = select(*columns.values()).where(keys.may_enter(each))
     statement: Insert = (
         inserting.from_select(list(columns), chosen)

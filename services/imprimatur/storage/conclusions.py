@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -40,9 +40,6 @@ from imprimatur.storage.many import Each, Types
 from imprimatur.storage.schema import Document, jobs
 from imprimatur.storage.spending import Bill
 from imprimatur.storage.transitions import TOLD, Moves, is_job
-
-#: The id of a job, and the number of its claim.
-Held: TypeAlias = tuple[uuid.UUID, int]
 
 
 @dataclass(frozen=True, kw_only=True)

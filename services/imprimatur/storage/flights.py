@@ -34,13 +34,13 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.evidence import EngineIdentity
 from imprimatur.identity import new_id
 from imprimatur.job import JobType
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.inserts import insert_into
 from imprimatur.storage.locks import among, for_both
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import evidence, jobs
@@ -199,7 +199,7 @@ def _told(each: Each) -> tuple[ColumnElement[Any], ...]:
 
 
 def _asking(each: Each) -> Executable:
-    inserting: Any = (postgresql if each.on_postgresql else sqlite).insert(evidence)
+    inserting = insert_into(evidence, on_postgresql=each.on_postgresql)
     columns: dict[str, ColumnElement[Any]] = {
         **{name: each[name] for name in _ASKED},
         "awaited": false(),

@@ -3,20 +3,18 @@
 import uuid
 
 from sqlalchemy import ColumnElement, delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.storage import clock
 from imprimatur.storage.database import Transaction
+from imprimatur.storage.inserts import insert_into
 from imprimatur.storage.schema import gateways
 
 
 async def seen(tx: Transaction, gateway_id: uuid.UUID) -> None:
     """Record that a gateway lives."""
-    dialect = postgresql if tx.on_postgresql else sqlite
     fresh = {"seen_at": clock.now()}
-    await tx.connection.execute(
-        dialect.insert(gateways).values(id=gateway_id, **fresh).on_conflict_do_update(index_elements=["id"], set_=fresh)
-    )
+    given = insert_into(gateways, on_postgresql=tx.on_postgresql).values(id=gateway_id, **fresh)
+    await tx.connection.execute(given.on_conflict_do_update(index_elements=["id"], set_=fresh))
 
 
 def live(*, silent_seconds: float) -> ColumnElement[int]:

@@ -26,7 +26,6 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from imprimatur.errors import Contended
@@ -34,6 +33,7 @@ from imprimatur.job import AttemptOutcome, Happening, NewJob, State, WhenBusy
 from imprimatur.storage import attempts, landings, people
 from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.inserts import insert_into
 from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import jobs, request_aliases
 from imprimatur.storage.transitions import moving, record
@@ -256,7 +256,7 @@ _ALIAS: Types = {"tenant_id": Uuid(), "request_id": Text(), "job_id": Uuid()}
 
 
 def _remembering(each: Each) -> Executable:
-    inserting: Any = (postgresql if each.on_postgresql else sqlite).insert(request_aliases)
+    inserting = insert_into(request_aliases, on_postgresql=each.on_postgresql)
     chosen = select(*(each[name] for name in _ALIAS)).where(each["tenant_id"].is_not(None))  # as of the insert of jobs
     statement: Executable = (
         inserting.from_select(list(_ALIAS), chosen).on_conflict_do_nothing().returning(request_aliases.c.request_id)

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import null, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.inserts import insert_into
 from imprimatur.storage.schema import cleanup
 
 #: Of the one row.
@@ -20,12 +20,11 @@ _NAME = "retention"
 
 async def begin(tx: Transaction, holder: uuid.UUID, *, every_seconds: float, hold_seconds: float) -> datetime | None:
     """Begin a pass over everything, whose `now` is returned; None while another is under way, or it is too early."""
-    dialect = postgresql if tx.on_postgresql else sqlite
     mine = {"holder": holder, "held_until": clock.after(hold_seconds)}
     free = or_(cleanup.c.held_until.is_(None), cleanup.c.held_until < clock.now())
     due = or_(cleanup.c.succeeded_at.is_(None), cleanup.c.succeeded_at < clock.after(-every_seconds))
     begun = await tx.connection.execute(
-        dialect.insert(cleanup)
+        insert_into(cleanup, on_postgresql=tx.on_postgresql)
         .values(name=_NAME, **mine)
         .on_conflict_do_update(index_elements=["name"], set_=mine, where=free & due)
         .returning(clock.now())

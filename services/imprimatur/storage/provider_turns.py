@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur import pacing
 from imprimatur.job import JobType
 from imprimatur.pacing import Line, Turn
 from imprimatur.storage import clock
 from imprimatur.storage.database import Transaction
+from imprimatur.storage.inserts import insert_into
 from imprimatur.storage.schema import provider_turns
 
 
@@ -54,8 +54,7 @@ async def _locked(tx: Transaction, lane: Lane) -> Any:
 
 
 async def _begin(tx: Transaction, lane: Lane) -> None:
-    dialect = postgresql if tx.on_postgresql else sqlite
-    made = dialect.insert(provider_turns).values(
+    made = insert_into(provider_turns, on_postgresql=tx.on_postgresql).values(
         provider=lane.provider,
         tenant_id=lane.tenant_id,
         job_type=lane.type,

@@ -28,7 +28,6 @@ from sqlalchemy import (
     select,
     values,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.identity import new_id
 from imprimatur.job import MOST_LOSSES, RETRYABLE, SUBMITTED, Happening, State, losses_kept
@@ -37,6 +36,7 @@ from imprimatur.storage import clock, keys, people
 from imprimatur.storage.acceptance import FRESH
 from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.inserts import insert_into
 from imprimatur.storage.jobs import Filter, Owner, matching
 from imprimatur.storage.review_queue import not_held
 from imprimatur.storage.schema import job_assets, jobs
@@ -190,7 +190,7 @@ def _copy(
     # Keys are waited for in the same order as by those who submit: that of the code points.
     in_line = jobs.c.concurrency_key.collate("C" if tx.on_postgresql else "BINARY")
     chosen = chosen.order_by(in_line.nulls_first(), pair.c.new_id)
-    inserting: Any = (postgresql if tx.on_postgresql else sqlite).insert(jobs).from_select(list(content), chosen)
+    inserting = insert_into(jobs, on_postgresql=tx.on_postgresql).from_select(list(content), chosen)
     statement: Executable = inserting.on_conflict_do_nothing().returning(*(jobs.c[name] for name in _TOLD))
     return statement
 

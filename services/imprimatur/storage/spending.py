@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import case, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.budgets import Budget, Used
 from imprimatur.storage import clock
 from imprimatur.storage.attempts import Spent
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.inserts import insert_into
 from imprimatur.storage.schema import attempts, spending, tenants
 from imprimatur.storage.tenants import no_tenant
 
@@ -79,7 +79,7 @@ async def _add(tx: Transaction, added: Mapping[uuid.UUID, Used]) -> None:
     ]
     if not rows:
         return
-    given = (postgresql if tx.on_postgresql else sqlite).insert(spending).values(rows)
+    given = insert_into(spending, on_postgresql=tx.on_postgresql).values(rows)
     same_day = spending.c.day == given.excluded.day
     await tx.connection.execute(
         given.on_conflict_do_update(

@@ -8,7 +8,6 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, insert, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.errors import AlreadyExists, NotFound
 from imprimatur.identity import new_id
@@ -16,6 +15,7 @@ from imprimatur.policy import LivePolicy, Policy
 from imprimatur.storage import clock
 from imprimatur.storage import policies as policy_versions
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.inserts import insert_into
 from imprimatur.storage.locks import among, for_both
 from imprimatur.storage.schema import api_keys, policies, tenants
 from imprimatur.tenancy import ApiKey, Limits, Role, Tenant
@@ -37,9 +37,8 @@ async def create_tenant(tx: Transaction, name: str) -> uuid.UUID:
         AlreadyExists: the name is taken.
     """
     tenant_id = new_id()
-    dialect = postgresql if tx.on_postgresql else sqlite
     made = await tx.connection.execute(
-        dialect.insert(tenants)
+        insert_into(tenants, on_postgresql=tx.on_postgresql)
         .values(id=tenant_id, name=name, policy_version=1, created_at=clock.now())
         .on_conflict_do_nothing(index_elements=["name"])
         .returning(tenants.c.id)

@@ -10,16 +10,15 @@ import random
 import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Executable, Float, Integer, Uuid, bindparam, select, text, true
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 
 from imprimatur.job import Priority
 from imprimatur.storage import clock, schema
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.inserts import insert_into
 from imprimatur.storage.many import Each, Many
 from imprimatur.turns import SHARES, first_place
 
@@ -226,7 +225,7 @@ async def served(tx: Transaction, tenants: Collection[uuid.UUID]) -> None:
 
 
 def _serving(each: Each) -> Executable:
-    inserting: Any = (postgresql if each.on_postgresql else sqlite).insert(schema.turns)
+    inserting = insert_into(schema.turns, on_postgresql=each.on_postgresql)
     given = select(each["tenant_id"], clock.now()).where(true())  # SQLite takes ON for that of a join otherwise
     statement: Executable = inserting.from_select(["tenant_id", "served_at"], given).on_conflict_do_update(
         index_elements=["tenant_id"], set_={"served_at": clock.now()}

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.errors import NotFound, ResourceExhausted
 from imprimatur.identity import new_id
 from imprimatur.storage import clock, deliveries
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.inserts import insert_into
 from imprimatur.storage.schema import tenants, webhook_endpoints, webhook_secrets
 
 MAX_ENDPOINTS = 50
@@ -166,10 +166,9 @@ async def secrets_of(
 
 async def ensure_default_secrets(tx: Transaction, candidates: Sequence[SealedSecret]) -> None:
     """Store each candidate as its tenant's default secret, unless the tenant has one."""
-    dialect = postgresql if tx.on_postgresql else sqlite
     for candidate in sorted(candidates, key=lambda item: item.tenant_id):
         await tx.connection.execute(
-            dialect.insert(webhook_secrets)
+            insert_into(webhook_secrets, on_postgresql=tx.on_postgresql)
             .values(
                 id=candidate.id,
                 tenant_id=candidate.tenant_id,

@@ -4,10 +4,10 @@ import uuid
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Integer, delete, exists, func, null, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
+from imprimatur.storage.inserts import insert_into
 from imprimatur.storage.locks import in_locked
 from imprimatur.storage.schema import jobs, workers
 
@@ -27,14 +27,13 @@ async def seen(tx: Transaction, worker: Worker, *, running: int, locked_out_seco
     Args:
         locked_out_seconds: since others keep some of its jobs locked, it may be without their leases for so long.
     """
-    dialect = postgresql if tx.on_postgresql else sqlite
     locked_out_until = null() if locked_out_seconds is None else clock.after(locked_out_seconds)
     fresh = {
         **{"name": worker.name, "slots": worker.slots, "running": running},
         **{"seen_at": clock.now(), "locked_out_until": locked_out_until},
     }
     await tx.connection.execute(
-        dialect.insert(workers)
+        insert_into(workers, on_postgresql=tx.on_postgresql)
         .values(id=worker.id, started_at=clock.now(), **fresh)
         .on_conflict_do_update(index_elements=["id"], set_=fresh)
     )
