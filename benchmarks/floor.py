@@ -125,7 +125,7 @@ class _Empty:
             yield _ANSWER
 
         self._server = grpc.aio.server()
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "Call": grpc.unary_unary_rpc_method_handler(call),
             "Watch": grpc.unary_stream_rpc_method_handler(watch),
         }
@@ -141,7 +141,7 @@ class _Empty:
         return self._channels[-1]
 
     async def _call(self, port: int, calls: int) -> float:
-        call = self._channel(port).unary_unary(f"/{_SERVICE}/Call")
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel(port).unary_unary(f"/{_SERVICE}/Call")
 
         async def one_after_the_other() -> None:
             for _ in range(calls // MOST_IN_FLIGHT):
@@ -167,7 +167,8 @@ class _Empty:
 
 
 async def _end(channel: grpc.aio.Channel, opened: asyncio.Future[None]) -> float:
-    async for _ in channel.unary_stream(f"/{_SERVICE}/Watch")(_REQUEST):
+    watch: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{_SERVICE}/Watch")
+    async for _ in watch(_REQUEST):
         if not opened.done():
             opened.set_result(None)
     return time.time()
