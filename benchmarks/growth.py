@@ -15,10 +15,11 @@ import psycopg
 import uvloop
 from psycopg import sql
 
-from benchmarks import figures
+from benchmarks import batches, figures
 from benchmarks.figures import percentile
-from benchmarks.load import MOST_IN_FLIGHT, payload
-from benchmarks.rounds import begin, calm, round_of, turn
+from benchmarks.load import MOST_IN_FLIGHT, Loader, payload
+from benchmarks.remote import Remote
+from benchmarks.rounds import begin, calm, round_of, turn, wait_finished
 from benchmarks.servers import servers
 from benchmarks.systems.ours import Access, Ours, request
 from imprimatur.client import Client
@@ -28,6 +29,9 @@ from imprimatur.storage.schema import metadata
 FINISHED, WAITING = 1_000_000, 100_000
 _CHUNK = 50_000
 _LIGHT_JOBS, _LIGHT_PER_SECOND = 40, 20.0
+_BATCHES, _BATCHES_IN_FLIGHT = 4, 2
+#: So long is the history: the clean-up of finished jobs looks for what is older than seven days, and finds none of it.
+_PAST_SECONDS = 6 * 86400.0
 #: An id of a job as old as the row: version 7 begins with the milliseconds since 1970.
 _NEW_ID = sql.SQL(
     "(lpad(to_hex((extract(epoch FROM {at}) * 1000)::bigint), 12, '0') || '7' || substr(md5(n::text), 1, 3)"
@@ -44,6 +48,7 @@ def measure(
         grown = Ours(under, name="grown", virtual_host=True)
         for system in (empty, grown):
             begin(system)
+        clients = {system.name: _Clients(system) for system in (empty, grown)}
         with turn(grown):
             _submit_scheduled(grown.access)
         fill(grown.database_url, finished=finished, waiting=waiting)
@@ -52,7 +57,7 @@ def measure(
         for cycle in range(cycles + 1):
             for system in (empty, grown):
                 with turn(system):
-                    shown = _figures(system, int(max(100, rates.get(system.name, 0) * seconds)))
+                    shown = _figures(system, clients[system.name], int(max(100, rates.get(system.name, 0) * seconds)))
                 rates[system.name] = shown["end_to_end_jobs_per_s"]
                 for name, value in shown.items():
                     if cycle:  # the first only warms the caches up
@@ -66,10 +71,24 @@ def measure(
     }
 
 
-def _figures(system: Ours, number: int) -> dict[str, float]:
+class _Clients:
+    """Who submits batches, and who watches."""
+
+    def __init__(self, system: Ours) -> None:
+        self.batches = Loader(system.fleet, batches.__name__, system.access.environ, name="batches")
+        self.watchers = Remote(system.fleet, "watchers", ["-m", "benchmarks.watchers"], system.access.environ)
+
+
+def _figures(system: Ours, clients: _Clients, number: int) -> dict[str, float]:
     one = round_of(system, number, in_flight=MOST_IN_FLIGHT)
     light = calm(system, _LIGHT_JOBS, per_second=_LIGHT_PER_SECOND)
+    lags = clients.watchers.ask({"jobs": _LIGHT_JOBS, "per_second": _LIGHT_PER_SECOND})["lags"]
+    before = system.finished()
+    many = clients.batches.submit(_BATCHES, in_flight=_BATCHES_IN_FLIGHT)
+    wait_finished(system, before + _BATCHES * batches.BATCH)
     return {
+        "batch_submit_jobs_per_s": _BATCHES * batches.BATCH / many.seconds,
+        "stream_end_p50_ms": percentile(lags, 0.5) * 1000,
         "end_to_end_jobs_per_s": one.jobs_per_second,
         "submits_per_s": one.submits_per_second,
         "cpu_ms_per_job": sum(one.cpu_ms_per_job.values()),
@@ -94,7 +113,7 @@ def _submit_scheduled(access: Access) -> None:
 
 
 def fill(url: str, *, finished: int, waiting: int) -> None:
-    """Copy one finished and one scheduled job that often, with their events and attempts, over the last 90 days."""
+    """Copy one finished and one scheduled job that often, with their events and attempts, over the last days."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SET synchronous_commit = off")  # of this session: the rows are settled below
         for state, number in (("succeeded", finished), ("queued", waiting)):
@@ -106,8 +125,8 @@ def fill(url: str, *, finished: int, waiting: int) -> None:
 
 def _copy(connection: "psycopg.Connection[Any]", state: str, first: int, end: int) -> None:
     """Rows number `first` to `end` of such copies."""
-    age = sql.SQL("make_interval(secs => 3600 + 7776000.0 * (1 - n / {most}.0))").format(
-        most=sql.Literal(max(FINISHED, end))
+    age = sql.SQL("make_interval(secs => 3600 + {past} * (1 - n / {most}.0))").format(
+        past=sql.Literal(_PAST_SECONDS), most=sql.Literal(max(FINISHED, end))
     )
     connection.execute(
         sql.SQL(

@@ -38,6 +38,10 @@ TARGETS = (
     ("fairness_start_vs_bound", "a single job behind 20,000 of another tenant, p99, to the bound*", "≤", 1.0),
     ("growth_end_to_end_jobs_per_s_vs_empty", "jobs/s with a long history, times an empty one's", "≥", 0.9),
     ("growth_submits_per_s_vs_empty", "submits/s with a long history, times an empty one's", "≥", 0.9),
+    ("growth_batch_submit_jobs_per_s_vs_empty", "jobs/s by BatchSubmit, likewise", "≥", 0.9),
+    ("growth_submit_p50_ms_vs_empty", "submit at 20/s, p50, likewise", "≤", 1.11),
+    ("growth_submit_to_start_p50_ms_vs_empty", "submit to start at 20/s, p50, likewise", "≤", 1.11),
+    ("growth_stream_end_p50_ms_vs_empty", "a job's end to its watcher, p50, likewise", "≤", 1.11),
 )
 _BOUND = "\\* twice the start with nothing queued, and the time of one job\n"
 
@@ -280,9 +284,11 @@ def growth(figures: Figures) -> str:
     names = {
         "end_to_end_jobs_per_s": "end to end jobs/s, 100 in flight",
         "submits_per_s": "submits/s, 100 in flight",
+        "batch_submit_jobs_per_s": "accepted jobs/s, batches of 1,000, 2 in flight",
         "cpu_ms_per_job": "CPU ms a job",
         "submit_p50_ms": "submit at 20/s, p50, ms",
         "submit_to_start_p50_ms": "submit to start at 20/s, p50, ms",
+        "stream_end_p50_ms": "a job's end to its watcher at 20 jobs/s, p50, ms",
     }
     rows = [
         [label, shown(figures.get(f"growth_{name}")), _times(figures.get(f"growth_{name}_vs_empty"))]

@@ -30,8 +30,8 @@ _SERVICES = {
     "reviewer": "IMPRIMATUR_REVIEWER_HTTP_PORT",
     "notifier": "IMPRIMATUR_NOTIFIER_HTTP_PORT",
 }
-#: Limits of a tenant, which are for several and not for the one that measures; the peers have none.
-_UNLIMITED = ("SUBMITS_PER_SECOND", "OPEN_JOBS", "STREAMS_PER_TENANT")
+#: Limits of a tenant are for several, and not for the one that measures: they are kept, and never come to.
+_LIMITS = {"SUBMITS_PER_SECOND": "1000000", "OPEN_JOBS": "100000000", "STREAMS_PER_TENANT": "100000"}
 _SCRAPE_SECONDS = 5.0
 _READY_SECONDS = 240.0
 
@@ -131,7 +131,7 @@ class Ours:
         return {
             "processes": f"gateway, reviewer ({self._slots} slots), notifier",
             "durability": "PostgreSQL commit before each answer; quorum queues, confirms; /metrics read every 5 s",
-            "settings": "defaults, but for limits of a tenant: none",
+            "settings": "defaults, but for a tenant's limits: out of reach",
         }
 
     def finished(self) -> int:
@@ -173,7 +173,7 @@ class Ours:
             "IMPRIMATUR_GRPC_HOST": "127.0.0.1",
             "IMPRIMATUR_GRPC_PORT": str(self._ports["grpc"]),
             "IMPRIMATUR_HTTP_HOST": "127.0.0.1",
-            **{f"IMPRIMATUR_{limit}": "0" for limit in _UNLIMITED},
+            **{f"IMPRIMATUR_{limit}": most for limit, most in _LIMITS.items()},
             "IMPRIMATUR_NOOP_SECONDS": str(self._noop_seconds),
             "IMPRIMATUR_REVIEWER_SLOTS": str(self._slots),
             **{variable: str(self._ports[service]) for service, variable in _SERVICES.items()},
