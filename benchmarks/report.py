@@ -273,6 +273,7 @@ _FAIRNESS = {
 }
 _BATCHES = {
     "batch_submit_jobs_per_s": "accepted jobs/s, batches of 1,000, 4 in flight",
+    "batch_submit_alone_jobs_per_s": "the same while no reviewer works",
     "batch_submit_p50_ms": "one batch, p50, ms",
     "batch_submit_gateway_cpu_ms_per_job": "gateway CPU an accepted job, ms",
     "batch_submit_postgresql_cpu_ms_per_job": "PostgreSQL CPU an accepted job, the reviewer's work included, ms",
