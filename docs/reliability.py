@@ -1,5 +1,5 @@
-"""Writes the table of docs/reliability.md, and when it was measured, from docs/reliability.json, which `make soak`
-leaves; with --check, only compares.
+"""Writes the table of docs/reliability.md, when it was measured and what has no row yet, from docs/reliability.json,
+which `make soak` leaves; with --check, only compares.
 """
 
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.generated import placed, write_or_compare
+from tests.faults.faults import FAULTS
 
 FOLDER = Path(__file__).resolve().parent
 FIGURES = FOLDER / "reliability.json"
@@ -69,9 +70,16 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(["The rows were measured (days are UTC)", "", *lines]) + "\n"
 
 
+def missing(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which faults have no row: a paragraph of Markdown, or nothing."""
+    known = {row["fault"] for row in rows}
+    names = [f"{one.name}{' (strikes in `make test`)' if one.fast else ''}" for one in FAULTS if one.name not in known]
+    return f"\nWithout a row yet: {'; '.join(names)}.\n" if names else ""
+
+
 def page(text: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The page with a new table in it."""
-    return placed(f"{table(rows)}\n{measured(rows)}", text, begin=_BEGIN, end=_END)
+    return placed(f"{table(rows)}\n{measured(rows)}{missing(rows)}", text, begin=_BEGIN, end=_END)
 
 
 def main() -> int:

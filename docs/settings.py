@@ -8,13 +8,21 @@ from pydantic_settings import BaseSettings
 
 from docs.generated import REPOSITORY, write_or_compare
 from gateway.settings import GatewaySettings
+from imprimatur.settings import AddressSettings, RetentionSettings, TracingSettings
 from notifier.settings import NotifierSettings
-from reviewer.settings import ReviewerSettings
+from reviewer.settings import EngineSettings, ReviewerSettings
 
+
+class ServeSettings(EngineSettings, TracingSettings, RetentionSettings, AddressSettings):
+    """What `cli/servers.py` reads for `imprimatur serve`."""
+
+
+#: `serve` comes last: what it reads are settings of the others.
 SERVICES: dict[str, type[BaseSettings]] = {
     "gateway": GatewaySettings,
     "reviewer": ReviewerSettings,
     "notifier": NotifierSettings,
+    "serve": ServeSettings,
 }
 
 
@@ -39,6 +47,7 @@ def table() -> str:
         "# Settings",
         "",
         "Read from the environment when a service starts. Generated from the settings classes by `make docs`.",
+        "What says neither `all` nor `serve` is fixed in `imprimatur serve`, or an option of it.",
         "",
         "| variable | read by | default | meaning |",
         "|---|---|---|---|",

@@ -11,6 +11,7 @@ import typer
 from cli.main import app
 from deploy.grafana.catalogue import DASHBOARDS
 from deploy.prometheus import rulebook
+from imprimatur.metrics import ATTEMPT_ERRORS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "runbooks"
@@ -63,6 +64,17 @@ def test_the_panels_log_lines_and_links_of_a_page_exist(page: Path) -> None:
         assert f'"{line}' in sources(), line
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert (FOLDER / link).is_file(), link
+
+
+def test_what_attempts_fail_with_and_which_loops_fail_is_all_explained() -> None:
+    assert set(ATTEMPT_ERRORS) <= words("ImprimaturAttemptsFailing")
+    loops = set(re.findall(r"""(?:Loop|Gauges)\("([^"]+)"|loop_failures\.labels\("([^"]+)"\)""", sources()))
+    assert {name for pair in loops for name in pair if name} <= words("ImprimaturBackgroundFailing")
+
+
+def words(alert: str) -> set[str]:
+    """Those of a page, with their hyphens and underscores."""
+    return set(re.findall(r"[\w-]+", (FOLDER / f"{alert}.md").read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

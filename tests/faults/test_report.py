@@ -112,6 +112,13 @@ def test_only_faults_between_reviewers_and_the_database_excuse_what_they_lose() 
     }
 
 
+def test_the_page_names_the_faults_that_have_no_row() -> None:
+    first, *others = FAULTS
+    assert reliability.missing([{"fault": fault.name} for fault in FAULTS]) == ""
+    told = reliability.missing([{"fault": fault.name} for fault in others])
+    assert told == f"\nWithout a row yet: {first.name} (strikes in `make test`).\n"
+
+
 def test_the_page_says_at_which_commits_its_rows_were_measured() -> None:
     commits = {"a": "1", "b": "2", "c": "2"}
     rows = [{"fault": name, "commit": commit, "measured_on": "2026-01-02"} for name, commit in commits.items()]

@@ -1,9 +1,11 @@
-"""What the pages about the inside say is there: the rows of the decision table, and the files of the architecture."""
+"""What the pages about the inside say is there: the rows of the decision table, the files of the architecture, and what
+`serve` reads."""
 
 import re
 from dataclasses import fields
 from pathlib import Path
 
+from docs.settings import ServeSettings
 from imprimatur.evidence import FORBIDDEN, SENSITIVE, Evidence
 from imprimatur.policy import _ROWS, Decision, Policy, Trigger, _Case, flaw_of
 from tests.unit.decisions import TABLE
@@ -91,3 +93,11 @@ def test_every_test_that_holds_a_promise_exists() -> None:
         assert named(promise[2]), promise
         for name in named(promise[2]):
             assert (ROOT / name).is_dir() if name.endswith("/") else (ROOT / name).is_file(), (promise[0], name)
+
+
+# --- docs/settings.md ------------------------------------------------------------------------------------
+
+
+def test_the_page_says_of_serve_what_its_command_reads() -> None:
+    read = re.findall(r"read_settings\((\w+)\)", (SERVICES / "cli/servers.py").read_text(encoding="utf-8"))
+    assert sorted(read) == sorted(kind.__name__ for kind in ServeSettings.__bases__)
