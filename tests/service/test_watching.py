@@ -349,6 +349,28 @@ async def test_a_lost_event_is_found_by_reading_again(database: Database, watcht
     await many.aclose()
 
 
+async def test_a_job_that_this_version_cannot_read_keeps_no_news_of_others(
+    database: Database, watchtower: Watchtower
+) -> None:
+    tenant = await makers.make_tenant(database)
+    claims = [await makers.running(database, tenant) for _ in range(2)]
+    owner = Owner(tenant_id=tenant)
+    watches, many = [watchtower.watch(owner, claim.job_id) for claim in claims], follow(watchtower, tenant)
+    for watch in watches:
+        await anext(watch)
+    assert [shown(await anext(many)).version for _ in claims] == [2, 2]
+    assert await anext(many) is None
+    async with database.begin() as tx:  # as a later version would
+        newer = update(stored_jobs).where(stored_jobs.c.id == claims[0].job_id)
+        await tx.connection.execute(newer.values(type="not_invented", version=stored_jobs.c.version + 1))
+    await makers.conclude(database, claims[1], Happening.COMPLETED)
+    async with asyncio.timeout(10.0):
+        assert [shown(version).state async for version in watches[1]] == [SUCCEEDED]
+        assert shown(await anext(many)).state == SUCCEEDED
+    for stream in (watches[0], many):
+        await stream.aclose()
+
+
 async def test_following_a_state_shows_a_job_again_that_comes_back_to_it(
     database: Database, watchtower: Watchtower
 ) -> None:
