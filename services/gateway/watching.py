@@ -246,10 +246,11 @@ class Watchtower:
         self._rereader.wake()
 
     async def _reread(self) -> None:
-        """Compare everything with the database: at once after a gap, else little by little."""
+        """Compare everything with the database: at once after a gap, else little by little, and of what streams over
+        many jobs follow a part."""
         at_once, self._gap = self._gap, False
         pages = list(_pages(self._watched))
-        self.followers.wake(reread=True)
+        self.followers.compare(everything=at_once)
         for page in pages:
             try:
                 async with self._database.read() as reader:
