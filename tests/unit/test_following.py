@@ -175,17 +175,20 @@ async def test_changes_beyond_what_may_be_remembered_are_found_when_everything_i
         await stream.aclose()
 
 
-@pytest.mark.parametrize("own", [True, False])
-async def test_ended_jobs_that_are_remembered_give_way_to_others(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    monkeypatch.setattr(following, "MOST_REMEMBERED", Bound(all=4, of_a_tenant=3))
+@pytest.mark.parametrize(("own", "of_all"), [(True, 100), (False, 4)])
+async def test_ended_jobs_that_are_remembered_give_way_to_others(
+    monkeypatch: pytest.MonkeyPatch, own: bool, of_all: int
+) -> None:
+    monkeypatch.setattr(following, "MOST_REMEMBERED", Bound(all=of_all, of_a_tenant=3))
     followers, tenant, jobs = Followers(), new_id(), Sized([1, 2, 3], ended=True)
     stream = followers.follow(tenant, jobs)
     assert [await size_of_next(stream) for _ in range(4)] == [1, 2, 3, 0]
-    new = new_id()
+    oldest, new = next(iter(jobs.sizes)), new_id()
     jobs.sizes[new] = 7
-    followers.note(change(tenant, new))  # one of the three is forgotten for it
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        assert await anext(stream) == bytes(7)
+    for job_id, told in ((new, bytes(7)), (oldest, bytes(1))):  # which was forgotten for the new one
+        followers.note(change(tenant, job_id))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await anext(stream) == told
     opening = followers.follow(tenant if own else new_id(), Sized([1, 1, 1]))  # and all of them
     assert await anext(opening) is not None
     await opening.aclose()
