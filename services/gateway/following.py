@@ -3,34 +3,41 @@
 A stream remembers ids and versions. Events add ids to it; what is told of them is read from the database when their
 turn comes, a little at a time, so that a client which does not read holds a portion of answers and no more. After a gap
 in the events, and every few seconds, what it follows is compared with the database's versions. Which jobs those are,
-is its `Subject`'s to know.
+is its `Subject`'s to know. Whatever streams remember is counted; of streams and of what they remember each tenant has a
+share, so that none keeps out the others.
 """
 
 import asyncio
 import uuid
-from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from imprimatur import metrics
+from gateway.room import Bound, Room
 from imprimatur.errors import ResourceExhausted, Unavailable
 from imprimatur.wire.messages import JobChange
 
 #: Live jobs that one stream may follow; of so many changed ones it remembers which they are.
 MOST_WATCHED_TOGETHER = 20_000
-#: Streams of a process: each remembers ids, some 2 MB of them when its client does not keep up.
-MOST_FOLLOWERS = 1000
-#: Live jobs that all streams of a process may follow together: some 200 MB.
-MOST_FOLLOWED = 1_000_000
+#: Streams over many jobs.
+MOST_FOLLOWERS = Bound(all=1000, of_a_tenant=400)
+#: Ids that streams remember, of live jobs, of changed ones and of those that ended.
+MOST_REMEMBERED = Bound(all=1_000_000, of_a_tenant=400_000)
+#: What remembering one takes, at most, with its share of what holds it.
+BYTES_OF_AN_ID = 250
 #: Answers that wait while a client does not read, of each stream: so many bytes, or one that is larger.
 PORTION_BYTES = 64 * 1024
 #: Of so many jobs that ended a stream remembers that it has told of them.
 _MOST_ENDED_REMEMBERED = 10_000
 #: Streams that list their jobs at a time.
 _LISTING_AT_ONCE = 2
+#: After so many live jobs no further stream compares its own with the database in one pass.
+COMPARED_IN_A_PASS = 100_000
+#: As so many counts a stream that follows fewer: what a statement costs in any case.
+_LEAST_COMPARED = 100
 #: Jobs in the first read of a stream, when nothing is known of their sizes.
 _FIRST_READ = 8
 
@@ -57,6 +64,11 @@ class Sent:
         self.live: dict[uuid.UUID, int] = {}  #: the versions of those that match and may change again
         self._ended: dict[uuid.UUID, None] = {}  # in the order in which they were sent
 
+    @property
+    def remembered(self) -> int:
+        """Jobs of which it is known."""
+        return len(self.live) + len(self._ended)
+
     def lacks(self, job_id: uuid.UUID, news: News) -> bool:
         """Whether it was not told before."""
         return news.version is None or (job_id not in self._ended and news.version > self.live.get(job_id, 0))
@@ -69,18 +81,27 @@ class Sent:
             self.forget(job_id)
             self._ended[job_id] = None
             if len(self._ended) > _MOST_ENDED_REMEMBERED:
-                del self._ended[next(iter(self._ended))]
+                self.forget_an_end()
         else:
             self.live[job_id] = news.version
 
-    def changed_from(self, unfinished: Mapping[uuid.UUID, int]) -> set[uuid.UUID]:
+    def changed_from(self, unfinished: Mapping[uuid.UUID, int]) -> list[uuid.UUID]:
         """Of all that match and are unfinished now, the news; and what was told as such and is so no more."""
-        news = {job_id for job_id, version in unfinished.items() if version > self.live.get(job_id, 0)}
-        return news | (self.live.keys() - unfinished.keys())
+        news = [job_id for job_id, version in unfinished.items() if version > self.live.get(job_id, 0)]
+        return news + sorted(self.live.keys() - unfinished.keys())
 
     def forget(self, job_id: uuid.UUID) -> None:
         """It does not match any more."""
         self.live.pop(job_id, None)
+
+    def forget_an_end(self) -> None:
+        """The oldest: a late event may have it told again."""
+        if self._ended:
+            del self._ended[next(iter(self._ended))]
+
+    def forget_ends(self) -> None:
+        """All of them."""
+        self._ended.clear()
 
 
 class Subject(Protocol):
@@ -103,39 +124,53 @@ class Subject(Protocol):
 class _Changes:
     """What one stream has told, and the ids of the jobs that it is still to look at."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, tenant_id: uuid.UUID, room: Room) -> None:
         self.sent = Sent()
         self.waiting = deque[uuid.UUID]()  #: that are to be told of next
         self._subject = subject
+        self._tenant_id = tenant_id
+        self._room = room
+        self._counted = 0
         self._ids: set[uuid.UUID] = set()
         self._reread = False
         self._fresh = asyncio.Event()
 
-    @property
-    def followed(self) -> int:
-        """Jobs that count towards `MOST_FOLLOWED`."""
-        return len(self.sent.live) + len(self.waiting)
+    def count(self) -> None:
+        """Take room for what is remembered now, and no more."""
+        self._counted_as(self.sent.remembered + len(self.waiting) + len(self._ids))
+
+    def close(self) -> None:
+        """Nothing is remembered any more."""
+        self._counted_as(0)
+
+    def _counted_as(self, number: int) -> None:
+        self._room.take(self._tenant_id, number - self._counted)
+        self._counted = number
 
     def add(self, change: JobChange) -> None:
-        """Note a changed job; past a limit only that everything is to be read again."""
+        """Note a changed job; past a limit only that everything is to be read again, when it is this stream's turn."""
         if not self._subject.concerns(change, self.sent):
             return
-        if len(self._ids) < MOST_WATCHED_TOGETHER:
+        if not self._room.left(self._tenant_id):
+            self.sent.forget_an_end()
+            self.count()
+        if len(self._ids) < MOST_WATCHED_TOGETHER and self._room.left(self._tenant_id) > 0:
             self._ids.add(change.job_id)
+            self._fresh.set()
+            self.count()
         else:
             self._reread = True
-        self._fresh.set()
 
     def wake(self, *, reread: bool) -> None:
         """Let the stream look up, at everything if `reread`."""
         self._reread = self._reread or reread
         self._fresh.set()
 
-    async def taken(self) -> tuple[set[uuid.UUID], bool]:
+    async def taken(self) -> tuple[list[uuid.UUID], bool]:
         """Wait for changes and take them: (ids, whether to read everything again)."""
         await self._fresh.wait()
         self._fresh.clear()
-        taken, reread = self._ids, self._reread
+        taken, reread = sorted(self._ids), self._reread
         self._ids, self._reread = set(), False
         return taken, reread
 
@@ -183,24 +218,40 @@ class Followers:
 
     def __init__(self) -> None:
         self._of_tenants: defaultdict[uuid.UUID, set[_Changes]] = defaultdict(set)
+        self._in_turn: OrderedDict[_Changes, None] = OrderedDict()  # who was compared longest ago comes first
+        self._streams = Room(
+            MOST_FOLLOWERS,
+            limit="streams",
+            what="WatchJobs and WatchReviewQueue streams are open",
+            reason="TOO_MANY_STREAMS",
+        )
+        self._ids = Room(
+            MOST_REMEMBERED, limit="followed_jobs", what="jobs are followed by streams", reason="TOO_MANY_JOBS"
+        )
         self._listing = asyncio.Semaphore(_LISTING_AT_ONCE)
         self._draining = False
 
     def stop(self) -> None:
         """End every stream with UNAVAILABLE."""
         self._draining = True
-        self.wake(reread=False)
+        for changes in self._in_turn:
+            changes.wake(reread=False)
 
     def note(self, change: JobChange) -> None:
         """A job has changed."""
         for changes in self._of_tenants.get(change.tenant_id, ()):
             changes.add(change)
 
-    def wake(self, *, reread: bool) -> None:
-        """Let all streams look up, at everything if `reread`."""
-        for followers in self._of_tenants.values():
-            for changes in followers:
-                changes.wake(reread=reread)
+    def compare(self, *, everything: bool) -> None:
+        """Let streams compare what they follow with the database: all at once, or as many as one pass is for, those
+        first who did so longest ago."""
+        left = COMPARED_IN_A_PASS
+        for changes in list(self._in_turn):
+            if left <= 0 and not everything:
+                return
+            left -= max(_LEAST_COMPARED, len(changes.sent.live))
+            self._in_turn.move_to_end(changes)
+            changes.wake(reread=True)
 
     async def follow(
         self, tenant_id: uuid.UUID, subject: Subject, *, open_within_seconds: float | None = None
@@ -214,63 +265,68 @@ class Followers:
         """
         with self._following(tenant_id, subject) as changes:
             sent, waiting = changes.sent, changes.waiting
-            reading = Reading(subject, sent)
-            async with asyncio.timeout(open_within_seconds):
-                waiting.extend(await self._versions(subject, changes))
-            while waiting:
-                portion = await reading.portion(waiting)
-                while portion:
-                    yield portion.popleft()
-            yield None
+            reading, list_all, complete = Reading(subject, sent), True, False
             while True:
                 if self._draining:
                     raise gateway_stopping()
-                ids, reread = await changes.taken()
-                if reread:
-                    ids |= sent.changed_from(await self._versions(subject, changes))
-                waiting.extend(sorted(ids))
+                if list_all:
+                    async with asyncio.timeout(None if complete else open_within_seconds):
+                        ids, list_all = sent.changed_from(await self._versions(subject)), False
+                else:
+                    ids, list_all = await changes.taken()  # what is known is told first, which makes room
+                self._line_up(tenant_id, changes, ids)
                 del ids
                 while waiting:
                     portion = await reading.portion(waiting)
+                    changes.count()
                     while portion:
                         yield portion.popleft()
+                if not complete:
+                    yield None
+                    complete = True
 
     @contextmanager
     def _following(self, tenant_id: uuid.UUID, subject: Subject) -> Iterator[_Changes]:
-        if sum(len(followers) for followers in self._of_tenants.values()) >= MOST_FOLLOWERS:
-            metrics.limit_refusals.labels("all_streams").inc()
-            raise ResourceExhausted(
-                f"{MOST_FOLLOWERS} WatchJobs streams are open at this gateway; try again later",
-                reason="TOO_MANY_STREAMS",
-                limit="all_streams",
-                value=str(MOST_FOLLOWERS),
-            ).retry_after(10.0)
-        changes = _Changes(subject)
+        self._streams.require(tenant_id, 1)
+        changes = _Changes(subject, tenant_id, self._ids)
+        self._streams.take(tenant_id, 1)
         self._of_tenants[tenant_id].add(changes)
+        self._in_turn[changes] = None
         try:
             yield changes
         finally:
+            changes.close()
+            self._streams.take(tenant_id, -1)
+            del self._in_turn[changes]
             self._of_tenants[tenant_id].remove(changes)
             if not self._of_tenants[tenant_id]:
                 del self._of_tenants[tenant_id]
 
-    async def _versions(self, subject: Subject, changes: _Changes) -> Mapping[uuid.UUID, int]:
+    async def _versions(self, subject: Subject) -> Mapping[uuid.UUID, int]:
         async with self._listing:
             found = await subject.versions(limit=MOST_WATCHED_TOGETHER + 1)
-        self._require_room(len(found), already=changes.followed)
-        return found
-
-    def _require_room(self, number: int, *, already: int) -> None:
-        if number > MOST_WATCHED_TOGETHER:
+        if len(found) > MOST_WATCHED_TOGETHER:
             raise ResourceExhausted(
                 f"more than {MOST_WATCHED_TOGETHER} unfinished jobs match; narrow the filter", reason="TOO_MANY_JOBS"
             )
-        followed = sum(changes.followed for followers in self._of_tenants.values() for changes in followers)
-        if followed - already + number > MOST_FOLLOWED:
-            raise ResourceExhausted(
-                f"the streams of this gateway follow {followed} jobs already; narrow the filter, or watch again later",
-                reason="TOO_MANY_JOBS",
-            ).retry_after(10.0)
+        return found
+
+    def _line_up(self, tenant_id: uuid.UUID, changes: _Changes, ids: Collection[uuid.UUID]) -> None:
+        """These are to be told of next. What is remembered of ended jobs gives way to them."""
+        changes.count()
+        if self._ids.left(tenant_id) < len(ids):
+            _forget_ends(self._of_tenants[tenant_id])
+        if self._ids.free < len(ids):
+            _forget_ends(self._in_turn)
+        self._ids.require(tenant_id, len(ids))
+        changes.waiting.extend(ids)
+        changes.count()
+
+
+def _forget_ends(streams: Iterable[_Changes]) -> None:
+    for changes in streams:
+        changes.sent.forget_ends()
+        changes.count()
 
 
 def gateway_stopping() -> Unavailable:

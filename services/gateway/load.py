@@ -13,11 +13,15 @@ from gateway.quotas import Allowance, refused
 from imprimatur import metrics
 from imprimatur.errors import Unavailable
 
+#: What a watch stream takes, most of it gRPC's own.
+BYTES_OF_A_STREAM = 30_000
 #: Requests that are being answered may have so many bytes together, per process.
-MOST_REQUEST_BYTES = 256 * 1024 * 1024
+MOST_REQUEST_BYTES = 128 * 1024 * 1024
 #: Uploads under way may have so many bytes together, per process; of one tenant so many may be under way.
-MOST_UPLOAD_BYTES = 256 * 1024 * 1024
+MOST_UPLOAD_BYTES = 128 * 1024 * 1024
 MOST_UPLOADS_OF_A_TENANT = 4
+#: Of each of these bytes there are so many: as it came, as it is stored, and on its way to the database.
+COPIES = 3
 
 
 class Load:

@@ -290,8 +290,9 @@ def refused(
 ) -> ResourceExhausted:
     """What a tenant is told that is at one of its limits; it is counted."""
     metrics.limit_refusals.labels(limit).inc()
-    message = f"the limit is reached: at most {value:g} {what}; try again in {wait_seconds:.1f} s"
-    return ResourceExhausted(message, reason=reason, limit=limit, value=f"{value:g}").retry_after(wait_seconds)
+    most = f"{value:.15g}"  # not 1e+06
+    message = f"the limit is reached: at most {most} {what}; try again in {wait_seconds:.1f} s"
+    return ResourceExhausted(message, reason=reason, limit=limit, value=most).retry_after(wait_seconds)
 
 
 def _retrieved(counting: asyncio.Task[None]) -> None:

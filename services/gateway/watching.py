@@ -246,10 +246,11 @@ class Watchtower:
         self._rereader.wake()
 
     async def _reread(self) -> None:
-        """Compare everything with the database: at once after a gap, else little by little."""
+        """Compare everything with the database: at once after a gap, else little by little, and of what streams over
+        many jobs follow a part."""
         at_once, self._gap = self._gap, False
         pages = list(_pages(self._watched))
-        self.followers.wake(reread=True)
+        self.followers.compare(everything=at_once)
         for page in pages:
             try:
                 async with self._database.read() as reader:
@@ -270,7 +271,7 @@ class Watchtower:
         while self._dirty:
             some = [self._dirty.popitem() for _ in range(min(len(self._dirty), READ_AT_ONCE))]
             try:
-                found = await self._snapshots.of(job_id for job_id, _ in some)
+                found = await self._snapshots.of_readable(job_id for job_id, _ in some)
             except BaseException:
                 self._dirty.update(some)
                 raise
@@ -310,7 +311,7 @@ class _Matching(Subject):
 
     async def news(self, ids: Sequence[uuid.UUID], _sent: Sent) -> Mapping[uuid.UUID, News]:
         """Those that match, as they are now. That one does no more is not told."""
-        found = await self._snapshots.of(ids)
+        found = await self._snapshots.of_readable(ids)
         matching = (one for one in found.values() if self._owner.owns(one.job) and self._wanted.passes(one.job))
         return {one.job.id: self._shown(one.version) for one in matching}
 

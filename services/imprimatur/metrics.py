@@ -86,8 +86,8 @@ rpc_seconds = Histogram(
 )
 limit_refusals = Counter(
     "imprimatur_limit_refusals_total",
-    "Jobs, streams and calls refused by a limit of a tenant (submits_per_second, open_jobs, streams, uploads, "
-    "asset_bytes) or of the process (all_streams, request_bytes, upload_bytes).",
+    "Jobs, streams and calls refused by a limit of a tenant (submits_per_second, open_jobs, streams, followed_jobs, "
+    "uploads, asset_bytes) or of the process (all_streams, all_followed_jobs, request_bytes, upload_bytes).",
     ["limit"],
 )
 open_streams = Gauge("imprimatur_open_streams", "Watch streams open now.", ["rpc"])
@@ -366,8 +366,8 @@ for _trigger in ("engine_error", "budget_exhausted"):
 for _loop in ("outbox", "lease-renewal", "giving-up", "webhook-messages", "webhook-delivery"):
     loop_failures.labels(_loop)  # failures beside those of a Loop, which sees to itself
 for _limit in (
-    *("submits_per_second", "open_jobs", "streams", "uploads", "asset_bytes"),
-    *("all_streams", "request_bytes", "upload_bytes"),
+    *("submits_per_second", "open_jobs", "streams", "followed_jobs", "uploads", "asset_bytes"),
+    *("all_streams", "all_followed_jobs", "request_bytes", "upload_bytes"),
 ):
     limit_refusals.labels(_limit)
 for _way in ("at_once", "dispatcher", "again"):

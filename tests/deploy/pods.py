@@ -8,6 +8,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from docs.settings import settings as all_settings
+from gateway import following, load
+from gateway.server import ROOM_FOR_CALLS
 from imprimatur.job import DEFAULTS
 from reviewer.engines.apart import MOST_AT_ONCE, MOST_BYTES
 from reviewer.images import decoding
@@ -19,6 +21,8 @@ _VOLUMES = {"configMap", "secret", "emptyDir", "persistentVolumeClaim", "project
 _CLOSING_SECONDS = 10
 #: A loop that is held up for so long is no reason to kill what the process does.
 _PATIENCE_SECONDS = 30
+#: A gateway without callers, and its caches, spans and outbox when they are full.
+_A_GATEWAY_BYTES = 125_000_000 + 80_000_000
 #: Fit every secret's setting that there is.
 _A_SECRET = {
     "IMPRIMATUR_DATABASE_URL": "postgresql://user:password@host/name",
@@ -127,6 +131,18 @@ def resources_are_named_and_make_sense(these: Manifests) -> Iterator[str]:
     decoded = these.setting("reviewer", "image_processes") * decoding.MOST_BYTES
     if room < MOST_AT_ONCE * MOST_BYTES + decoded:
         yield "suspects and images can take the reviewer's whole container along"
+
+
+def a_gateway_has_memory_for_its_bounds_together(these: Manifests) -> Iterator[str]:
+    needed = (
+        _A_GATEWAY_BYTES
+        + (these.setting("gateway", "streams") + ROOM_FOR_CALLS) * load.BYTES_OF_A_STREAM
+        + (load.MOST_REQUEST_BYTES + load.MOST_UPLOAD_BYTES) * load.COPIES
+        + following.MOST_FOLLOWERS.all * following.PORTION_BYTES
+        + following.MOST_REMEMBERED.all * following.BYTES_OF_AN_ID
+    )
+    if amount(only_container(these.service("gateway"))["resources"]["limits"]["memory"]) < needed:
+        yield f"callers who keep to a gateway's bounds can make it need {needed:,} bytes"
 
 
 def secrets_are_only_referred_to(these: Manifests) -> Iterator[str]:

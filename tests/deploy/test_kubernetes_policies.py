@@ -86,6 +86,10 @@ EVERYWHERE: dict[Policy, list[Breach]] = {
         (f"{_GATEWAY} {_BOX} resources requests cpu", "3"),
         (f"{_REVIEWER} {_BOX} resources limits memory", "1Gi"),
     ],
+    pods.a_gateway_has_memory_for_its_bounds_together: [
+        (f"{_GATEWAY} {_BOX} resources limits memory", "1536Mi"),
+        (f"{_SETTINGS} IMPRIMATUR_STREAMS", "40000"),
+    ],
     pods.secrets_are_only_referred_to: [
         (f"{_GATEWAY} {_BOX} env IMPRIMATUR_VAULT_KEY", {"name": "IMPRIMATUR_VAULT_KEY", "value": "x"}),
         (f"{_SETTINGS} IMPRIMATUR_LLM_API_KEY", "sk-x"),

@@ -13,12 +13,11 @@ from prometheus_client import REGISTRY
 from sqlalchemy import update
 from sqlalchemy.event import listen
 
-from gateway import access, following
+from gateway import access
 from gateway.rendering import Version
 from gateway.watching import Watchtower
 from imprimatur.broker import EVENTS, Message
 from imprimatur.broker.memory import MemoryBroker
-from imprimatur.errors import ResourceExhausted
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, State
 from imprimatur.storage.database import Database
@@ -295,6 +294,33 @@ async def test_a_client_that_does_not_read_costs_little_and_misses_nothing(
     stream.cancel()
 
 
+async def test_a_client_that_does_not_read_costs_one_version_of_its_job(
+    system: System, me: Caller, traced: Callable[[], int]
+) -> None:
+    [job] = await makers.submit(
+        system.database, makers.new_job(system.tenant_id, content=b"", labels={"a": "label that " * 8000})
+    )
+    before = traced()
+    streams: list[Any] = [me.jobs.WatchJob(WatchJobRequest(job_id=str(job.id))) for _ in range(2)]
+    stalled, reading = streams
+    for stream in streams:
+        assert (await stream.read()).job.version == 1
+    for version in range(2, 41):
+        async with system.database.begin() as tx:
+            await tx.connection.execute(update(stored_jobs).values(version=version))
+        seen = JobChange(job_id=job.id, tenant_id=system.tenant_id, version=version, state=State.QUEUED)
+        await system.broker.publish(event(JobsChanged(changes=[seen]).encode()))
+        async with asyncio.timeout(10.0):
+            assert (await reading.read()).job.version == version
+    assert traced() - before < 1_000_000  # of more than three
+    shown = [(await stalled.read()).job.version]
+    while shown[-1] < 40:
+        shown.append((await stalled.read()).job.version)
+    assert shown == sorted(set(shown))
+    for stream in streams:
+        stream.cancel()
+
+
 # --- events that are lost or cannot be read --------------------------------------------------------------
 
 
@@ -349,6 +375,28 @@ async def test_a_lost_event_is_found_by_reading_again(database: Database, watcht
     await many.aclose()
 
 
+async def test_a_job_that_this_version_cannot_read_keeps_no_news_of_others(
+    database: Database, watchtower: Watchtower
+) -> None:
+    tenant = await makers.make_tenant(database)
+    claims = [await makers.running(database, tenant) for _ in range(2)]
+    owner = Owner(tenant_id=tenant)
+    watches, many = [watchtower.watch(owner, claim.job_id) for claim in claims], follow(watchtower, tenant)
+    for watch in watches:
+        await anext(watch)
+    assert [shown(await anext(many)).version for _ in claims] == [2, 2]
+    assert await anext(many) is None
+    async with database.begin() as tx:  # as a later version would
+        newer = update(stored_jobs).where(stored_jobs.c.id == claims[0].job_id)
+        await tx.connection.execute(newer.values(type="not_invented", version=stored_jobs.c.version + 1))
+    await makers.conclude(database, claims[1], Happening.COMPLETED)
+    async with asyncio.timeout(10.0):
+        assert [shown(version).state async for version in watches[1]] == [SUCCEEDED]
+        assert shown(await anext(many)).state == SUCCEEDED
+    for stream in (watches[0], many):
+        await stream.aclose()
+
+
 async def test_following_a_state_shows_a_job_again_that_comes_back_to_it(
     database: Database, watchtower: Watchtower
 ) -> None:
@@ -395,28 +443,6 @@ async def test_somebody_elses_job_shows_nothing_although_its_owner_watches_it(
     for stranger in (Owner(tenant_id=theirs), Owner(tenant_id=mine, user_id="grace")):
         assert [version async for version in watchtower.watch(stranger, job.id)] == []
     await watch.aclose()
-
-
-@pytest.mark.parametrize(
-    ("limit", "value", "reason"), [("MOST_FOLLOWERS", 1, "TOO_MANY_STREAMS"), ("MOST_FOLLOWED", 3, "TOO_MANY_JOBS")]
-)
-async def test_what_streams_over_many_jobs_remember_is_limited(
-    database: Database, watchtower: Watchtower, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, reason: str
-) -> None:
-    monkeypatch.setattr(following, limit, value)
-    tenant = await makers.make_tenant(database)
-    await makers.submit(database, makers.new_job(tenant), makers.new_job(tenant))
-    first, second = (follow(watchtower, tenant) for _ in range(2))
-    for _ in range(2):
-        assert await anext(first) is not None
-    with pytest.raises(ResourceExhausted) as caught:
-        await anext(second)
-    assert caught.value.reason == reason
-    assert caught.value.retry_after_seconds
-    await first.aclose()
-    third = follow(watchtower, tenant)
-    assert await anext(third) is not None
-    await third.aclose()
 
 
 async def _holds(condition: Callable[[], bool]) -> bool:

@@ -17,6 +17,7 @@ class Store:
         self.gate = asyncio.Event()
         self.asked = asyncio.Event()
         self.fault: Exception | None = None
+        self.damaged: set[int] = set()
 
     async def read(self, keys: Collection[int]) -> dict[int, int]:
         self.statements.append(sorted(keys))
@@ -24,6 +25,8 @@ class Store:
         await self.gate.wait()
         if self.fault is not None:
             raise self.fault
+        if self.damaged & set(keys):
+            raise ValueError("this cannot be decoded")
         return {key: key * key for key in keys if key != 13}
 
 
@@ -72,6 +75,28 @@ async def test_a_fault_reaches_everybody_who_asked_and_nobody_after() -> None:
     assert [type(answer) for answer in answers] == [Unavailable, Unavailable]
     store.fault = None
     assert await reads.of([2]) == {2: 4}
+
+
+async def test_what_cannot_be_read_fails_alone_for_few_statements() -> None:
+    store = Store()
+    store.damaged = {77}
+    reads = SharedReads(store.read)
+    store.gate.set()
+    readable, of_all = await asyncio.gather(
+        reads.of_readable(range(READ_AT_ONCE)), reads.of(range(READ_AT_ONCE)), return_exceptions=True
+    )
+    assert readable == {key: key * key for key in range(READ_AT_ONCE) if key not in (13, 77)}
+    assert isinstance(of_all, ValueError)
+    assert len(store.statements) < 20
+
+
+async def test_when_nothing_can_be_read_it_is_not_tried_again_in_parts() -> None:
+    store = Store()
+    store.fault = Unavailable("not now")
+    store.gate.set()
+    with pytest.raises(Unavailable):
+        await SharedReads(store.read).of_readable([1, 2])
+    assert store.statements == [[1, 2]]
 
 
 async def test_a_statement_has_no_more_keys_than_it_may() -> None:
