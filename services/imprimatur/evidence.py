@@ -178,7 +178,8 @@ class Evidence:
     """What one engine found in one creative.
 
     `approval_score` is P(compliant) in [0, 1]. `unexamined` names every part that the creative has and the
-    engine could not look at: an engine that leaves one out here claims to have examined it.
+    engine could not look at: an engine that leaves one out here claims to have examined it. Tokens and cost are those
+    that a provider is paid for; an engine that asks none has none.
     """
 
     engine: EngineIdentity
