@@ -88,9 +88,11 @@ class Look:
     stills: tuple[bytes, ...] = ()  #: of an animation: its sampled frames in order, as JPEGs of at most 1,024 px
     shrunk: float = 1.0  #: how many times longer its sides are than those of its stills
 
-    @property
-    def shown_whole(self) -> bool:
-        """Whether nothing but the image itself, or its stills, need be looked at to have seen all of it."""
+    def shown_whole(self, *, most_side_px: int) -> bool:
+        """Whether who is shown the image, or its stills, sees all of it. One with a longer side than `most_side_px` is
+        made smaller before it is seen, and by how much only the provider knows."""
+        if max(self.width, self.height) > most_side_px:
+            return False
         return self.frames == 1 or (len(self.stills) == self.frames and self.shrunk <= MOST_SHRUNK)
 
 

@@ -47,6 +47,7 @@ from imprimatur.v1.review_service_pb2 import ClaimReviewRequest
 from reviewer.images import decoding
 from reviewer.images.darkroom import Darkroom
 from reviewer.images.images import FETCHED_AT_ONCE
+from reviewer.settings import IMAGE_SIDE_PX
 from tests import makers
 from tests.patience import PATIENCE_SECONDS, happens
 from tests.service import engines
@@ -391,7 +392,7 @@ async def test_an_engine_sees_the_bytes_and_the_look_of_each_image(
     assert inline.look == Look(format="PNG", width=300, height=250, frames=1, sampled=1, plain=False)
     assert uploaded.look is not None
     assert (uploaded.look.frames, uploaded.look.sampled, len(uploaded.look.stills)) == (12, 8, 8)
-    assert not uploaded.look.shown_whole
+    assert not uploaded.look.shown_whole(most_side_px=IMAGE_SIDE_PX)
 
 
 async def test_a_job_tried_again_shows_the_same_images(system: System, me: Caller, engine: LookingEngine) -> None:
