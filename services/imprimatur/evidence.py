@@ -5,6 +5,7 @@ Only values live here. How evidence becomes a decision is `policy`; how it is fo
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 
 class Category(StrEnum):
@@ -53,6 +54,17 @@ SENSITIVE = frozenset(
 )
 #: What no publisher would run.
 FORBIDDEN = frozenset(Category) - SENSITIVE
+
+
+class UnknownCategory(str):
+    """What a seller declares in the words of a later version, as "unknown category 20". It is a person's to understand,
+    as all that is sensitive."""
+
+    __slots__ = ()
+
+
+#: What a seller says that an ad touches.
+Declared: TypeAlias = Category | UnknownCategory
 
 
 class Part(StrEnum):
@@ -123,7 +135,7 @@ class Creative:
     advertiser: str = ""
     landing_page_url: str = ""
     language: str = ""  #: BCP 47 tag as declared by the caller, or empty
-    declared_categories: tuple[Category, ...] = ()
+    declared_categories: tuple[Declared, ...] = ()
     images: tuple[Image, ...] = ()
     video_urls: tuple[str, ...] = ()
     audio_urls: tuple[str, ...] = ()

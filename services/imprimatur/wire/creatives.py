@@ -12,12 +12,14 @@ from imprimatur.evidence import (
     CategoryScore,
     Creative,
     CriterionScore,
+    Declared,
     EngineIdentity,
     Evidence,
     Finding,
     Image,
     Part,
     Recommendation,
+    UnknownCategory,
 )
 from imprimatur.human import Agreement
 from imprimatur.policy import Confidence, Decision, Verdict
@@ -52,11 +54,7 @@ def creative_from_wire(seen: pb.Creative) -> Creative:
         advertiser=seen.advertiser,
         landing_page_url=seen.landing_page_url,
         language=seen.language,
-        declared_categories=tuple(
-            found
-            for value in seen.declared_categories
-            if (found := from_wire(pb.Category, "CATEGORY", value, Category)) is not None
-        ),
+        declared_categories=tuple(map(_declared, seen.declared_categories)),
         images=tuple(
             Image(name=image.name, data=image.data, asset_id=image.asset_id, url=image.url) for image in seen.images
         ),
@@ -254,6 +252,11 @@ def _category(category: Category | None) -> Any:
 
 def _category_of(value: int) -> Category | None:
     return from_wire(pb.Category, "CATEGORY", value, Category)
+
+
+def _declared(value: int) -> Declared:
+    """What a gateway of a later version accepted is left out by none."""
+    return _category_of(value) or UnknownCategory(f"unknown category {value}")
 
 
 def _confidence(confidence: Confidence | None) -> Any:

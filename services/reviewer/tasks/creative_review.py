@@ -16,7 +16,7 @@ import structlog
 from imprimatur import metrics, tracing
 from imprimatur.criteria import Criteria
 from imprimatur.errors import AttemptError, BudgetExhausted, PermanentError, TransientError
-from imprimatur.evidence import Category, Creative, Evidence
+from imprimatur.evidence import Creative, Declared, Evidence
 from imprimatur.human import categories_of
 from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up, outcome_of
 from imprimatur.policy import (
@@ -302,7 +302,7 @@ def _spent(evidence: Evidence) -> Spent:
     )
 
 
-def _shown(verdict: Verdict, declared: Iterable[Category], product: _Product, live: LivePolicy) -> Shown:
+def _shown(verdict: Verdict, declared: Iterable[Declared], product: _Product, live: LivePolicy) -> Shown:
     return Shown(
         decision=verdict.decision,
         policy_triggered=verdict.trigger,
