@@ -63,17 +63,21 @@ def creative_from_wire(seen: pb.Creative) -> Creative:
     )
 
 
-def asset_ids_of(creative: pb.Creative) -> tuple[str, ...]:
-    """Of the images that it names, each once."""
-    return tuple(dict.fromkeys(image.asset_id for image in creative.images if image.asset_id))
+def asset_ids_of(creative: pb.Creative) -> dict[str, str]:
+    """Of the images that it names, each with the field of a submit that names it first."""
+    named: dict[str, str] = {}
+    for place, image in enumerate(creative.images):
+        if image.asset_id:
+            named.setdefault(image.asset_id, f"creative_review.creative.images[{place}].asset_id")
+    return named
 
 
-def asset_ids_in(task_input: bytes) -> tuple[str, ...]:
+def asset_ids_in(task_input: bytes) -> dict[str, str]:
     """The same of a stored task input; none of one that cannot be read, which is the reviewer's to say."""
     try:
         return asset_ids_of(pb.CreativeReviewTask.FromString(task_input).creative)
     except DecodeError:
-        return ()
+        return {}
 
 
 def summary_of(task_input: bytes, *, with_images: bool) -> pb.Creative:
