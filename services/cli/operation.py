@@ -19,7 +19,6 @@ from imprimatur.tenancy import ApiKey, Limits, Role, Tenant
 from imprimatur.vault import Vault
 
 _Answer = TypeVar("_Answer")
-#: Who made a version of a policy, or made it live, at the database itself.
 
 
 def database_url_in(data: Path) -> str:

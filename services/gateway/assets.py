@@ -172,7 +172,7 @@ async def with_their_images(database: Database, new_jobs: Sequence[NewJob]) -> l
 def _fault_in(new: NewJob, kept: Mapping[str, Asset]) -> InvalidRequest | None:
     missing = next((asset_id for asset_id in new.asset_ids if asset_id not in kept), None)
     if missing is not None:
-        return assets.missing(missing)
+        return assets.missing(missing, new.asset_ids[missing])
     size = sum(kept[asset_id].size_bytes for asset_id in new.asset_ids)
     if size > MAX_CREATIVE_BYTES:
         what = f"have {size:,} bytes together; at most {MAX_CREATIVE_BYTES:,} are allowed"

@@ -5,6 +5,7 @@ Only values live here. How evidence becomes a decision is `policy`; how it is fo
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 
 class Category(StrEnum):
@@ -55,6 +56,17 @@ SENSITIVE = frozenset(
 FORBIDDEN = frozenset(Category) - SENSITIVE
 
 
+class UnknownCategory(str):
+    """What a seller declares in the words of a later version, as "unknown category 20". It is a person's to understand,
+    as all that is sensitive."""
+
+    __slots__ = ()
+
+
+#: What a seller says that an ad touches.
+Declared: TypeAlias = Category | UnknownCategory
+
+
 class Part(StrEnum):
     """A kind of content that a creative can have and that an engine may or may not be able to examine."""
 
@@ -88,9 +100,11 @@ class Look:
     stills: tuple[bytes, ...] = ()  #: of an animation: its sampled frames in order, as JPEGs of at most 1,024 px
     shrunk: float = 1.0  #: how many times longer its sides are than those of its stills
 
-    @property
-    def shown_whole(self) -> bool:
-        """Whether nothing but the image itself, or its stills, need be looked at to have seen all of it."""
+    def shown_whole(self, *, most_side_px: int) -> bool:
+        """Whether who is shown the image, or its stills, sees all of it. One with a longer side than `most_side_px` is
+        made smaller before it is seen, and by how much only the provider knows."""
+        if max(self.width, self.height) > most_side_px:
+            return False
         return self.frames == 1 or (len(self.stills) == self.frames and self.shrunk <= MOST_SHRUNK)
 
 
@@ -121,7 +135,7 @@ class Creative:
     advertiser: str = ""
     landing_page_url: str = ""
     language: str = ""  #: BCP 47 tag as declared by the caller, or empty
-    declared_categories: tuple[Category, ...] = ()
+    declared_categories: tuple[Declared, ...] = ()
     images: tuple[Image, ...] = ()
     video_urls: tuple[str, ...] = ()
     audio_urls: tuple[str, ...] = ()
@@ -178,7 +192,8 @@ class Evidence:
     """What one engine found in one creative.
 
     `approval_score` is P(compliant) in [0, 1]. `unexamined` names every part that the creative has and the
-    engine could not look at: an engine that leaves one out here claims to have examined it.
+    engine could not look at: an engine that leaves one out here claims to have examined it. Tokens and cost are those
+    that a provider is paid for; an engine that asks none has none.
     """
 
     engine: EngineIdentity

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from imprimatur.evidence import Category, Evidence
+from imprimatur.evidence import Declared, Evidence
 from imprimatur.policy import Decision, EngineFailure, Mode, Policy, Trigger, Verdict, decide, decide_failure
 
 
@@ -15,7 +15,7 @@ from imprimatur.policy import Decision, EngineFailure, Mode, Policy, Trigger, Ve
 class Reviewed:
     """What the AI's side of a review was. `evidence` is None when no engine ran, or it failed."""
 
-    declared: tuple[Category, ...]
+    declared: tuple[Declared, ...]
     evidence: Evidence | None
     decision: Decision
     trigger: Trigger

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
-from imprimatur.evidence import Category, Evidence, Recommendation
+from imprimatur.evidence import Category, Declared, Evidence, Recommendation
 from imprimatur.job import Priority
 from imprimatur.policy import Decision
 
@@ -93,9 +93,9 @@ class Appeal:
 
 
 def categories_of(
-    declared: Iterable[Category], evidence: Evidence | None, *, detect_min: float
+    declared: Iterable[Declared], evidence: Evidence | None, *, detect_min: float
 ) -> tuple[Category, ...]:
-    """What a creative touches, as people look for it: what its seller declares, and what the engine found with at
-    least `detect_min`; in the order of their names."""
+    """What a creative touches, as people look for it: what its seller declares, as far as this version knows it, and
+    what the engine found with at least `detect_min`; in the order of their names."""
     found = {hit.category for hit in evidence.categories if hit.score >= detect_min} if evidence else set()
-    return tuple(sorted(found | set(declared)))
+    return tuple(sorted(found | {one for one in declared if isinstance(one, Category)}))

@@ -6,7 +6,7 @@ Every change of a job's state, in whatever service, is one of the happenings bel
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Any
@@ -257,7 +257,7 @@ class NewJob:
     concurrency_key: str | None = None
     when_busy: WhenBusy = WhenBusy.REFUSE
     revision: int | None = None
-    asset_ids: tuple[str, ...] = ()  #: of the images that its task names
+    asset_ids: Mapping[str, str] = field(default_factory=dict)  #: of images; with each the field that names it first
     fresh: bool = False  #: only evidence made after its acceptance will do
     appeal_of: uuid.UUID | None = None
     appeal: Mapping[str, Any] | None = None  #: of an appeal, `human.Appeal` as it is stored

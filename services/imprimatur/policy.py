@@ -20,8 +20,10 @@ from imprimatur.evidence import (
     Category,
     CategoryScore,
     CriterionScore,
+    Declared,
     Evidence,
     Recommendation,
+    UnknownCategory,
 )
 
 
@@ -182,12 +184,12 @@ class Verdict:
     confidence_score: float
 
 
-def decide(policy: Policy, declared: Iterable[Category], found: Evidence | EngineFailure | None) -> Verdict:
+def decide(policy: Policy, declared: Iterable[Declared], found: Evidence | EngineFailure | None) -> Verdict:
     """Apply the decision table.
 
     Args:
         policy: the tenant's live policy.
-        declared: categories that the seller declares.
+        declared: categories that the seller declares; one that this version does not know is a person's, too.
         found: the engine's evidence, or why there is none. None when no engine ran because the mode does not
             ask for it; in any other mode it counts as a failure.
     """
@@ -208,7 +210,7 @@ def decide(policy: Policy, declared: Iterable[Category], found: Evidence | Engin
     raise AssertionError("the last row matches everything")
 
 
-def decide_failure(policy: Policy, declared: Iterable[Category], failure: EngineFailure) -> Verdict:
+def decide_failure(policy: Policy, declared: Iterable[Declared], failure: EngineFailure) -> Verdict:
     """What becomes of a creative whose review failed for good. Where the policy asks for no engine by now, the first
     row would approve; but one was asked, and what no review saw is not approved by its failure."""
     if policy.mode is Mode.AUTO_APPROVE:
@@ -251,7 +253,7 @@ def unexamined_criteria(policy: Policy, evidence: Evidence) -> tuple[Criterion, 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
     policy: Policy
-    declared: frozenset[Category]
+    declared: frozenset[Declared]
     found: Evidence | EngineFailure | None
 
     @property
@@ -299,7 +301,8 @@ def _engine_failed(case: _Case) -> _Match:
 
 
 def _sensitive(case: _Case) -> _Match:
-    if named := case.declared & (case.policy.always_human | case.policy.blocked):
+    minded = case.policy.always_human | case.policy.blocked
+    if named := {one for one in case.declared if one in minded or isinstance(one, UnknownCategory)}:
         reason = f"Declared as {', '.join(sorted(named))}: a person decides."
         return Decision.PENDING, Trigger.SENSITIVE_CATEGORY, reason
     if hit := case.detected(case.policy.always_human, case.policy.detect_min):

@@ -16,7 +16,7 @@ from imprimatur.evidence import Creative, EngineIdentity, Evidence, Image, Part
 from imprimatur.job import JobType
 
 #: Raise it when evidence comes to mean something else, or is written in another form: nothing older is reused then.
-SCHEMA = 1
+SCHEMA = 2
 #: Evidence is reused for so many hours where the engine is paid for each look, unless a setting says otherwise.
 HOURS = 168.0
 
@@ -49,6 +49,7 @@ def key_of(
     engine: EngineIdentity,
     provider: str,
     criteria: Sequence[tuple[str, str]] = (),
+    sight: Sequence[str] = (),
 ) -> bytes:
     """The key of the evidence that an engine will find in this creative.
 
@@ -58,6 +59,7 @@ def key_of(
     Args:
         provider: who is asked; empty where nobody is.
         criteria: (name, text) of what the policy asks for besides the categories.
+        sight: what decides how much of images is seen, besides themselves. Without images it counts for nothing.
 
     Raises:
         ValueError: the bytes of an image are not known yet.
@@ -76,7 +78,7 @@ def key_of(
         (creative.name, creative.format, creative.headline, creative.body, creative.call_to_action),
         (creative.advertiser, creative.landing_page_url, creative.language),
         tuple(str(category) for category in creative.declared_categories),
-        tuple(images),
+        (tuple(sight), *images) if images else (),
         tuple(creative.video_urls),
         tuple(creative.audio_urls),
     )

@@ -14,6 +14,8 @@ from imprimatur.settings import AddressSettings, LeaseSettings, SharedSettings
 from reviewer.terms import Terms
 
 _MOST_HOURS = 8_760.0
+#: The side of the largest animations, too, whose stills show them whole (`Look.shown_whole`).
+IMAGE_SIDE_PX = 2048
 
 
 class EngineName(StrEnum):
@@ -62,6 +64,12 @@ class EngineSettings(BaseSettings):
     llm_api_key_file: Path | None = Field(default=None, description="File with that key")
     llm_images: bool = Field(
         default=True, description="The model takes images; if not, creatives with images go to a person"
+    )
+    llm_image_side_px: int = Field(
+        default=IMAGE_SIDE_PX,
+        ge=1,
+        description="The longest side of an image that the model sees in full; creatives with larger ones go to a "
+        "person. Animations are held to 2,048 px at most",
     )
     llm_reasks: int = Field(
         default=1, ge=0, le=5, description="How often an answer that does not fit is sent back to the model"

@@ -58,7 +58,7 @@ async def submit(database: Database, tenant: uuid.UUID, *asset_ids: str) -> Job:
     async with database.read() as reader:
         long_ago = first_id_at(await clock.present(reader) - timedelta(days=20))
     new = makers.new_job(tenant, job_id=uuid.UUID(int=long_ago.int + new_id().int % (1 << 74)))
-    [job] = await makers.submit(database, replace(new, asset_ids=asset_ids))
+    [job] = await makers.submit(database, replace(new, asset_ids=dict.fromkeys(asset_ids, "its field")))
     return job
 
 
@@ -128,8 +128,8 @@ async def test_many_may_use_the_same_images_at_once(database: Database, tenant: 
 
 async def test_only_jobs_that_were_made_name_images(database: Database, tenant: uuid.UUID) -> None:
     asset_id = await keep(database, tenant)
-    new = replace(makers.new_job(tenant, request_id="r"), asset_ids=(asset_id, asset_id))
-    await makers.submit(database, new, replace(makers.new_job(tenant, request_id="r"), asset_ids=(asset_id,)))
+    new = replace(makers.new_job(tenant, request_id="r"), asset_ids={asset_id: ""})
+    await makers.submit(database, new, replace(makers.new_job(tenant, request_id="r"), asset_ids={asset_id: ""}))
     await makers.submit(database, new)  # again, after a lost answer
     assert (await kept(database))["job_assets"] == 1
 
@@ -145,8 +145,9 @@ async def test_no_job_is_accepted_whose_image_was_removed_since_it_was_looked_up
     async with database.begin() as tx:
         assert await assets.lock(tx, tenant, asset_id)
         await assets.remove(tx, tenant, asset_id)
-    with pytest.raises(InvalidRequest, match=asset_id):
+    with pytest.raises(InvalidRequest, match=asset_id) as refused:
         await submit(database, tenant, asset_id)
+    assert refused.value.field == "its field"
     async with database.begin() as tx:
         assert not await assets.lock(tx, tenant, asset_id)
         assert await jobs.list_newest(tx, Owner(tenant_id=tenant), Filter(), before=None, limit=1) == []
@@ -162,7 +163,7 @@ async def test_who_removes_an_image_sees_the_job_that_is_just_being_accepted(
             return await assets.lock(tx, tenant, asset_id) and await assets.in_use(tx, tenant, asset_id)
 
     async with database.begin() as tx:
-        new = replace(makers.new_job(tenant), asset_ids=(asset_id,))
+        new = replace(makers.new_job(tenant), asset_ids={asset_id: ""})
         await acceptance.submit(tx, [new], release_at_once=0)
         removing = asyncio.create_task(is_used())
         await lock_waiters(database, 1)

@@ -47,6 +47,7 @@ from imprimatur.v1.review_service_pb2 import ClaimReviewRequest
 from reviewer.images import decoding
 from reviewer.images.darkroom import Darkroom
 from reviewer.images.images import FETCHED_AT_ONCE
+from reviewer.settings import IMAGE_SIDE_PX
 from tests import makers
 from tests.patience import PATIENCE_SECONDS, happens
 from tests.service import engines
@@ -330,7 +331,7 @@ async def test_uploads_have_so_much_of_a_gateway_s_memory(
         (CreativeImage(data=b"GIF"), "images[0].data", "NOT_AN_IMAGE"),
         (CreativeImage(asset_id="../etc/passwd"), "images[0].asset_id", "INVALID_FIELD"),
         (CreativeImage(asset_id=NOWHERE.upper()), "images[0].asset_id", "INVALID_FIELD"),
-        (CreativeImage(asset_id=NOWHERE), "images", "ASSET_NOT_FOUND"),
+        (CreativeImage(asset_id=NOWHERE), "images[0].asset_id", "ASSET_NOT_FOUND"),
         (CreativeImage(url=""), "images[0].url", "INVALID_URL"),
         (CreativeImage(url="http://example.com/a.png"), "images[0].url", "INVALID_URL"),
         (CreativeImage(url="https://169.254.169.254/latest"), "images[0].url", "INVALID_URL"),
@@ -365,8 +366,12 @@ async def test_an_accepted_request_id_is_answered_although_its_image_is_gone(sys
     await _forget_images(system)
     again = await me.jobs.SubmitJob(showing(CreativeImage(asset_id=asset.asset_id), request_id="r-1"))
     assert (again.job.id, again.already_accepted) == (job.id, True)
-    other = showing(CreativeImage(asset_id=asset.asset_id), request_id="r-2")
-    assert (await refusal(me.jobs.SubmitJob(other))).reason == "ASSET_NOT_FOUND"
+    other = showing(CreativeImage(data=PNG), CreativeImage(asset_id=asset.asset_id), request_id="r-2")
+    refused = await refusal(me.jobs.SubmitJob(other))
+    assert (list(refused.violations), refused.reason) == (
+        ["creative_review.creative.images[1].asset_id"],
+        "ASSET_NOT_FOUND",
+    )
 
 
 async def _forget_images(system: System) -> None:
@@ -391,7 +396,7 @@ async def test_an_engine_sees_the_bytes_and_the_look_of_each_image(
     assert inline.look == Look(format="PNG", width=300, height=250, frames=1, sampled=1, plain=False)
     assert uploaded.look is not None
     assert (uploaded.look.frames, uploaded.look.sampled, len(uploaded.look.stills)) == (12, 8, 8)
-    assert not uploaded.look.shown_whole
+    assert not uploaded.look.shown_whole(most_side_px=IMAGE_SIDE_PX)
 
 
 async def test_a_job_tried_again_shows_the_same_images(system: System, me: Caller, engine: LookingEngine) -> None:

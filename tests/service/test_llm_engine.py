@@ -3,7 +3,8 @@
 import asyncio
 import json
 from base64 import b64encode
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -31,6 +32,7 @@ from reviewer.engines.llm import prompts
 from reviewer.engines.llm.breaker import Breaker
 from reviewer.engines.llm.engine import LLMEngine
 from reviewer.engines.registry import open_engine
+from reviewer.images.decoding import STILL_SIDE
 from reviewer.settings import EngineName, EngineSettings, Price
 from tests.deadly import own_children
 from tests.patience import happens
@@ -53,6 +55,7 @@ PRICES = {"house-model": Price(input=2, output=8)}
 SHOES = Creative(creative_id="cr-1", headline="New running shoes", body="Light and quiet.")
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 JPEG = b"\xff\xd8\xff\xe0 and so on"
+STILL = Look(format="PNG", width=300, height=250, frames=1, sampled=1, plain=False)
 
 
 def settings(provider: Provider, **changes: Any) -> EngineSettings:
@@ -165,7 +168,7 @@ async def test_the_instructions_explain_every_category() -> None:
 
 
 async def test_images_are_sent_as_images_in_their_order(provider: Provider, engine: Engine) -> None:
-    images = (Image(name="a.png", data=PNG), Image(name="b.jpg", data=JPEG))
+    images = (Image(name="a.png", data=PNG, look=STILL), Image(name="b.jpg", data=JPEG, look=STILL))
     found = await engine.examine(Creative(creative_id="cr-1", headline="Shoes", images=images))
     [call] = provider.calls
     _, one, first, two, second = call.shown
@@ -179,24 +182,61 @@ async def test_images_are_sent_as_images_in_their_order(provider: Provider, engi
 
 async def test_a_model_without_eyes_gets_no_images_and_says_so(provider: Provider) -> None:
     engine = open_engine(settings(provider, llm_images=False))
-    found = await engine.examine(Creative(creative_id="cr-1", images=(Image(name="a.png", data=PNG),)))
+    found = await engine.examine(Creative(creative_id="cr-1", images=(Image(name="a.png", data=PNG, look=STILL),)))
     assert [part["type"] for part in provider.calls[0].shown] == ["text"]
     assert found.unexamined == {Part.IMAGE}
     await engine.close()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"GIF89a and so on",
-        b"\x89PNG\r\n\x1a\n....acTL and so on",
-        b"RIFF....WEBPVP8X\x0a\x00\x00\x00\x02 and so on",
-    ],
-    ids=["gif", "apng", "webp"],
-)
-async def test_what_may_move_counts_as_not_examined(engine: Engine, data: bytes) -> None:
-    found = await engine.examine(Creative(creative_id="cr-1", images=(Image(name="a", data=data),)))
+async def test_an_image_that_was_not_decoded_counts_as_not_examined(engine: Engine) -> None:
+    found = await engine.examine(Creative(creative_id="cr-1", images=(Image(name="a", data=PNG),)))
     assert found.unexamined == {Part.IMAGE}
+
+
+def still(width: int, height: int) -> Image:
+    return Image(name="a", data=PNG, look=replace(STILL, width=width, height=height))
+
+
+def animation(width: int, height: int) -> Image:
+    """Of which everything but its size lets it be seen whole."""
+    look = replace(STILL, width=width, height=height, frames=2, sampled=2, stills=(JPEG, JPEG))
+    return Image(name="a", data=PNG, look=replace(look, shrunk=max(1.0, max(width, height) / STILL_SIDE)))
+
+
+@pytest.mark.parametrize("kind", [still, animation])
+@pytest.mark.parametrize(
+    ("changes", "width", "height", "unexamined"),
+    [
+        ({}, 2048, 2048, set()),
+        ({}, 2049, 8, {Part.IMAGE}),
+        ({}, 8, 2049, {Part.IMAGE}),
+        ({"llm_image_side_px": 1000}, 1000, 1000, set()),
+        ({"llm_image_side_px": 1000}, 1001, 8, {Part.IMAGE}),
+    ],
+)
+async def test_images_with_a_longer_side_than_the_model_sees_in_full_are_sent_and_count_as_not_examined(
+    provider: Provider,
+    kind: Callable[[int, int], Image],
+    changes: dict[str, Any],
+    width: int,
+    height: int,
+    unexamined: set[Part],
+) -> None:
+    engine = open_engine(settings(provider, **changes))
+    found = await engine.examine(Creative(creative_id="cr-1", images=(kind(width, height), still(8, 8))))
+    assert found.unexamined == unexamined
+    assert "image_url" in {part["type"] for part in provider.calls[0].shown}
+    await engine.close()
+
+
+@pytest.mark.parametrize(("kind", "unexamined"), [(still, set()), (animation, {Part.IMAGE})])
+async def test_for_a_model_that_sees_more_stills_may_be_larger_and_animations_are_made_smaller_as_ever(
+    provider: Provider, kind: Callable[[int, int], Image], unexamined: set[Part]
+) -> None:
+    engine = open_engine(settings(provider, llm_image_side_px=8000))
+    found = await engine.examine(Creative(creative_id="cr-1", images=(kind(8000, 5000),)))
+    assert found.unexamined == unexamined
+    await engine.close()
 
 
 @pytest.mark.parametrize(("frames", "unexamined"), [(3, frozenset()), (4, {Part.IMAGE})], ids=["all", "some"])
@@ -205,7 +245,7 @@ async def test_of_an_animation_stills_are_sent_and_it_is_examined_if_they_are_al
 ) -> None:
     stills = tuple(JPEG + bytes([number]) for number in range(3))
     look = Look(format="GIF", width=9, height=9, frames=frames, sampled=3, plain=False, stills=stills)
-    images = (Image(name="a", data=b"GIF89a and so on", look=look), Image(name="b", data=PNG))
+    images = (Image(name="a", data=b"GIF89a and so on", look=look), Image(name="b", data=PNG, look=STILL))
     found = await engine.examine(Creative(creative_id="cr-1", images=images))
     _, told, *sent, other, still = provider.calls[0].shown
     assert f"an animation of {frames} frames" in told["text"]

@@ -244,6 +244,16 @@ async def test_several_reviewers_count_towards_one_budget(
 
 
 @on_sqlite
+async def test_what_the_builtin_engine_reads_costs_no_provider_and_counts_towards_no_budget(
+    system: System, me: Caller
+) -> None:
+    async with system.reviewer(open_engine(EngineSettings(engine=EngineName.BUILTIN, engine_processes=1))):
+        done = await me.until(await me.submit("New running shoes"), job.JOB_STATE_SUCCEEDED)
+    assert booked(done.attempt_history[0]) == ("builtin", 0, 0, 0)
+    assert await used(system) == Used()
+
+
+@on_sqlite
 async def test_who_approves_everything_spends_nothing_and_is_stopped_by_no_budget(
     system: System, me: Caller, llm: Engine, provider: Provider
 ) -> None:

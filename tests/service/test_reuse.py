@@ -43,6 +43,7 @@ from imprimatur.v1.job_service_pb2 import (
     ReviewJobsAgainRequest,
     SubmitJobRequest,
 )
+from reviewer.engines import Engine
 from reviewer.service import Reviewer
 from reviewer.terms import Terms
 from tests import makers
@@ -87,7 +88,7 @@ def gated() -> GatedEngine:
 
 
 @asynccontextmanager
-async def sharing(system: System, engine: ScriptedEngine, **options: Any) -> AsyncIterator[Reviewer]:
+async def sharing(system: System, engine: Engine, **options: Any) -> AsyncIterator[Reviewer]:
     async with system.reviewer(engine, reuse_seconds=HOUR, **options) as running:
         yield running
 
@@ -418,6 +419,28 @@ async def test_of_an_image_at_a_url_the_bytes_count_that_are_there_now(
     assert again.creative_review.ai_review.reused.job_id == first.id
     assert not changed.creative_review.ai_review.HasField("reused")
     assert len(engine.seen) == 2
+
+
+@on_sqlite
+async def test_an_image_that_was_seen_in_full_is_looked_at_again_by_who_sees_less_and_a_mere_text_is_not(
+    system: System, me: Caller
+) -> None:
+    image = creative.CreativeImage(data=PNG)  # 300 px wide
+    async with providing(gives(answer())) as provider:
+        async with sharing(system, opened(provider, llm_image_side_px=300)):
+            await me.until(await submit(me, image), SUCCEEDED)
+            text = await me.until(await submit(me), SUCCEEDED)
+        async with sharing(system, opened(provider, llm_image_side_px=299)):
+            seen = await me.until(await submit(me, image), AWAITING)
+            again = await me.until(await submit(me), SUCCEEDED)
+        assert len(provider.calls) == 3
+    review = seen.creative_review.ai_review
+    assert (review.policy_triggered, list(review.evidence.unexamined)) == (
+        creative.POLICY_TRIGGER_NOT_FULLY_EXAMINED,
+        [creative.PART_IMAGE],
+    )
+    assert not review.HasField("reused")
+    assert again.creative_review.ai_review.reused.job_id == text.id
 
 
 # --- a tenant's criteria -----------------------------------------------------------------------------------

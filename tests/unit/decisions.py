@@ -10,13 +10,14 @@ from enum import StrEnum
 from functools import partial
 
 from imprimatur.criteria import Criterion, Effect
-from imprimatur.evidence import Category, Evidence, Part, Recommendation
+from imprimatur.evidence import Category, Declared, Evidence, Part, Recommendation, UnknownCategory
 from imprimatur.policy import Decision, EngineFailure, Mode, Policy, Trigger
 from tests import makers
 
 APPROVE, REJECT, HUMAN = Recommendation.APPROVE, Recommendation.REJECT, Recommendation.HUMAN
 APPROVED, REJECTED, PENDING = Decision.APPROVED, Decision.REJECTED, Decision.PENDING
 ALCOHOL, HATE, SCAM, ADULT = Category.ALCOHOL, Category.HATE, Category.SCAM, Category.ADULT
+LATER = UnknownCategory("unknown category 20")
 
 BROKEN = EngineFailure(message="the engine timed out")
 BROKE = EngineFailure(message="the day's budget is used up", budget_exhausted=True)
@@ -60,7 +61,7 @@ class Case:
     is_: tuple[Decision, Trigger]
     found: Evidence | EngineFailure | None = field(default_factory=makers.evidence)
     policy: Policy = DEFAULT
-    declared: tuple[Category, ...] = ()
+    declared: tuple[Declared, ...] = ()
     edge: tuple[str, Side] | None = None
 
 
@@ -150,6 +151,8 @@ _PLAIN = {
     "4 declared sensitive": Case(row=4, declared=(ALCOHOL,), is_=_4),
     "4 declared blocked": Case(row=4, declared=(HATE,), is_=_4),
     "4 not declared in the policy": Case(row=10, declared=(ALCOHOL,), policy=LENIENT, is_=_10),
+    "4 declared, of a later version": Case(row=4, declared=(LATER,), policy=LENIENT, is_=_4),
+    "4 declared, of a later version, before 5": Case(row=4, declared=(LATER,), found=touches(HATE, 1.0), is_=_4),
     "4 certain": Case(row=4, found=touches(ALCOHOL, 1.0), is_=_4),
     "4 not detected in the policy": Case(row=10, found=touches(ALCOHOL, 1.0), policy=LENIENT, is_=_10),
     "4 before 5": Case(row=4, found=clean(0.95, detected={ALCOHOL: 0.5, HATE: 0.99}), is_=_4),

@@ -10,7 +10,17 @@ from typing import TypeVar
 from hypothesis import strategies as st
 
 from imprimatur.criteria import Criterion
-from imprimatur.evidence import Category, CategoryScore, CriterionScore, EngineIdentity, Evidence, Part, Recommendation
+from imprimatur.evidence import (
+    Category,
+    CategoryScore,
+    CriterionScore,
+    Declared,
+    EngineIdentity,
+    Evidence,
+    Part,
+    Recommendation,
+    UnknownCategory,
+)
 from imprimatur.policy import EngineFailure, Policy
 from tests import makers
 from tests.unit.policies import CRITERIA
@@ -29,7 +39,8 @@ def score_of(criterion: Criterion, score: float) -> CriterionScore:
 
 
 categories = st.sampled_from(Category)
-some_categories = mostly(st.just(frozenset[Category]()), st.frozensets(categories, max_size=3))
+unknown = st.just(UnknownCategory("unknown category 20"))
+declarations = mostly(st.just(frozenset[Declared]()), st.frozensets(categories | unknown, max_size=3))
 scores = mostly(st.floats(0, 1), st.sampled_from([math.nan, math.inf, -math.inf, -0.1, 1.1]))
 hits = st.builds(CategoryScore, category=categories, score=mostly(st.floats(0, 0.3), scores))
 evidences = st.builds(
@@ -73,7 +84,7 @@ def usable(found: object) -> bool:
     return all(0 <= score <= 1 for score in (found.approval_score, *scored))
 
 
-def deserves_approval(policy: Policy, declared: Iterable[Category], found: object) -> bool:
+def deserves_approval(policy: Policy, declared: Iterable[Declared], found: object) -> bool:
     """Whether a tenant that lets the AI decide may have it approve: all was examined, and nothing speaks against it."""
     listed = policy.always_human | policy.blocked
     return (
@@ -82,7 +93,7 @@ def deserves_approval(policy: Policy, declared: Iterable[Category], found: objec
         and not found.unexamined
         and not found.truncated
         and listed <= found.examined_categories
-        and not listed & set(declared)
+        and set(declared) <= set(Category) - listed
         and all(hit.score < policy.detect_min for hit in found.categories if hit.category in listed)
         and all(_is_kept(one, found, policy.detect_min) for one in policy.criteria)
         and found.recommendation is Recommendation.APPROVE

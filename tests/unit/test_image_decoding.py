@@ -22,7 +22,7 @@ def still(data: bytes) -> Pillow.Image:
 def test_of_a_still_its_format_and_size_are_told(form: str) -> None:
     look = decoding.look_at(encoded([picture()], form), "images[0]")
     assert (look.format, look.width, look.height, look.frames, look.sampled) == (form, 300, 250, 1, 1)
-    assert (look.plain, look.stills, look.shown_whole) == (False, (), True)
+    assert (look.plain, look.stills, look.shown_whole(most_side_px=300)) == (False, (), True)
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
@@ -30,7 +30,7 @@ def test_of_a_still_its_format_and_size_are_told(form: str) -> None:
 def test_of_an_animation_frames_are_sampled_and_shown_as_stills(form: str, frames: int, whole: bool) -> None:
     colours = [Pillow.new("RGB", (64, 48), (0, 0, 8 * number)) for number in range(frames)]
     look = decoding.look_at(encoded(colours, form), "images[0]")
-    assert (look.frames, look.shown_whole) == (frames, whole)
+    assert (look.frames, look.shown_whole(most_side_px=64)) == (frames, whole)
     shades = [still(one).convert("RGB").getpixel((32, 24)) for one in look.stills]
     blues = [shade[2] for shade in shades if isinstance(shade, tuple)]
     assert blues == sorted(blues)
@@ -53,7 +53,16 @@ def test_stills_are_small_and_what_is_transparent_is_white() -> None:
 @pytest.mark.parametrize(("width", "whole"), [(2048, True), (2049, False)])
 def test_stills_less_than_half_as_wide_as_their_frames_do_not_show_an_animation_whole(width: int, whole: bool) -> None:
     look = decoding.look_at(encoded([Pillow.new("1", (width, 8), shade) for shade in (0, 1)], "PNG"), "images[0]")
-    assert (look.frames, len(look.stills), look.shown_whole) == (2, 2, whole)
+    assert (look.frames, len(look.stills), look.shown_whole(most_side_px=9999)) == (2, 2, whole)
+
+
+@pytest.mark.parametrize(
+    "name", ["SAMPLED_FRAMES", "MAX_FRAMES", "MAX_FRAME_PIXELS", "STILL_SIDE", "STILL_QUALITY", "MOST_SHRUNK"]
+)
+def test_whatever_decides_what_is_seen_of_an_animation_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = decoding.preparation()
+    monkeypatch.setattr(decoding, name, getattr(decoding, name) + 1)
+    assert decoding.preparation() != before
 
 
 @pytest.mark.parametrize(

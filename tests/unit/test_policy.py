@@ -1,16 +1,21 @@
 """The decision table: every row with its boundaries, confidence and reasons."""
 
 import math
+import pickle
 from dataclasses import fields
 from itertools import product
+from typing import Any
 
 import pytest
 
 from imprimatur import policy
 from imprimatur.evidence import Category, Evidence, Part
-from imprimatur.policy import Confidence, EngineFailure, Mode, Policy, Trigger, confidence_of, decide
+from imprimatur.human import categories_of
+from imprimatur.policy import Confidence, Decision, EngineFailure, Mode, Policy, Trigger, confidence_of, decide
+from imprimatur.v1 import creative_pb2 as pb
+from imprimatur.wire.creatives import creative_of
 from tests import makers
-from tests.unit.decisions import ALCOHOL, BROKEN, FOUND, HATE, RULES, TABLE, Case, Side, breaks, clean, touches
+from tests.unit.decisions import ALCOHOL, BROKEN, FOUND, HATE, LENIENT, RULES, TABLE, Case, Side, breaks, clean, touches
 
 LAST = len(policy._ROWS)
 
@@ -71,6 +76,20 @@ def test_with_any_two_neighbours_exchanged_the_code_does_not_decide_so(
     )
     monkeypatch.setattr(policy, "_ROWS", (*before, other, one, *after))
     assert not decides_all()
+
+
+# --- across versions -------------------------------------------------------------------------------------
+
+
+def test_a_category_that_only_a_later_version_knows_is_read_as_declared_and_is_a_persons_case() -> None:
+    declared: list[Any] = [pb.CATEGORY_GAMBLING, 999]
+    written = pb.Creative(creative_id="cr-1", declared_categories=declared)
+    read = creative_of(pb.CreativeReviewTask(creative=written).SerializeToString())
+    verdict = decide(LENIENT, read.declared_categories, clean(1.0))
+    assert (verdict.decision, verdict.trigger) == (Decision.PENDING, Trigger.SENSITIVE_CATEGORY)
+    assert "unknown category 999" in verdict.reason
+    assert categories_of(read.declared_categories, None, detect_min=0.3) == (Category.GAMBLING,)
+    assert pickle.loads(pickle.dumps(read)) == read, "as engines in other processes are given it"
 
 
 # --- confidence and reasons ------------------------------------------------------------------------------

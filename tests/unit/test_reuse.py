@@ -97,6 +97,12 @@ def test_an_image_with_other_bytes_another_name_or_another_place_changes_the_key
     assert len({key(replace(CREATIVE, images=each)) for each in shown}) == len(shown)
 
 
+def test_how_images_are_seen_counts_where_there_are_any() -> None:
+    sights = [(), ("2048",), ("1024",), ("1024", ""), ("", "1024")]
+    assert len({key(sight=sight) for sight in sights}) == len(sights)
+    assert len({key(replace(CREATIVE, images=()), sight=sight) for sight in sights}) == 1
+
+
 def test_text_that_moves_to_the_next_field_changes_the_key() -> None:
     one = Creative(creative_id="cr", headline="ab", body="c")
     assert len({key(one), key(replace(one, headline="a", body="bc")), key(replace(one, headline="abc", body=""))}) == 3

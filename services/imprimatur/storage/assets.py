@@ -127,7 +127,7 @@ async def link(tx: Transaction, new_jobs: Sequence[NewJob]) -> None:
     rows = [
         {"job_id": new.id, "digest": bytes.fromhex(asset_id), "tenant_id": new.tenant_id}
         for new in new_jobs
-        for asset_id in sorted(set(new.asset_ids))
+        for asset_id in sorted(new.asset_ids)
     ]
     if not rows:
         return
@@ -138,16 +138,16 @@ async def link(tx: Transaction, new_jobs: Sequence[NewJob]) -> None:
     locked = named.order_by(assets.c.id).with_for_update(read=True, key_share=True)
     kept = {(row.tenant_id, row.digest) for row in await tx.connection.execute(locked)}
     for new in new_jobs:
-        for asset_id in new.asset_ids:
+        for asset_id, place in new.asset_ids.items():
             if (new.tenant_id, bytes.fromhex(asset_id)) not in kept:
-                raise missing(asset_id)
+                raise missing(asset_id, place)
     await tx.connection.execute(insert(job_assets), rows)
 
 
-def missing(asset_id: str) -> InvalidRequest:
-    """What a submit is told that names an image which is not kept."""
+def missing(asset_id: str, field: str) -> InvalidRequest:
+    """What a submit is told that names in that field an image which is not kept."""
     return InvalidRequest(
-        "creative_review.creative.images",
+        field,
         f"there is no asset {asset_id}; upload it first",
         reason="ASSET_NOT_FOUND",
         asset_id=asset_id,

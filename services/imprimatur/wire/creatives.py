@@ -12,12 +12,14 @@ from imprimatur.evidence import (
     CategoryScore,
     Creative,
     CriterionScore,
+    Declared,
     EngineIdentity,
     Evidence,
     Finding,
     Image,
     Part,
     Recommendation,
+    UnknownCategory,
 )
 from imprimatur.human import Agreement
 from imprimatur.policy import Confidence, Decision, Verdict
@@ -52,11 +54,7 @@ def creative_from_wire(seen: pb.Creative) -> Creative:
         advertiser=seen.advertiser,
         landing_page_url=seen.landing_page_url,
         language=seen.language,
-        declared_categories=tuple(
-            found
-            for value in seen.declared_categories
-            if (found := from_wire(pb.Category, "CATEGORY", value, Category)) is not None
-        ),
+        declared_categories=tuple(map(_declared, seen.declared_categories)),
         images=tuple(
             Image(name=image.name, data=image.data, asset_id=image.asset_id, url=image.url) for image in seen.images
         ),
@@ -65,17 +63,21 @@ def creative_from_wire(seen: pb.Creative) -> Creative:
     )
 
 
-def asset_ids_of(creative: pb.Creative) -> tuple[str, ...]:
-    """Of the images that it names, each once."""
-    return tuple(dict.fromkeys(image.asset_id for image in creative.images if image.asset_id))
+def asset_ids_of(creative: pb.Creative) -> dict[str, str]:
+    """Of the images that it names, each with the field of a submit that names it first."""
+    named: dict[str, str] = {}
+    for place, image in enumerate(creative.images):
+        if image.asset_id:
+            named.setdefault(image.asset_id, f"creative_review.creative.images[{place}].asset_id")
+    return named
 
 
-def asset_ids_in(task_input: bytes) -> tuple[str, ...]:
+def asset_ids_in(task_input: bytes) -> dict[str, str]:
     """The same of a stored task input; none of one that cannot be read, which is the reviewer's to say."""
     try:
         return asset_ids_of(pb.CreativeReviewTask.FromString(task_input).creative)
     except DecodeError:
-        return ()
+        return {}
 
 
 def summary_of(task_input: bytes, *, with_images: bool) -> pb.Creative:
@@ -254,6 +256,11 @@ def _category(category: Category | None) -> Any:
 
 def _category_of(value: int) -> Category | None:
     return from_wire(pb.Category, "CATEGORY", value, Category)
+
+
+def _declared(value: int) -> Declared:
+    """What a gateway of a later version accepted is left out by none."""
+    return _category_of(value) or UnknownCategory(f"unknown category {value}")
 
 
 def _confidence(confidence: Confidence | None) -> Any:

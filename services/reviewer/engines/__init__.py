@@ -82,6 +82,13 @@ class Judging(ABC):
         """The same engine, which looks whether creatives break these criteria, besides all else."""
 
 
+class Seeing(ABC):
+    """An engine that looks at what images show."""
+
+    #: Of an image with a longer side it does not see all, and says so.
+    image_side_px: int
+
+
 #: `async with open_engine() as engine: ...`: an engine for the block alone. Entering may take long.
 OpenEngine = Callable[[], AbstractAsyncContextManager[Engine]]
 

@@ -43,6 +43,7 @@ def _open_llm(settings: EngineSettings) -> Engine:
                 model_name=name,
                 breaker=breakers[provider_of(settings, name)],
                 takes_images=settings.llm_images,
+                image_side_px=settings.llm_image_side_px,
                 reasks=settings.llm_reasks,
                 price=settings.llm_prices.get(name),
                 call_seconds=settings.llm_call_seconds,

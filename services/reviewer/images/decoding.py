@@ -15,7 +15,7 @@ from PIL import ImageStat, UnidentifiedImageError
 
 from imprimatur.assets import MAX_BYTES
 from imprimatur.errors import UnreviewableInput
-from imprimatur.evidence import Look
+from imprimatur.evidence import MOST_SHRUNK, Look
 from reviewer.child import bound_memory
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
@@ -24,6 +24,7 @@ MAX_FRAME_PIXELS = 200_000_000  #: decoded in all frames of one animation
 MAX_FRAMES = 5_000  #: of one animation, that are gone through
 SAMPLED_FRAMES = 8
 STILL_SIDE = 1024  #: px, of a sampled frame at most
+STILL_QUALITY = 85  #: of its JPEG
 STAGE = "images"
 #: What a decoding process may take (Linux): an animation of the largest frames needs some 700 MB.
 MOST_BYTES = 1024**3
@@ -47,6 +48,11 @@ def prepare() -> None:
     if sys.platform == "linux":
         bound_memory(MOST_BYTES)
     Pillow.preinit()
+
+
+def preparation() -> tuple[str, ...]:
+    """How images are made ready for engines: evidence about the same image made ready otherwise is other evidence."""
+    return tuple(map(str, (SAMPLED_FRAMES, MAX_FRAMES, MAX_FRAME_PIXELS, STILL_SIDE, STILL_QUALITY, MOST_SHRUNK)))
 
 
 def look_at(data: bytes, field: str) -> Look:
@@ -109,7 +115,7 @@ def _still(picture: Pillow.Image) -> bytes:
     page = Pillow.new("RGBA", frame.size, "white")
     page.alpha_composite(frame)
     encoded = io.BytesIO()
-    page.convert("RGB").save(encoded, "JPEG", quality=85)
+    page.convert("RGB").save(encoded, "JPEG", quality=STILL_QUALITY)
     return encoded.getvalue()
 
 

@@ -16,7 +16,7 @@ import structlog
 from imprimatur import metrics, tracing
 from imprimatur.criteria import Criteria
 from imprimatur.errors import AttemptError, BudgetExhausted, PermanentError, TransientError
-from imprimatur.evidence import Category, Creative, Evidence
+from imprimatur.evidence import Creative, Declared, Evidence
 from imprimatur.human import categories_of
 from imprimatur.job import AttemptOutcome, Claim, Happening, JobError, after_giving_up, outcome_of
 from imprimatur.policy import (
@@ -42,7 +42,8 @@ from imprimatur.storage.landings import Made
 from imprimatur.tracing import Attribute
 from imprimatur.wire.creatives import ai_result, creative_of
 from reviewer.admission import Admission
-from reviewer.engines import Asking, Choosing, Engine, Judging, OpenEngine
+from reviewer.engines import Asking, Choosing, Engine, Judging, OpenEngine, Seeing
+from reviewer.images.decoding import preparation
 from reviewer.images.images import Images
 from reviewer.tasks import NotEnough, Report, Waiting, Work
 from reviewer.terms import Terms
@@ -243,6 +244,7 @@ async def _key(look: _Look, creative: Creative) -> bytes:
         engine=look.chosen.identity,
         provider=look.chosen.provider if isinstance(look.chosen, Asking) else "",
         criteria=[(one.name, one.text) for one in look.asked or ()],
+        sight=(*preparation(), str(look.chosen.image_side_px) if isinstance(look.chosen, Seeing) else ""),
     )
     return await asyncio.to_thread(make) if creative.images else make()  # images are large
 
@@ -300,7 +302,7 @@ def _spent(evidence: Evidence) -> Spent:
     )
 
 
-def _shown(verdict: Verdict, declared: Iterable[Category], product: _Product, live: LivePolicy) -> Shown:
+def _shown(verdict: Verdict, declared: Iterable[Declared], product: _Product, live: LivePolicy) -> Shown:
     return Shown(
         decision=verdict.decision,
         policy_triggered=verdict.trigger,

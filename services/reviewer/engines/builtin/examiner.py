@@ -64,7 +64,6 @@ class Examiner:
         if not read.items:
             return _evidence_without_text(creative, measures, unexamined, read.truncated)
         readings = [passage.reading for passage in read.items]
-        tokens = self._encoder.token_counts(readings)
         features = classifier.features(readings, self._encoder, self._lexicon)
         judgement = self._classifier.judge(features, np.array([item.stretch for item in read.items]))
         findings = sorted(_findings(read.items, features, judgement), key=lambda finding: -finding.score)
@@ -77,8 +76,7 @@ class Examiner:
             categories=_scores(judgement),
             findings=(*findings, *measures),
             unexamined=unexamined,
-            truncated=read.truncated or max(tokens) > MAX_TOKENS,
-            input_tokens=sum(min(count, MAX_TOKENS) for count in tokens),
+            truncated=read.truncated or max(self._encoder.token_counts(readings)) > MAX_TOKENS,
         )
 
     def unread(self, creative: Creative) -> bool:

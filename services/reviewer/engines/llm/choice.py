@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from imprimatur.criteria import Criteria
 from imprimatur.errors import PermanentError
 from imprimatur.evidence import Creative, Evidence
-from reviewer.engines import Asking, Choosing, Judging
+from reviewer.engines import Asking, Choosing, Judging, Seeing
 from reviewer.engines.llm.engine import EngineWithCriteria, LLMEngine
 from reviewer.engines.llm.faults import STAGE
 
 
-class LLMEngines(Asking, Choosing, Judging):
+class LLMEngines(Asking, Choosing, Judging, Seeing):
     """An `Engine`: that of the default model, from which one gets to the others.
 
     Args:
@@ -24,6 +24,7 @@ class LLMEngines(Asking, Choosing, Judging):
         self._default = engines[default]
         self.identity = self._default.identity
         self.provider = self._default.provider
+        self.image_side_px = self._default.image_side_px
 
     def with_model(self, name: str) -> LLMEngine:
         """The engine of another model.

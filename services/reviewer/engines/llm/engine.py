@@ -19,15 +19,15 @@ from imprimatur import metrics, tracing
 from imprimatur.budgets import MICROS
 from imprimatur.criteria import Criteria
 from imprimatur.errors import AttemptError, TimedOut, TransientError
-from imprimatur.evidence import Creative, EngineIdentity, Evidence, Part
+from imprimatur.evidence import Creative, EngineIdentity, Evidence, Image, Part
 from imprimatur.tracing import Kind
-from reviewer.engines import Asking, Judging, note_cost, out_of_time
-from reviewer.engines.llm import answer, pictures, prompts
+from reviewer.engines import Asking, Judging, Seeing, note_cost, out_of_time
+from reviewer.engines.llm import answer, prompts
 from reviewer.engines.llm.answer import Answer, AnswerWithCriteria, answer_about
 from reviewer.engines.llm.breaker import Breaker
 from reviewer.engines.llm.faults import STAGE, TOO_SLOW, attempt_error
 from reviewer.engines.llm.question import question
-from reviewer.settings import Price
+from reviewer.settings import IMAGE_SIDE_PX, Price
 
 log = structlog.get_logger(__name__)
 
@@ -36,13 +36,14 @@ NAME = "llm"
 _Form = TypeVar("_Form", bound=Answer)
 
 
-class LLMEngine(Asking, Judging):
+class LLMEngine(Asking, Judging, Seeing):
     """Examines creatives with a language model.
 
     Args:
         model_name: what results name it.
         breaker: of the model's provider.
         takes_images: whether the model looks at images; if not, they are named as unexamined.
+        image_side_px: the longest side of an image that it sees in full; larger ones are named so, too.
         reasks: how often an answer that does not fit is sent back to the model.
         price: of the model; None for the price list that pydantic-ai brings, where it knows the model.
         call_seconds: the longest that one answer may take.
@@ -55,12 +56,14 @@ class LLMEngine(Asking, Judging):
         model_name: str,
         breaker: Breaker,
         takes_images: bool = True,
+        image_side_px: int = IMAGE_SIDE_PX,
         reasks: int = 1,
         price: Price | None = None,
         call_seconds: float = 60.0,
     ) -> None:
         self.identity = EngineIdentity(name=NAME, version=_version(prompts.CURRENT), model=model_name)
         self.provider = breaker.provider
+        self.image_side_px = image_side_px
         self._breaker = breaker
         self._model = model
         self._takes_images = takes_images
@@ -126,15 +129,24 @@ class LLMEngine(Asking, Judging):
         except asyncio.CancelledError:
             note_cost(NAME, **self._spent(usage))
             raise
-        unexamined = _out_of_reach(creative, takes_images=self._takes_images)
         found: _Form = run.output
-        evidence = found.evidence(creative, identity, unexamined=unexamined)
+        evidence = found.evidence(creative, identity, unexamined=self._out_of_reach(creative))
         return replace(evidence, **self._spent(usage)), found
 
     async def close(self) -> None:
         """Close the connections to the provider."""
         async with self._model:
             pass
+
+    def _out_of_reach(self, creative: Creative) -> frozenset[Part]:
+        unseen = [image for image in creative.images if not self._sees(image)]
+        parts = ((Part.IMAGE, unseen), (Part.VIDEO, creative.video_urls), (Part.AUDIO, creative.audio_urls))
+        return frozenset(part for part, present in parts if present)
+
+    def _sees(self, image: Image) -> bool:
+        """Whether all of it; of an image that was not decoded nobody knows how large it is, nor whether it moves."""
+        look = image.look
+        return self._takes_images and look is not None and look.shown_whole(most_side_px=self.image_side_px)
 
     def _spent(self, usage: RunUsage) -> "_Spent":
         """What an examination has cost; counted here, so once for each."""
@@ -158,7 +170,7 @@ class LLMEngine(Asking, Judging):
             )
 
 
-class EngineWithCriteria(Asking):
+class EngineWithCriteria(Asking, Seeing):
     """An `Engine`: the llm engine with a tenant's criteria. Its connections are the other's."""
 
     def __init__(self, engine: LLMEngine, criteria: Criteria) -> None:
@@ -168,6 +180,7 @@ class EngineWithCriteria(Asking):
         version = _version(prompts.CURRENT, prompts.CRITERIA, form=AnswerWithCriteria)
         self.identity = replace(engine.identity, version=version)
         self.provider = engine.provider
+        self.image_side_px = engine.image_side_px
 
     def require_ready(self) -> None:
         """As of the engine without criteria."""
@@ -253,12 +266,6 @@ class _Asked(AbstractCapability[Any]):
 
     def _count(self, outcome: str) -> None:
         metrics.provider_calls.labels(self._breaker.provider, self._model_name, outcome).inc()
-
-
-def _out_of_reach(creative: Creative, *, takes_images: bool) -> frozenset[Part]:
-    unseen = [image for image in creative.images if not (takes_images and pictures.is_shown_whole(image))]
-    parts = ((Part.IMAGE, unseen), (Part.VIDEO, creative.video_urls), (Part.AUDIO, creative.audio_urls))
-    return frozenset(part for part, present in parts if present)
 
 
 def _instructions(*names: str) -> str:
