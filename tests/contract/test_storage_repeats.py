@@ -264,14 +264,19 @@ async def test_of_callers_at_once_one_retries_each_job(database: Database) -> No
 
 
 async def waiting(
-    database: Database, tenant: uuid.UUID, *, trigger: str = "engine_error", user_id: str = ""
+    database: Database,
+    tenant: uuid.UUID,
+    *,
+    trigger: str = "engine_error",
+    user_id: str = "",
+    error: JobError | None = ENGINE_ERROR,
 ) -> tuple[Job, Claim]:
-    """A job that a person got since its engine failed, and the claim that it had."""
+    """A job that a person got, by default since its engine failed, and the claim that it had."""
     [job] = await makers.submit(database, makers.new_job(tenant, user_id=user_id))
     claim = await makers.claim(database, job)
     assert claim is not None
     shown = makers.shown("pending", trigger, result=b"pending")
-    referred = await makers.conclude(database, claim, Happening.REFERRED, error=ENGINE_ERROR, shown=shown)
+    referred = await makers.conclude(database, claim, Happening.REFERRED, error=error, shown=shown)
     assert referred is not None
     return referred, claim
 
@@ -349,7 +354,7 @@ async def test_only_what_the_engine_failed_at_goes_back(database: Database) -> N
     tenant = await makers.make_tenant(database)
     job, _ = await waiting(database, tenant)
     poor, _ = await waiting(database, tenant, trigger="budget_exhausted")
-    unsure, _ = await waiting(database, tenant, trigger="low_confidence")
+    unsure, _ = await waiting(database, tenant, trigger="low_confidence", error=None)
     ended, _ = await waiting(database, tenant)
     await makers.cancel(database, ended)
     await makers.running(database, tenant)
@@ -357,6 +362,15 @@ async def test_only_what_the_engine_failed_at_goes_back(database: Database) -> N
     assert await review_again(database, tenant) == [job.id, poor.id]
     assert await makers.find(database, tenant, unsure.id) == unsure
     assert await review_again(database, tenant) == []
+
+
+async def test_of_what_a_person_was_to_decide_anyway_only_what_failed_goes_back(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    unseen, _ = await waiting(database, tenant, trigger="human_required")
+    examined, _ = await waiting(database, tenant, trigger="human_required", error=None)
+    assert await counts(database, tenant) == (1, 0)
+    assert await review_again(database, tenant, triggers=frozenset({"human_required"})) == [unseen.id]
+    assert await makers.find(database, tenant, examined.id) == examined
 
 
 async def test_ids_owner_and_filter_narrow_what_goes_back(database: Database) -> None:
