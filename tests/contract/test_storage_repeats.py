@@ -13,6 +13,7 @@ from imprimatur.errors import Contended
 from imprimatur.identity import new_id
 from imprimatur.job import LOSSES_OF_A_SUSPECT, Claim, Happening, Job, JobError, State
 from imprimatur.storage import acceptance, clock, jobs, people, repeats, review_queue
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.people import HumanDecision
@@ -438,7 +439,7 @@ async def cancel(tx: Transaction, job: Job) -> Job | None:
 
 
 async def hold(tx: Transaction, job: Job) -> review_queue.Waiting | None:
-    return await people.hold(tx, Owner(tenant_id=job.tenant_id), job.id, reviewer="ada", seconds=60.0)
+    return await people.hold(tx, Owner(tenant_id=job.tenant_id), job.id, by=Actor(person="ada"), seconds=60.0)
 
 
 #: What a caller may do meanwhile: with the state that it leaves when it is first, and whether it still can when second.

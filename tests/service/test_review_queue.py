@@ -193,19 +193,37 @@ async def test_a_token_is_good_for_the_present_claim_alone(system: System, me: C
     assert decided.state == SUCCEEDED
 
 
-async def test_a_key_that_names_a_holder_and_has_no_token_decides_nothing(system: System, me: Caller) -> None:
+async def test_a_key_that_names_a_holder_and_has_no_token_decides_and_takes_over_nothing(
+    system: System, me: Caller
+) -> None:
     [job] = await waiting(me, system, engines.HUMAN)
     ada, clerk = await system.caller(Role.REVIEWER, user_id="ada"), await system.caller(Role.REVIEWER)
     held = await claim(ada, job)
     for without in (
         ada.reviews.DecideReview(decision(job.id)),
         clerk.reviews.DecideReview(decision(job.id, reviewer="ada")),
+        clerk.reviews.ClaimReview(ClaimReviewRequest(job_id=job.id, reviewer="ada")),
+        clerk.reviews.ReleaseReview(ReleaseReviewRequest(job_id=job.id, reviewer="ada")),
     ):
         assert (await refusal(without)).reason == "TOKEN_REQUIRED"
     assert (await me.get(job)).state == AWAITING
     again = await claim(ada, job)  # the token was lost
     assert again.claim_token != held.claim_token
     assert (await ada.reviews.DecideReview(decision(job.id, token=again.claim_token))).job.state == SUCCEEDED
+
+
+async def test_a_claim_by_name_alone_is_its_keys_and_that_persons_own(system: System, me: Caller) -> None:
+    [job] = await waiting(me, system, engines.HUMAN)
+    desk, ada = [await system.caller(Role.REVIEWER, user_id=name) for name in ("", "ada")]
+    await claim(desk, job, reviewer="ada")
+    lost = (await claim(desk, job, reviewer="ada")).claim_token  # the desk was started again
+    refused = await refusal(me.reviews.ClaimReview(ClaimReviewRequest(job_id=job.id, reviewer="ada")))
+    assert (refused.reason, "with another key" in refused.message) == ("TOKEN_REQUIRED", True)
+    assert (await claim(ada, job)).claim_token != lost
+    assert (await refusal(desk.reviews.ReleaseReview(ReleaseReviewRequest(job_id=job.id, reviewer="ada")))).reason == (
+        "TOKEN_REQUIRED"
+    )
+    assert (await ada.reviews.ReleaseReview(ReleaseReviewRequest(job_id=job.id))).job.state == AWAITING
 
 
 async def test_what_ran_out_is_nobodys_and_cannot_be_decided_with_its_token(system: System, me: Caller) -> None:

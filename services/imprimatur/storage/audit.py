@@ -20,12 +20,14 @@ from imprimatur.storage.schema import audit_entries
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
-    """Who did it, and with which key; `known` unless that is no more than the key's name."""
+    """Who did it, and with which key; `known` unless that is no more than the key's name, `bound` where the key is that
+    person's own."""
 
     person: str
     key_id: uuid.UUID | None = None
     key_name: str = ""
     known: bool = True
+    bound: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
