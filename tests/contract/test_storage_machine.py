@@ -563,8 +563,10 @@ class StoredJobs(RuleBasedStateMachine):
                     policy_version=2,
                     result=b"",
                     categories=["alcohol"],
+                    decision_before="pending",
+                    triggered_before=job.trigger,
                 )
-                return held, await redecisions.redecide(tx, [] if held[job.id] else [decided], asked_by="test")
+                return held, await redecisions.redecide(tx, [] if held[job.id] else [decided], by=Actor(person="test"))
 
         held, done = self.run(work())
         assert held == {one.id: bool(one.held_by) for one in self.among(State.AWAITING_REVIEW)}
