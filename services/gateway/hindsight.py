@@ -53,7 +53,8 @@ async def redecide_pending(
         if not request.dry_run:
             decided = [_decided(*one, live) for one in found.decided]
             await tell_ended(tx, await people.end_holds(tx, job_ids=[one.job_id for one in decided]))
-            await redecisions.redecide(tx, decided, by=_actor(who))
+            by = Actor(person=who.user_id or who.key_name, key_id=who.key_id, key_name=who.key_name)
+            await redecisions.redecide(tx, decided, by=by)
     if not request.dry_run:
         for _, _, verdict in found.decided:
             metrics.jobs_redecided.labels(verdict.decision).inc()
@@ -109,10 +110,6 @@ async def _judged(batch: Sequence[Waiting], live: LivePolicy) -> _Judged:
         if verdict.decision is not Decision.PENDING:
             judged.decided.append((waiting, reviewed, verdict))
     return judged
-
-
-def _actor(who: Caller) -> Actor:
-    return Actor(person=who.user_id or who.key_name, key_id=who.key_id, key_name=who.key_name, known=bool(who.user_id))
 
 
 def _decided(waiting: Waiting, reviewed: Reviewed, verdict: Verdict, live: LivePolicy) -> Redecided:

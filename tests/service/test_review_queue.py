@@ -394,16 +394,16 @@ async def test_another_tenant_watches_takes_and_reads_nothing_of_it(system: Syst
     stream.cancel()
 
 
-async def test_an_admin_key_bound_to_a_user_sees_that_users_part(system: System, me: Caller) -> None:
+async def test_an_admin_key_bound_to_a_user_sees_that_users_part_and_decides_none_of_it(
+    system: System, me: Caller
+) -> None:
     ada = await system.caller(Role.ADMIN, user_id="ada")
     async with system.reviewer(ScriptedEngine()):
         hers = await ada.until(await ada.submit(engines.HUMAN, "hers"), AWAITING)
         theirs = await me.until(await me.submit(engines.HUMAN, "theirs", user_id="bob"), AWAITING)
     assert await listed(ada) == ["hers"]
-    taken = await take_next(ada)
-    assert (taken.review.job.id, taken.left) == (hers.id, 0)
-    released = ReleaseReviewRequest(job_id=hers.id, token=taken.review.claim_token)
-    await ada.reviews.ReleaseReview(released)
+    refused = await refusal(ada.reviews.DecideReview(decision(hers.id)))
+    assert (refused.reason, (await me.get(hers)).state) == ("ROLE_NOT_ALLOWED", AWAITING)
     for job in (hers, theirs):
         await me.reviews.DecideReview(decision(job.id, reviewer="carl"))
     entries = (await ada.reviews.ListAuditEntries(ListAuditEntriesRequest())).entries
