@@ -16,6 +16,7 @@ from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Claim, Happening, Job, JobError, JobType, NewJob, Priority, WhenBusy
 from imprimatur.storage import acceptance, claims, conclusions, dispatch, jobs, people, schema, tenants
 from imprimatur.storage.attempts import Spent
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.claims import Wanted
 from imprimatur.storage.conclusions import Conclusion, Ending, Shown
 from imprimatur.storage.database import Database
@@ -241,7 +242,7 @@ async def cancel(database: Database, job: Job) -> Job | None:
 async def hold(database: Database, job: Job, *, reviewer: str, seconds: float = 60.0) -> Waiting | None:
     """Take a waiting job as `reviewer`."""
     async with database.begin() as tx:
-        return await people.hold(tx, Owner(tenant_id=job.tenant_id), job.id, reviewer=reviewer, seconds=seconds)
+        return await people.hold(tx, Owner(tenant_id=job.tenant_id), job.id, by=Actor(person=reviewer), seconds=seconds)
 
 
 async def until(holds: Callable[[], Awaitable[bool]], *, seconds: float = PATIENCE_SECONDS) -> None:

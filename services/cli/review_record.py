@@ -65,7 +65,8 @@ async def audit(
     until: UntilOption = None,
     limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many; 0: all.")] = 50,
 ) -> None:
-    """Show who did what in the queue, newest first: claims, releases, decisions, appeals, and claims that ran out."""
+    """Show who did what in the queue, newest first: claims, releases, decisions, appeals, claims that ran out, and what
+    a changed policy decided."""
     page_size = min(limit or _LARGEST_PAGE, _LARGEST_PAGE)
     actions = [AuditAction.Value(f"AUDIT_ACTION_{word.name}") for word in action or ()]
     found: list[AuditEntry] = []

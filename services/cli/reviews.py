@@ -163,8 +163,9 @@ async def again(
     dry_run: DryRunOption = False,
     fresh: FreshOption = False,
 ) -> None:
-    """Send back to the engine what waits for a person only because the engine failed (engine_error) or its budget was
-    exhausted. What a person holds is left alone."""
+    """Send back to the engine what it never looked at, because it failed (engine_error) or its budget was used up
+    (budget_exhausted), also while a person was to decide everything (human_required, of which only that). What a person
+    holds is left alone."""
     wanted = job_filter(trigger=trigger, label=label, user=user, subject=subject, since=since, until=until)
     require_one_way(bool(job_ids), all_of_them, wanted, "--trigger engine_error")
     answer = await session.client.review_again(wanted, job_ids=job_ids or (), dry_run=dry_run, fresh=fresh)

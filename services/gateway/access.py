@@ -1,7 +1,8 @@
 """Who calls, and what they may do: API keys, roles, and the user that a key may be bound to.
 
-A key of role submitter or admin that is bound to a user sees and touches only that user's jobs. A reviewer's
-binding says who decides; the human queue and what leads to it stay visible to the whole of the tenant's reviewers.
+A key of role submitter or admin that is bound to a user sees and touches only that user's jobs, and so decides none:
+it would approve what was submitted with it. A reviewer's binding says who decides; the human queue and what leads to it
+stay visible to the whole of the tenant's reviewers.
 """
 
 import time
@@ -34,6 +35,8 @@ _READING = {
     "GetStats",
 }
 _OF_ALL_USERS = {"WebhookService", "AdminService", "PolicyService"}
+#: An image may be named by any user's jobs, and what a user submitted is for others to decide.
+_OF_OTHERS = {"DeleteAsset", "ClaimReview", "ClaimNextReview", "RenewReview", "ReleaseReview", "DecideReview"}
 #: For those who run the system, and nobody else.
 _OPERATING = {"GetTenantLimits", "SetTenantLimits"}
 #: Who names images has them already; who decides must look at them.
@@ -81,14 +84,14 @@ def may(role: Role, method: str, *, bound: bool) -> bool:
 
     Args:
         bound: the key is bound to a user; webhook endpoints hear of every user's jobs, and administration and the
-            policy are of all of them, so these are not for it.
+            policy are of all of them, so these are not for an admin's; nor is to decide, on that user's own jobs.
     """
     service, _, name = method.rpartition("/")
     service = service.rpartition(".")[2]
     if role is Role.OPERATOR or name in _OPERATING:
         return role is Role.OPERATOR and name in _OPERATING
     if role is Role.ADMIN:
-        return not (bound and (service in _OF_ALL_USERS or name == "DeleteAsset"))
+        return not (bound and (service in _OF_ALL_USERS or name in _OF_OTHERS))
     if service == "AssetService":
         return name in _OF_ASSETS[role]
     if service == "PolicyService":

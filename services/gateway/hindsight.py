@@ -18,6 +18,7 @@ from imprimatur.hindsight import Reviewed, Unsaid, decided_again, would_have_dec
 from imprimatur.human import categories_of
 from imprimatur.policy import Decision, LivePolicy, Policy, Trigger, Verdict, unexamined_criteria
 from imprimatur.storage import people, policies, redecisions, tenants
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Database, Reader
 from imprimatur.storage.redecisions import Redecided, Waiting
 from imprimatur.v1 import creative_pb2
@@ -52,7 +53,8 @@ async def redecide_pending(
         if not request.dry_run:
             decided = [_decided(*one, live) for one in found.decided]
             await tell_ended(tx, await people.end_holds(tx, job_ids=[one.job_id for one in decided]))
-            await redecisions.redecide(tx, decided, asked_by=who.user_id or who.key_name)
+            by = Actor(person=who.user_id or who.key_name, key_id=who.key_id, key_name=who.key_name)
+            await redecisions.redecide(tx, decided, by=by)
     if not request.dry_run:
         for _, _, verdict in found.decided:
             metrics.jobs_redecided.labels(verdict.decision).inc()
@@ -119,6 +121,8 @@ def _decided(waiting: Waiting, reviewed: Reviewed, verdict: Verdict, live: LiveP
         policy_version=live.version,
         result=decided_result(waiting.result, verdict, policy_version=live.version, reviewed_at=live.at),
         categories=categories_of(reviewed.declared, reviewed.evidence, detect_min=live.policy.detect_min),
+        decision_before=reviewed.decision,
+        triggered_before=reviewed.trigger,
     )
 
 

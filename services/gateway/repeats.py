@@ -85,8 +85,8 @@ async def review_jobs_again(
     _require(
         wanted.triggers <= SENT_BACK,
         "filter.policy_triggered",
-        "may hold POLICY_TRIGGER_ENGINE_ERROR and POLICY_TRIGGER_BUDGET_EXHAUSTED only: the rest is not the engine's "
-        "failure, and a person decides it",
+        "may hold POLICY_TRIGGER_ENGINE_ERROR, POLICY_TRIGGER_BUDGET_EXHAUSTED and POLICY_TRIGGER_HUMAN_REQUIRED only: "
+        "the rest is not the engine's failure, and a person decides it",
     )
     ids = _ids(request)
     if wanted.empty and ids is None:

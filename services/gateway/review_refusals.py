@@ -34,17 +34,20 @@ async def why_not(
             appeal_of=str(job.appeal_of),
         )
     if holder := await people.holder(reader, job_id):
-        return _held(holder, by, token)
+        return _held(holder, by, token, own=await people.holds(reader, job_id, by))
     if job.state is State.AWAITING_REVIEW and token is not None:
         message = "the claim ran out or was released, and nobody holds it now; claim it again"
         return FailedPrecondition(message, reason="CLAIM_LOST")
     return await _why_no_more(reader, job)
 
 
-def _held(holder: str, by: Actor, token: uuid.UUID | None) -> RequestError:
+def _held(holder: str, by: Actor, token: uuid.UUID | None, *, own: bool) -> RequestError:
     if holder != by.person:
         message = f"{holder} is reviewing this one now"
         return FailedPrecondition(message, reason="CLAIMED_BY_ANOTHER", claimed_by=holder)
+    if token is None and not own:
+        message = f"{holder} claimed it with another key: send the token of that claim, or use a key bound to {holder}"
+        return FailedPrecondition(message, reason="TOKEN_REQUIRED", claimed_by=holder)
     if token is None:
         message = "you hold this one: send the token of your claim, or claim it again for a new one"
         return FailedPrecondition(message, reason="TOKEN_REQUIRED", claimed_by=holder)

@@ -153,7 +153,7 @@ class Reviews(ReviewServiceServicer):
         if await jobs.find(tx, who.owner, job_id) is None:
             return None
         await tell_ended(tx, await people.end_holds(tx, job_ids=[job_id]))
-        waiting = await people.hold(tx, who.owner, job_id, reviewer=by.person, seconds=seconds, token=token)
+        waiting = await people.hold(tx, who.owner, job_id, by=by, seconds=seconds, token=token)
         if waiting is not None and waiting.held_until is not None:
             details = {"claimed_until": waiting.held_until.isoformat()}
             await audit.record(tx, AuditAction.CLAIMED, waiting.job, by, details=details)
@@ -180,9 +180,7 @@ class Reviews(ReviewServiceServicer):
         if request.of_anybody and who.role is not Role.ADMIN:
             raise PermissionDenied("of_anybody: only an admin ends other people's claims", role=who.role)
         async with self._database.begin() as tx:
-            released = await people.release(
-                tx, who.owner, job_id, reviewer=by.person, token=token, of_anybody=request.of_anybody
-            )
+            released = await people.release(tx, who.owner, job_id, by=by, token=token, of_anybody=request.of_anybody)
             if released is None:
                 error = await why_not(tx, who, job_id, self._retention, by=by, token=token)
                 raise nobody_holds(error, job_id, token)
@@ -244,7 +242,11 @@ def _reviewer(named: str, who: Caller) -> str:
 
 def _actor(named: str, who: Caller) -> Actor:
     return Actor(
-        person=_reviewer(named, who), key_id=who.key_id, key_name=who.key_name, known=bool(who.user_id or named)
+        person=_reviewer(named, who),
+        key_id=who.key_id,
+        key_name=who.key_name,
+        known=bool(who.user_id or named),
+        bound=bool(who.user_id),
     )
 
 

@@ -37,6 +37,7 @@ class AuditAction(StrEnum):
     EXPIRED = "expired"  #: a claim was found to have run out
     DECIDED = "decided"
     APPEALED = "appealed"  #: about the older job
+    REDECIDED = "redecided"  #: somebody had a changed policy decide what waited
 
 
 class AppealOutcome(StrEnum):

@@ -611,7 +611,7 @@ class Reviews(RuleBasedStateMachine):
 
         async def work() -> Waiting | None:
             async with self.database.begin() as tx:
-                return await people.hold(tx, self.owner, job.id, reviewer=reviewer, seconds=600.0)
+                return await people.hold(tx, self.owner, job.id, by=Actor(person=reviewer), seconds=600.0)
 
         held = self.run(work())
         assert (held is not None) == self.is_for(job, reviewer)

@@ -59,6 +59,7 @@ from imprimatur.storage import (
     schema,
 )
 from imprimatur.storage.attempts import Spent
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.claims import Renewal, Wanted
 from imprimatur.storage.conclusions import Conclusion, Ended, Ending
 from imprimatur.storage.database import Database
@@ -493,7 +494,7 @@ class StoredJobs(RuleBasedStateMachine):
 
         async def work() -> Waiting | None:
             async with self.database.begin() as tx:
-                return await people.hold(tx, self.owner, job.id, reviewer=person, seconds=3600.0)
+                return await people.hold(tx, self.owner, job.id, by=Actor(person=person), seconds=3600.0)
 
         held = self.run(work())
         assert (held is not None) == job.free_for(person)
@@ -562,8 +563,10 @@ class StoredJobs(RuleBasedStateMachine):
                     policy_version=2,
                     result=b"",
                     categories=["alcohol"],
+                    decision_before="pending",
+                    triggered_before=job.trigger,
                 )
-                return held, await redecisions.redecide(tx, [] if held[job.id] else [decided], asked_by="test")
+                return held, await redecisions.redecide(tx, [] if held[job.id] else [decided], by=Actor(person="test"))
 
         held, done = self.run(work())
         assert held == {one.id: bool(one.held_by) for one in self.among(State.AWAITING_REVIEW)}

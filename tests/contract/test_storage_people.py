@@ -7,6 +7,7 @@ from imprimatur.human import DueHours
 from imprimatur.identity import new_id
 from imprimatur.job import Job, Priority, State
 from imprimatur.storage import clock, people, review_queue
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Database
 from imprimatur.storage.jobs import Owner
 from imprimatur.storage.people import HumanDecision
@@ -155,14 +156,14 @@ async def test_only_what_waits_for_a_person_can_be_held(database: Database) -> N
     assert await makers.hold(database, queued, reviewer="ada") is None
     assert await holder(database, queued) == ""
     async with database.begin() as tx:
-        assert await people.hold(tx, Owner(tenant_id=tenant), new_id(), reviewer="ada", seconds=1.0) is None
+        assert await people.hold(tx, Owner(tenant_id=tenant), new_id(), by=Actor(person="ada"), seconds=1.0) is None
 
 
 async def test_another_tenant_cannot_hold_or_decide(database: Database) -> None:
     job = await makers.awaiting(database, await makers.make_tenant(database))
     stranger = Owner(tenant_id=await makers.make_tenant(database))
     async with database.begin() as tx:
-        assert await people.hold(tx, stranger, job.id, reviewer="ada", seconds=60.0) is None
+        assert await people.hold(tx, stranger, job.id, by=Actor(person="ada"), seconds=60.0) is None
         assert await people.lock_waiting(tx, stranger, job.id, reviewer="ada") is None
 
 

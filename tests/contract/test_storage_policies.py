@@ -9,12 +9,14 @@ import pytest
 from sqlalchemy import select, update
 
 from imprimatur.errors import FailedPrecondition, NotFound
+from imprimatur.human import AuditAction
 from imprimatur.identity import new_id
 from imprimatur.job import Happening, Job, State
 from imprimatur.policy import Mode, Policy
-from imprimatur.storage import clock, migrations, policies, redecisions, tenants
+from imprimatur.storage import audit, clock, migrations, policies, redecisions, tenants
 from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Database
+from imprimatur.storage.jobs import Owner
 from imprimatur.storage.redecisions import Batch, Redecided
 from imprimatur.storage.schema import job_events
 from imprimatur.storage.schema import jobs as table
@@ -126,6 +128,8 @@ def approved(job: Job) -> Redecided:
         policy_version=2,
         result=b"decided again",
         categories=["alcohol"],
+        decision_before="pending",
+        triggered_before="low_confidence",
     )
 
 
@@ -159,8 +163,8 @@ async def test_what_is_decided_again_ends_like_any_decision(database: Database) 
     job, untouched = await makers.awaiting(database, tenant), await makers.awaiting(database, tenant)
     async with database.begin() as tx:
         await redecisions.lock_waiting(tx, tenant, after=None, limit=10)
-        assert await redecisions.redecide(tx, [approved(job)], asked_by="ada") == {job.id}
-        assert await redecisions.redecide(tx, [], asked_by="ada") == set()
+        assert await redecisions.redecide(tx, [approved(job)], by=Actor(person="ada")) == {job.id}
+        assert await redecisions.redecide(tx, [], by=Actor(person="ada")) == set()
     done = await makers.find(database, tenant, job.id)
     assert (done.state, done.decision, done.policy_triggered) == (State.SUCCEEDED, "approved", "auto_approve")
     assert (done.result, done.result_count, done.version) == (b"decided again", 1, job.version + 1)
@@ -194,8 +198,10 @@ async def test_what_a_person_decides_meanwhile_is_that_persons(database: Databas
         await redecisions.lock_waiting(tx, tenant, after=None, limit=10)
         person = asyncio.create_task(by_person())
         await lock_waiters(database, 1)
-        await redecisions.redecide(tx, [approved(job)], asked_by="bob")
+        await redecisions.redecide(tx, [approved(job)], by=Actor(person="bob"))
     assert await person is None  # who came later finds it decided
     assert (await makers.find(database, tenant, job.id)).decision == "approved"
     async with database.begin() as tx:
-        assert await redecisions.redecide(tx, [approved(job)], asked_by="bob") == set()
+        assert await redecisions.redecide(tx, [approved(job)], by=Actor(person="bob")) == set()
+        found = await audit.page(tx, Owner(tenant_id=tenant), audit.Wanted(job_id=job.id), before=None, limit=10)
+    assert [(one.action, one.person) for one in found] == [(AuditAction.REDECIDED, "bob")]

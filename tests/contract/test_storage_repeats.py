@@ -13,6 +13,7 @@ from imprimatur.errors import Contended
 from imprimatur.identity import new_id
 from imprimatur.job import LOSSES_OF_A_SUSPECT, Claim, Happening, Job, JobError, State
 from imprimatur.storage import acceptance, clock, jobs, people, repeats, review_queue
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.jobs import Filter, Owner
 from imprimatur.storage.people import HumanDecision
@@ -264,14 +265,19 @@ async def test_of_callers_at_once_one_retries_each_job(database: Database) -> No
 
 
 async def waiting(
-    database: Database, tenant: uuid.UUID, *, trigger: str = "engine_error", user_id: str = ""
+    database: Database,
+    tenant: uuid.UUID,
+    *,
+    trigger: str = "engine_error",
+    user_id: str = "",
+    error: JobError | None = ENGINE_ERROR,
 ) -> tuple[Job, Claim]:
-    """A job that a person got since its engine failed, and the claim that it had."""
+    """A job that a person got, by default since its engine failed, and the claim that it had."""
     [job] = await makers.submit(database, makers.new_job(tenant, user_id=user_id))
     claim = await makers.claim(database, job)
     assert claim is not None
     shown = makers.shown("pending", trigger, result=b"pending")
-    referred = await makers.conclude(database, claim, Happening.REFERRED, error=ENGINE_ERROR, shown=shown)
+    referred = await makers.conclude(database, claim, Happening.REFERRED, error=error, shown=shown)
     assert referred is not None
     return referred, claim
 
@@ -349,7 +355,7 @@ async def test_only_what_the_engine_failed_at_goes_back(database: Database) -> N
     tenant = await makers.make_tenant(database)
     job, _ = await waiting(database, tenant)
     poor, _ = await waiting(database, tenant, trigger="budget_exhausted")
-    unsure, _ = await waiting(database, tenant, trigger="low_confidence")
+    unsure, _ = await waiting(database, tenant, trigger="low_confidence", error=None)
     ended, _ = await waiting(database, tenant)
     await makers.cancel(database, ended)
     await makers.running(database, tenant)
@@ -357,6 +363,15 @@ async def test_only_what_the_engine_failed_at_goes_back(database: Database) -> N
     assert await review_again(database, tenant) == [job.id, poor.id]
     assert await makers.find(database, tenant, unsure.id) == unsure
     assert await review_again(database, tenant) == []
+
+
+async def test_of_what_a_person_was_to_decide_anyway_only_what_failed_goes_back(database: Database) -> None:
+    tenant = await makers.make_tenant(database)
+    unseen, _ = await waiting(database, tenant, trigger="human_required")
+    examined, _ = await waiting(database, tenant, trigger="human_required", error=None)
+    assert await counts(database, tenant) == (1, 0)
+    assert await review_again(database, tenant, triggers=frozenset({"human_required"})) == [unseen.id]
+    assert await makers.find(database, tenant, examined.id) == examined
 
 
 async def test_ids_owner_and_filter_narrow_what_goes_back(database: Database) -> None:
@@ -424,7 +439,7 @@ async def cancel(tx: Transaction, job: Job) -> Job | None:
 
 
 async def hold(tx: Transaction, job: Job) -> review_queue.Waiting | None:
-    return await people.hold(tx, Owner(tenant_id=job.tenant_id), job.id, reviewer="ada", seconds=60.0)
+    return await people.hold(tx, Owner(tenant_id=job.tenant_id), job.id, by=Actor(person="ada"), seconds=60.0)
 
 
 #: What a caller may do meanwhile: with the state that it leaves when it is first, and whether it still can when second.

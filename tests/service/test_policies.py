@@ -33,6 +33,7 @@ from imprimatur.v1.job_service_pb2 import ListJobEventsRequest
 from imprimatur.v1.review_service_pb2 import (
     AUDIT_ACTION_CLAIMED,
     AUDIT_ACTION_EXPIRED,
+    AUDIT_ACTION_REDECIDED,
     ClaimReviewRequest,
     DecideReviewRequest,
     ListAuditEntriesRequest,
@@ -386,6 +387,16 @@ async def test_what_waits_is_decided_by_the_live_policy_from_what_was_found(
     last = (await me.jobs.ListJobEvents(ListJobEventsRequest(job_id=good.id))).events[-1]
     assert last.details["policy_version"] == "3"
     assert last.details["by"] == "a admin key"
+    record = (await me.reviews.ListAuditEntries(ListAuditEntriesRequest(actions=[AUDIT_ACTION_REDECIDED]))).entries
+    assert {(one.job_id, one.subject_id, one.person, one.key_name) for one in record} == {
+        (job.id, job.subject_id, "a admin key", "a admin key") for job in (good, bad)
+    }
+    [entry] = [one for one in record if one.job_id == good.id]
+    assert (bool(entry.key_id), entry.reason) == (True, review.ai_review.reason)
+    assert dict(entry.details) == {
+        **{"decision": "approved", "policy_triggered": "auto_approve", "policy_version": "3"},
+        **{"decision_before": "pending", "policy_triggered_before": "human_required"},
+    }
     for job in (human, refused, held):
         assert (await me.get(job)).version == job.version + (job is held)  # by being claimed
     assert not (await redecide(me)).redecided
@@ -419,6 +430,7 @@ async def test_a_claim_that_ran_out_is_on_record_before_what_it_was_for_is_decid
     assert [one.job_id for one in (await redecide(me)).redecided] == [job.id]
     entries = (await me.reviews.ListAuditEntries(ListAuditEntriesRequest(job_id=job.id))).entries
     assert [(one.action, one.person) for one in entries] == [
+        (AUDIT_ACTION_REDECIDED, "a admin key"),
         (AUDIT_ACTION_EXPIRED, "ada"),
         (AUDIT_ACTION_CLAIMED, "ada"),
     ]

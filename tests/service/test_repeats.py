@@ -22,6 +22,7 @@ from imprimatur.tenancy import Role
 from imprimatur.v1.creative_pb2 import (
     POLICY_TRIGGER_BUDGET_EXHAUSTED,
     POLICY_TRIGGER_ENGINE_ERROR,
+    POLICY_TRIGGER_HUMAN_REQUIRED,
     POLICY_TRIGGER_LOW_CONFIDENCE,
 )
 from imprimatur.v1.job_pb2 import (
@@ -46,6 +47,7 @@ from imprimatur.v1.job_service_pb2 import (
     ReviewJobsAgainResponse,
     WatchJobRequest,
 )
+from imprimatur.v1.policy_service_pb2 import RedecidePendingRequest
 from imprimatur.v1.review_service_pb2 import ClaimReviewRequest
 from tests import makers
 from tests.patience import PATIENCE_SECONDS
@@ -302,6 +304,21 @@ async def test_the_policy_that_is_live_then_decides(system: System, me: Caller) 
     async with system.reviewer(ScriptedEngine()):
         done = await me.until(job, JOB_STATE_SUCCEEDED)
     assert done.creative_review.ai_review.reason == "The tenant approves every creative without review."
+
+
+async def test_what_failed_while_a_person_was_to_decide_everything_goes_back_after_the_switch(
+    system: System, me: Caller
+) -> None:
+    await put_mode(system, Mode.REQUIRE_HUMAN)
+    [unseen] = await failed_reviews(me, system)
+    async with system.reviewer(ScriptedEngine()):
+        examined = await me.until(await me.submit(engines.APPROVE, "examined"), JOB_STATE_AWAITING_REVIEW)
+    await put_mode(system, Mode.AI_POWERED)
+    left_alone = (await me.policies.RedecidePending(RedecidePendingRequest(dry_run=True))).without_evidence
+    required = JobFilter(policy_triggered=[POLICY_TRIGGER_HUMAN_REQUIRED])
+    answer = await review_again(me, required)
+    assert (left_alone, [*answer.job_ids], answer.left) == (1, [unseen.id], 0)
+    assert (await me.get(examined)).state == JOB_STATE_AWAITING_REVIEW
 
 
 async def test_the_time_before_it_was_sent_back_is_not_counted_as_the_reviews(system: System, me: Caller) -> None:

@@ -193,19 +193,37 @@ async def test_a_token_is_good_for_the_present_claim_alone(system: System, me: C
     assert decided.state == SUCCEEDED
 
 
-async def test_a_key_that_names_a_holder_and_has_no_token_decides_nothing(system: System, me: Caller) -> None:
+async def test_a_key_that_names_a_holder_and_has_no_token_decides_and_takes_over_nothing(
+    system: System, me: Caller
+) -> None:
     [job] = await waiting(me, system, engines.HUMAN)
     ada, clerk = await system.caller(Role.REVIEWER, user_id="ada"), await system.caller(Role.REVIEWER)
     held = await claim(ada, job)
     for without in (
         ada.reviews.DecideReview(decision(job.id)),
         clerk.reviews.DecideReview(decision(job.id, reviewer="ada")),
+        clerk.reviews.ClaimReview(ClaimReviewRequest(job_id=job.id, reviewer="ada")),
+        clerk.reviews.ReleaseReview(ReleaseReviewRequest(job_id=job.id, reviewer="ada")),
     ):
         assert (await refusal(without)).reason == "TOKEN_REQUIRED"
     assert (await me.get(job)).state == AWAITING
     again = await claim(ada, job)  # the token was lost
     assert again.claim_token != held.claim_token
     assert (await ada.reviews.DecideReview(decision(job.id, token=again.claim_token))).job.state == SUCCEEDED
+
+
+async def test_a_claim_by_name_alone_is_its_keys_and_that_persons_own(system: System, me: Caller) -> None:
+    [job] = await waiting(me, system, engines.HUMAN)
+    desk, ada = [await system.caller(Role.REVIEWER, user_id=name) for name in ("", "ada")]
+    await claim(desk, job, reviewer="ada")
+    lost = (await claim(desk, job, reviewer="ada")).claim_token  # the desk was started again
+    refused = await refusal(me.reviews.ClaimReview(ClaimReviewRequest(job_id=job.id, reviewer="ada")))
+    assert (refused.reason, "with another key" in refused.message) == ("TOKEN_REQUIRED", True)
+    assert (await claim(ada, job)).claim_token != lost
+    assert (await refusal(desk.reviews.ReleaseReview(ReleaseReviewRequest(job_id=job.id, reviewer="ada")))).reason == (
+        "TOKEN_REQUIRED"
+    )
+    assert (await ada.reviews.ReleaseReview(ReleaseReviewRequest(job_id=job.id))).job.state == AWAITING
 
 
 async def test_what_ran_out_is_nobodys_and_cannot_be_decided_with_its_token(system: System, me: Caller) -> None:
@@ -376,16 +394,16 @@ async def test_another_tenant_watches_takes_and_reads_nothing_of_it(system: Syst
     stream.cancel()
 
 
-async def test_an_admin_key_bound_to_a_user_sees_that_users_part(system: System, me: Caller) -> None:
+async def test_an_admin_key_bound_to_a_user_sees_that_users_part_and_decides_none_of_it(
+    system: System, me: Caller
+) -> None:
     ada = await system.caller(Role.ADMIN, user_id="ada")
     async with system.reviewer(ScriptedEngine()):
         hers = await ada.until(await ada.submit(engines.HUMAN, "hers"), AWAITING)
         theirs = await me.until(await me.submit(engines.HUMAN, "theirs", user_id="bob"), AWAITING)
     assert await listed(ada) == ["hers"]
-    taken = await take_next(ada)
-    assert (taken.review.job.id, taken.left) == (hers.id, 0)
-    released = ReleaseReviewRequest(job_id=hers.id, token=taken.review.claim_token)
-    await ada.reviews.ReleaseReview(released)
+    refused = await refusal(ada.reviews.DecideReview(decision(hers.id)))
+    assert (refused.reason, (await me.get(hers)).state) == ("ROLE_NOT_ALLOWED", AWAITING)
     for job in (hers, theirs):
         await me.reviews.DecideReview(decision(job.id, reviewer="carl"))
     entries = (await ada.reviews.ListAuditEntries(ListAuditEntriesRequest())).entries

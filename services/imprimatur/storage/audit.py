@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import Executable, Row, insert, select
 
 from imprimatur.human import AuditAction
 from imprimatur.identity import new_id
@@ -15,17 +15,20 @@ from imprimatur.job import Job
 from imprimatur.storage import clock
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import Owner
+from imprimatur.storage.many import Each, Many, Types
 from imprimatur.storage.schema import audit_entries
 
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
-    """Who did it, and with which key; `known` unless that is no more than the key's name."""
+    """Who did it, and with which key; `known` unless that is no more than the key's name, `bound` where the key is that
+    person's own."""
 
     person: str
     key_id: uuid.UUID | None = None
     key_name: str = ""
     known: bool = True
+    bound: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,15 @@ class Wanted:
     until: datetime | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What an entry says of its job, which may be a row with `id`, `tenant_id`, `subject_id` and `user_id`."""
+
+    job: Job | Row[Any]
+    reason: str
+    details: Mapping[str, str]
+
+
 async def record(
     tx: Transaction,
     action: AuditAction,
@@ -65,22 +77,37 @@ async def record(
     details: Mapping[str, str] | None = None,
 ) -> None:
     """Add an entry, in the transaction that does what it tells of."""
-    await tx.connection.execute(
-        insert(audit_entries).values(
-            id=new_id(),
-            tenant_id=job.tenant_id,
-            at=clock.now(),
-            action=action,
-            job_id=job.id,
-            subject_id=job.subject_id,
-            submitted_by=job.user_id,
-            person=by.person,
-            key_id=by.key_id,
-            key_name=by.key_name,
-            reason=reason,
-            details=dict(details or {}),
-        )
-    )
+    await record_each(tx, action, [Told(job=job, reason=reason, details=details or {})], by)
+
+
+async def record_each(tx: Transaction, action: AuditAction, told: Sequence[Told], by: Actor) -> None:
+    """Add an entry about each job to which the same was done, in the order given."""
+    rows = [
+        {
+            "id": new_id(),
+            "tenant_id": one.job.tenant_id,
+            "action": str(action),
+            "job_id": one.job.id,
+            "subject_id": one.job.subject_id,
+            "submitted_by": one.job.user_id,
+            "person": by.person,
+            "key_id": by.key_id,
+            "key_name": by.key_name,
+            "reason": one.reason,
+            "details": dict(one.details),
+        }
+        for one in told
+    ]
+    await _INSERT.execute(tx, rows)
+
+
+def _insert(each: Each) -> Executable:
+    columns = {name: each[name] for name in _ENTRY} | {"at": clock.now()}
+    return insert(audit_entries).from_select(list(columns), select(*columns.values()))
+
+
+_ENTRY: Types = {column.name: column.type for column in audit_entries.c if column is not audit_entries.c.at}
+_INSERT = Many(_ENTRY, _insert)
 
 
 async def page(

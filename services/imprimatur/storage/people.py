@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, insert, select
+from sqlalchemy import ColumnElement, and_, insert, or_, select
 
 from imprimatur.human import Agreement, AuditAction
 from imprimatur.identity import new_id
@@ -16,7 +16,7 @@ from imprimatur.storage import audit, clock
 from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import UNFINISHED, VISIBLE, Owner, job_of
-from imprimatur.storage.review_queue import IS_HELD, WAITS, Waiting, free_for, not_barred, not_held, waiting_of
+from imprimatur.storage.review_queue import IS_HELD, WAITS, Waiting, not_barred, not_held, waiting_of
 from imprimatur.storage.schema import human_decisions, jobs
 from imprimatur.storage.transitions import UNHELD, is_job, move
 
@@ -55,26 +55,31 @@ async def hold(
     owner: Owner,
     job_id: uuid.UUID,
     *,
-    reviewer: str,
+    by: Actor,
     seconds: float,
     token: uuid.UUID | None = None,
 ) -> Waiting | None:
     """Take a waiting job for a while, or take over one's own hold: with a new token, so that the one before is good
-    for nothing. None: not waiting, another's, or an appeal against this person's decision.
+    for nothing. None: not waiting, another's or another key's, or an appeal against this person's decision.
 
     Args:
         token: to have; by default a fresh one. With one of the caller's choice, only what nobody holds is taken.
     """
-    takeable = free_for(reviewer) if token is None else not_held()
+    takeable = or_(_held_by(by), not_held()) if token is None else not_held()
     rows = await move(
         tx,
         Happening.HELD_BY_PERSON,
         is_job(job_id),
         owner.condition(),
         takeable,
-        not_barred(tx, reviewer),
-        values={"held_by": reviewer, "held_until": clock.after(seconds), "hold_token": token or uuid.uuid4()},
-        details={"reviewer": reviewer},
+        not_barred(tx, by.person),
+        values={
+            "held_by": by.person,
+            "held_until": clock.after(seconds),
+            "hold_token": token or uuid.uuid4(),
+            "hold_key_id": by.key_id,
+        },
+        details={"reviewer": by.person},
     )
     return waiting_of(rows[0]) if rows else None
 
@@ -100,12 +105,13 @@ async def release(
     owner: Owner,
     job_id: uuid.UUID,
     *,
-    reviewer: str,
+    by: Actor,
     token: uuid.UUID | None = None,
     of_anybody: bool = False,
 ) -> EndedHold | None:
-    """End a hold before its time. None: there is none, or not this person's with this token."""
-    whose = IS_HELD if of_anybody else _held_with(reviewer, token)
+    """End a hold before its time. None: there is none, or not this person's with this token or (without one) key."""
+    own = _held_by(by) if token is None else _held_with(by.person, token)
+    whose = IS_HELD if of_anybody else own
     chosen = select(*_HOLD).where(is_job(job_id), WAITS, owner.condition(), whose).with_for_update()
     held = (await tx.connection.execute(chosen)).one_or_none()
     if held is None:
@@ -179,9 +185,14 @@ async def leave_holders(
             await audit.record(tx, AuditAction.EXPIRED, job_of(row), Actor(person=row.held_by), details=details)
 
 
-def _held_with(reviewer: str, token: uuid.UUID | None) -> ColumnElement[bool]:
-    held = and_(jobs.c.held_by == reviewer, IS_HELD)
-    return held if token is None else and_(held, jobs.c.hold_token == token)
+def _held_with(reviewer: str, token: uuid.UUID) -> ColumnElement[bool]:
+    return and_(jobs.c.held_by == reviewer, IS_HELD, jobs.c.hold_token == token)
+
+
+def _held_by(who: Actor) -> ColumnElement[bool]:
+    """Without the token. Anybody may name anybody, so what counts is the key: it made the hold, or is the holder's."""
+    held = and_(jobs.c.held_by == who.person, IS_HELD)
+    return held if who.bound else and_(held, jobs.c.hold_key_id.is_not_distinct_from(who.key_id))
 
 
 async def holder(reader: Reader, job_id: uuid.UUID) -> str:
@@ -192,6 +203,12 @@ async def holder(reader: Reader, job_id: uuid.UUID) -> str:
         )
     )
     return found.scalar_one_or_none() or ""
+
+
+async def holds(reader: Reader, job_id: uuid.UUID, who: Actor) -> bool:
+    """Whether a waiting job is held in such a way that `who` may take the hold over without its token."""
+    own = select(jobs.c.id).where(is_job(job_id), WAITS, _held_by(who))
+    return (await reader.connection.execute(own)).first() is not None
 
 
 # --- decisions -------------------------------------------------------------------------------------------

@@ -12,8 +12,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, LargeBinary, Select, Text, Uuid, and_, func, null, or_, select
 
+from imprimatur.human import AuditAction
 from imprimatur.identity import first_id_at
 from imprimatur.job import Happening, JobType, State
+from imprimatur.storage import audit
+from imprimatur.storage.audit import Actor
 from imprimatur.storage.database import Reader, Transaction
 from imprimatur.storage.jobs import UNFINISHED
 from imprimatur.storage.many import Each, Types
@@ -62,6 +65,8 @@ class Redecided:
     policy_version: int
     result: bytes
     categories: Sequence[str]
+    decision_before: str
+    triggered_before: str
 
 
 # --- what waits ------------------------------------------------------------------------------------------
@@ -120,8 +125,9 @@ def _fitting(rows: Sequence[Any], *, most: int) -> list[uuid.UUID]:
     return fitting
 
 
-async def redecide(tx: Transaction, decided: Sequence[Redecided], *, asked_by: str) -> set[uuid.UUID]:
-    """Finish jobs locked by `lock_waiting` with what was decided; returns their ids."""
+async def redecide(tx: Transaction, decided: Sequence[Redecided], *, by: Actor) -> set[uuid.UUID]:
+    """Finish jobs locked by `lock_waiting` with what was decided, and put each on record; returns their ids."""
+    decided = sorted(decided, key=lambda one: one.job_id)
     rows = await _REDECIDED.execute(
         tx,
         [
@@ -131,18 +137,31 @@ async def redecide(tx: Transaction, decided: Sequence[Redecided], *, asked_by: s
                 "policy_triggered": one.policy_triggered,
                 "result": one.result,
                 "categories": list(one.categories),
-                "details": {
-                    "decision": one.decision,
-                    "policy_triggered": one.policy_triggered,
-                    "reason": one.reason,
-                    "policy_version": str(one.policy_version),
-                    "by": asked_by,
-                },
+                "details": {**_outcome(one), "reason": one.reason, "by": by.person},
             }
-            for one in sorted(decided, key=lambda one: one.job_id)
+            for one in decided
         ],
     )
-    return {row.id for row in rows}
+    found = {row.id: row for row in rows}
+    told = [
+        audit.Told(job=found[one.job_id], reason=one.reason, details={**_outcome(one), **_before(one)})
+        for one in decided
+        if one.job_id in found
+    ]
+    await audit.record_each(tx, AuditAction.REDECIDED, told, by)
+    return set(found)
+
+
+def _outcome(one: Redecided) -> dict[str, str]:
+    return {
+        "decision": one.decision,
+        "policy_triggered": one.policy_triggered,
+        "policy_version": str(one.policy_version),
+    }
+
+
+def _before(one: Redecided) -> dict[str, str]:
+    return {"decision_before": one.decision_before, "policy_triggered_before": one.triggered_before}
 
 
 _SHOWN: Types = {
@@ -160,7 +179,7 @@ _REDECIDED = Moves(
     Happening.REDECIDED,
     {"job_id": Uuid(), **_SHOWN},
     _redeciding,
-    returning=TOLD,
+    returning=(*TOLD, jobs.c.subject_id, jobs.c.user_id),
 )
 
 

@@ -197,9 +197,17 @@ def _copy(
 
 # --- reviews again ---------------------------------------------------------------------------------------
 
-#: What the engine never looked at: only this can be sent back to it.
-SENT_BACK = frozenset({Trigger.ENGINE_ERROR, Trigger.BUDGET_EXHAUSTED})
-_WAITS_FOR_THE_ENGINE = and_(jobs.c.state == State.AWAITING_REVIEW, jobs.c.policy_triggered.in_(sorted(SENT_BACK)))
+_FAILURES = frozenset({Trigger.ENGINE_ERROR, Trigger.BUDGET_EXHAUSTED})
+#: The rows by which what the engine never looked at comes to people: only this can be sent back to it.
+SENT_BACK = _FAILURES | {Trigger.HUMAN_REQUIRED}
+_WAITS_FOR_THE_ENGINE = and_(
+    jobs.c.state == State.AWAITING_REVIEW,
+    or_(
+        jobs.c.policy_triggered.in_(sorted(_FAILURES)),
+        # The same row tells of what failed and of what was examined; only what failed ends with an error.
+        and_(jobs.c.policy_triggered == Trigger.HUMAN_REQUIRED, jobs.c.error.is_not(None)),
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

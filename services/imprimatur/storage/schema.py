@@ -159,6 +159,7 @@ jobs = Table(
     Column("held_by", Text, nullable=False),
     Column("held_until", Instant),
     Column("hold_token", Uuid),  # of the present hold
+    Column("hold_key_id", Uuid),  # the API key that it was made with
     Column("awaiting_since", Instant),  # it was referred to people; stays when they have decided
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),

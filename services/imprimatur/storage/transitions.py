@@ -40,7 +40,7 @@ from imprimatur.storage.schema import Document, job_events, jobs, webhook_endpoi
 from imprimatur.wire.messages import JobChange
 
 #: What ends a person's hold.
-UNHELD: Mapping[str, Any] = {"held_by": "", "held_until": null(), "hold_token": null()}
+UNHELD: Mapping[str, Any] = {"held_by": "", "held_until": null(), "hold_token": null(), "hold_key_id": null()}
 _NO_PROGRESS: dict[str, Any] = {"progress_percent": 0, "progress_stage": "", "progress_message": ""}
 #: Whoever worked on it does so no more, and what was shown of that work is over.
 _UNCLAIMED: dict[str, Any] = {"claim_id": null(), "worker_id": null(), "lease_until": null(), **_NO_PROGRESS}
