@@ -1,7 +1,8 @@
 """What a gateway puts up for claiming and when, and that others in trouble do not keep it from that."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
@@ -12,8 +13,9 @@ from gateway.recovery import Recovery
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.errors import Unavailable
 from imprimatur.job import State
-from imprimatur.storage import clock, turns, workers
-from imprimatur.storage.database import Database
+from imprimatur.storage import clock, dispatch, turns, workers
+from imprimatur.storage.database import Database, Transaction
+from imprimatur.storage.dispatch import Work
 from imprimatur.storage.schema import gateways, jobs, tenants
 from imprimatur.storage.schema import workers as worker_rows
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
@@ -110,6 +112,54 @@ async def test_what_could_start_if_there_were_room_comes_before_all_that_is_subm
     assert await put_up(database) == 4 + 1
     with taken(one, wanted=1) as number:
         assert number == 0
+
+
+@on_postgresql
+async def test_what_another_put_up_before_the_lock_was_ours_is_reckoned_with(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = await makers.make_tenant(database)
+    await makers.submit(database, *(makers.new_job(tenant) for _ in range(30)), release_at_once=0)
+    one, another = Dispatcher(database), Dispatcher(database)
+    is_mine = dispatch.is_mine
+
+    async def after_the_other(tx: Transaction, work: Work) -> bool:
+        """Between what was counted before and the lock, the other's whole pass."""
+        monkeypatch.setattr(dispatch, "is_mine", is_mine)
+        await another.pass_once()
+        return await is_mine(tx, work)
+
+    for slots in (4, 3):  # of one worker, and then of two; in the second round something is held back already
+        await live_slots(database, slots)
+        monkeypatch.setattr(dispatch, "is_mine", after_the_other)
+        await one.pass_once()
+    assert await put_up(database) == 4 + 3 + 1
+
+
+async def test_who_has_something_to_put_up_counts_once_and_who_has_not_waits_for_nobody(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await live_slots(database, 4)
+    tenant = await makers.make_tenant(database)
+    done: list[str] = []
+    for name in ("is_mine", "backlog"):
+        monkeypatch.setattr(dispatch, name, noted(done, name, getattr(dispatch, name)))
+    one = Dispatcher(database)
+    await one.pass_once()
+    assert done == ["backlog"]
+    await makers.submit(database, *(makers.new_job(tenant) for _ in range(6)), release_at_once=0)
+    await one.pass_once()
+    done.clear()
+    await one.pass_once()
+    assert done == ["is_mine", "backlog"]
+
+
+def noted(done: list[str], name: str, work: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def note(*given: object, **named: object) -> Any:
+        done.append(name)
+        return await work(*given, **named)
+
+    return note
 
 
 # --- waking ----------------------------------------------------------------------------------------------
