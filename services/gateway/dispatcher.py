@@ -1,8 +1,8 @@
 """Who runs next: puts due jobs up for claiming.
 
 Runs in every gateway; a lock in the database lets one put up at a time, and whoever has it counts the room. RabbitMQ
-gets only what can start about now: as many jobs as the live workers have free slots, plus a few. While nothing is held back a submit takes of that room
-itself, and its job is put up in the transaction that stores it.
+gets only what can start about now: as many jobs as the live workers have free slots, plus a few. While nothing is held
+back a submit takes of that room itself, and its job is put up in the transaction that stores it.
 """
 
 import asyncio

@@ -224,7 +224,8 @@ async def give_up(
 ) -> list[Job]:
     rows = []
     async with database.begin() as tx:
-        for tenant_id in await dispatch.tenants_with(tx, hopeless, JobType.CREATIVE_REVIEW, limit=100):
+        owners = await dispatch.tenants_with(tx, hopeless, JobType.CREATIVE_REVIEW, limit=100)
+        for tenant_id in owners.tenants:
             rows += await dispatch.give_up(
                 tx,
                 hopeless,

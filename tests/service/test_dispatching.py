@@ -1,22 +1,23 @@
 """What a gateway puts up for claiming and when, and that others in trouble do not keep it from that."""
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
+from uuid import UUID
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 
 from gateway import recovery
 from gateway.dispatcher import Dispatcher
 from gateway.recovery import Recovery
 from imprimatur.broker.memory import MemoryBroker
 from imprimatur.errors import Unavailable
-from imprimatur.job import State
+from imprimatur.job import Job, State
 from imprimatur.storage import clock, dispatch, turns, workers
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.dispatch import Work
-from imprimatur.storage.schema import gateways, jobs, tenants
+from imprimatur.storage.schema import gateways, jobs, policies, tenants
 from imprimatur.storage.schema import workers as worker_rows
 from imprimatur.v1.job_pb2 import JOB_STATE_SUCCEEDED as SUCCEEDED
 from tests import makers
@@ -197,6 +198,64 @@ async def test_jobs_of_silent_workers_are_queued_again_though_nothing_can_be_put
             return (await makers.find(database, system.tenant_id, held.job_id)).state is State.QUEUED
 
         await makers.until(is_queued)
+
+
+@asynccontextmanager
+async def giving_up(database: Database) -> AsyncIterator[None]:
+    """A gateway's recovery at work."""
+    at_work = Recovery(database, MemoryBroker(), Dispatcher(database), pass_seconds=0.01)
+    at_work.start()
+    try:
+        yield
+    finally:
+        await at_work.stop()
+
+
+async def overdue(database: Database, tenant: UUID, number: int = 1) -> Job:
+    """The last of so many jobs whose deadline has passed."""
+    new = [makers.new_job(tenant, deadline_seconds=0.0) for _ in range(number)]
+    return (await makers.submit(database, *new, release_at_once=0))[-1]
+
+
+async def until_given_up(database: Database, job: Job) -> None:
+    async def is_given_up() -> bool:
+        return (await makers.find(database, job.tenant_id, job.id)).state is State.AWAITING_REVIEW
+
+    await makers.until(is_given_up)
+
+
+async def test_jobs_that_cannot_be_given_up_hide_nobody_elses(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_SWEEP_LIMIT", 2)
+    broken, sound = await makers.make_tenant(database), await makers.make_tenant(database)
+    async with database.begin() as tx:
+        later = {"tenant_id": broken, "version": 2, "document": {"of": "a later version"}, "created_at": clock.now()}
+        await tx.connection.execute(insert(policies).values(later))
+        await tx.connection.execute(update(tenants).where(tenants.c.id == broken).values(policy_version=2))
+    stuck = await overdue(database, broken, 5)
+    first = await overdue(database, sound)
+    async with giving_up(database):
+        await until_given_up(database, first)
+        await until_given_up(database, await overdue(database, sound))  # from the beginning again
+    assert (await makers.find(database, broken, stuck.id)).state is State.QUEUED
+
+
+@on_postgresql
+async def test_who_has_its_tenant_locked_keeps_nobody_elses_jobs_from_being_given_up(
+    database: Database, database_url: str
+) -> None:
+    locked, free = await makers.make_tenant(database), await makers.make_tenant(database)
+    await overdue(database, locked)
+    job = await overdue(database, free)
+    patient = Database(database_url, command_timeout_seconds=NEVER_SECONDS)
+    try:
+        async with database.begin() as tx:
+            await tx.connection.execute(select(tenants).where(tenants.c.id == locked).with_for_update())
+            async with giving_up(patient):
+                await until_given_up(database, job)
+    finally:
+        await patient.close()
 
 
 async def test_workers_and_gateways_silent_for_an_hour_are_forgotten(

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any
@@ -21,6 +21,7 @@ from sqlalchemy import (
     select,
     text,
     true,
+    tuple_,
     update,
 )
 
@@ -257,15 +258,48 @@ LOST_TOO_OFTEN = Hopeless(
 )
 
 
-async def tenants_with(reader: Reader, hopeless: Hopeless, job_type: JobType, *, limit: int) -> list[uuid.UUID]:
-    """The tenants of the `limit` oldest such jobs."""
-    return sorted(set((await reader.connection.execute(_owning(hopeless, job_type, limit))).scalars()))
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where somebody has come to who walks through hopeless jobs by their age: behind this one."""
+
+    at: datetime
+    job_id: uuid.UUID
+
+
+BEGINNING = Place(at=datetime.fromtimestamp(0, UTC), job_id=uuid.UUID(int=0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owners:
+    """Whose hopeless jobs were found, and where to look next: behind them, or from the beginning again."""
+
+    tenants: list[uuid.UUID]
+    following: Place
+
+
+async def tenants_with(
+    reader: Reader, hopeless: Hopeless, job_type: JobType, *, behind: Place = BEGINNING, limit: int
+) -> Owners:
+    """The tenants of the `limit` oldest such jobs behind a place. Those whom nobody can give up now hide the others'
+    from nobody who goes on from place to place, and cost each look no more than `limit`."""
+    found = await reader.connection.execute(
+        _owning(hopeless, job_type), {"at": behind.at, "job_id": behind.job_id, "limit": limit}
+    )
+    rows = found.all()
+    whole = len(rows) == limit
+    return Owners(
+        tenants=sorted({row.tenant_id for row in rows}),
+        following=Place(at=rows[-1].at, job_id=rows[-1].id) if whole else BEGINNING,
+    )
 
 
 @lru_cache(16)
-def _owning(hopeless: Hopeless, job_type: JobType, limit: int) -> Executable:
-    which = select(jobs.c.tenant_id).where(*hopeless.which, jobs.c.type == job_type)
-    return which.order_by(hopeless.by_age).limit(limit)
+def _owning(hopeless: Hopeless, job_type: JobType) -> Executable:
+    at, job_id = bindparam("at", type_=hopeless.by_age.type), bindparam("job_id", type_=jobs.c.id.type)
+    order = (hopeless.by_age, jobs.c.id)
+    behind = (hopeless.by_age >= at, tuple_(*order) > tuple_(at, job_id))  # the first alone is found by the index
+    which = select(jobs.c.tenant_id, hopeless.by_age.label("at"), jobs.c.id)
+    return which.where(*hopeless.which, jobs.c.type == job_type, *behind).order_by(*order).limit(bindparam("limit"))
 
 
 async def give_up(
