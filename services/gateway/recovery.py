@@ -6,6 +6,7 @@ Runs in every gateway, apart from the dispatcher: whatever holds up its passes h
 
 import time
 import uuid
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -19,7 +20,7 @@ from imprimatur.policy import EngineFailure, decide_failure
 from imprimatur.runtime import Loop
 from imprimatur.storage import claims, dispatch, gateways, tenants, workers
 from imprimatur.storage.database import Database, Transaction
-from imprimatur.storage.dispatch import BEGINNING, MOST_REISSUED_ASIDE, Hopeless, Idleness, Place, Work
+from imprimatur.storage.dispatch import BEGINNING, MOST_REISSUED_ASIDE, Hopeless, Idleness, Work
 from imprimatur.wire.creatives import ai_result
 
 #: A changed row of the jobs table.
@@ -68,7 +69,7 @@ class Recovery:
         self._loop = Loop("recovery", self.pass_once, interval_seconds=pass_seconds)
         # Apart: it waits for locks on tenants, and one tenant's shall hold up nobody else's jobs.
         self._giving_up = Loop("giving-up", self._give_up_hopeless, interval_seconds=pass_seconds)
-        self._come_to: dict[Hopeless, Place] = {}
+        self._come_to: dict[Hopeless, datetime] = {}
         self._contact_since: float | None = None
         self._last_contact = 0.0
         self._forgot_at = time.monotonic()

@@ -21,7 +21,6 @@ from sqlalchemy import (
     select,
     text,
     true,
-    tuple_,
     update,
 )
 
@@ -258,48 +257,41 @@ LOST_TOO_OFTEN = Hopeless(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where somebody has come to who walks through hopeless jobs by their age: behind this one."""
-
-    at: datetime
-    job_id: uuid.UUID
-
-
-BEGINNING = Place(at=datetime.fromtimestamp(0, UTC), job_id=uuid.UUID(int=0))
+#: Where somebody begins who walks through hopeless jobs by their age.
+BEGINNING = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owners:
-    """Whose hopeless jobs were found, and where to look next: behind them, or from the beginning again."""
+    """Whose hopeless jobs were found; and behind which age to look next, or from the beginning again."""
 
     tenants: list[uuid.UUID]
-    following: Place
+    following: datetime
 
 
 async def tenants_with(
-    reader: Reader, hopeless: Hopeless, job_type: JobType, *, behind: Place = BEGINNING, limit: int
+    reader: Reader, hopeless: Hopeless, job_type: JobType, *, behind: datetime = BEGINNING, limit: int
 ) -> Owners:
-    """The tenants of the `limit` oldest such jobs behind a place. Those whom nobody can give up now hide the others'
-    from nobody who goes on from place to place, and cost each look no more than `limit`."""
-    found = await reader.connection.execute(
-        _owning(hopeless, job_type), {"at": behind.at, "job_id": behind.job_id, "limit": limit}
-    )
+    """The tenants of the `limit` oldest such jobs behind an age, and of those that are as old as the last of them.
+    Whoever goes on from there comes to everybody, and no look takes longer for how many jobs cannot be given up."""
+    found = await reader.connection.execute(_owning(hopeless, job_type, limit), {"behind": behind})
     rows = found.all()
-    whole = len(rows) == limit
     return Owners(
-        tenants=sorted({row.tenant_id for row in rows}),
-        following=Place(at=rows[-1].at, job_id=rows[-1].id) if whole else BEGINNING,
+        tenants=sorted(row.tenant_id for row in rows), following=(rows[0].last if rows else None) or BEGINNING
     )
 
 
 @lru_cache(16)
-def _owning(hopeless: Hopeless, job_type: JobType) -> Executable:
-    at, job_id = bindparam("at", type_=hopeless.by_age.type), bindparam("job_id", type_=jobs.c.id.type)
-    order = (hopeless.by_age, jobs.c.id)
-    behind = (hopeless.by_age >= at, tuple_(*order) > tuple_(at, job_id))  # the first alone is found by the index
-    which = select(jobs.c.tenant_id, hopeless.by_age.label("at"), jobs.c.id)
-    return which.where(*hopeless.which, jobs.c.type == job_type, *behind).order_by(*order).limit(bindparam("limit"))
+def _owning(hopeless: Hopeless, job_type: JobType, limit: int) -> Executable:
+    behind = hopeless.by_age > bindparam("behind", type_=hopeless.by_age.type)
+    which = (*hopeless.which, jobs.c.type == job_type, behind)
+    # By age alone, as the index has them: with ids to tell equals apart, all of them would be read and sorted.
+    some = select(hopeless.by_age.label("at")).where(*which).order_by(hopeless.by_age)
+    last = select(some.offset(limit - 1).limit(1).cte().c.at).scalar_subquery()
+    owners = select(jobs.c.tenant_id, last.label("last")).where(
+        *which, hopeless.by_age <= func.coalesce(last, clock.now())
+    )
+    return owners.distinct()
 
 
 async def give_up(
