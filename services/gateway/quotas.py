@@ -4,8 +4,9 @@ in hand, is `load`.
 A refusal says which limit it was, how much it is, and when to come again. Rates are counted by each gateway process
 for itself, so that of n gateways a tenant gets n times as much. Open jobs are counted in the database, by each gateway
 again and again and not at each submit; the limit may so be exceeded by what the other gateways accept between two
-counts. An accepted request id is answered whatever the limits are, and costs nothing; all else that is looked at counts
-towards the rate, whatever becomes of it. What the rate has no room for is not looked at, unless it has a request id.
+counts. An accepted request id is answered whatever the limits are, and costs nothing, as a refusal does; all else that
+is looked at counts towards the rate, whatever becomes of it. What the rate has no room for is not looked at, unless it
+has a request id.
 """
 
 import asyncio
