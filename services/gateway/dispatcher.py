@@ -1,8 +1,8 @@
 """Who runs next: puts due jobs up for claiming.
 
-Runs in every gateway; a lock in the database lets one put up at a time. RabbitMQ gets only what can start about now: as
-many jobs as the live workers have free slots, plus a few. While nothing is held back a submit takes of that room
-itself, and its job is put up in the transaction that stores it.
+Runs in every gateway; a lock in the database lets one put up at a time, and whoever has it counts the room. RabbitMQ
+gets only what can start about now: as many jobs as the live workers have free slots, plus a few. While nothing is held
+back a submit takes of that room itself, and its job is put up in the transaction that stores it.
 """
 
 import asyncio
@@ -10,13 +10,14 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from imprimatur import metrics
 from imprimatur.identity import new_id
 from imprimatur.job import SUBMITTED, Happening
 from imprimatur.runtime import Loop
 from imprimatur.storage import dispatch, gateways
-from imprimatur.storage.database import Database
+from imprimatur.storage.database import Database, Reader
 from imprimatur.storage.dispatch import MOST_REISSUED_ASIDE, Backlog, Work
 
 _PASS_SECONDS_WHILE_HELD_BACK = 0.05
@@ -131,17 +132,10 @@ class Dispatcher:
         await asyncio.sleep(max(0.0, self._ended_at + _LEAST_PAUSE_SECONDS - time.monotonic()))
         try:
             await self._tell_of_itself()
-            settled = self._settled  # what commits later may be missing from the count
-            async with self._database.read() as reader:
-                backlog = await dispatch.backlog(reader, silent_seconds=self._silent_seconds)
-            self.together = max(1, backlog.least_slots // _SLOTS_FOR_ONE_MORE)
-            most = backlog.slots + self._pace.ahead()
-            room = most - backlog.running - _in_the_way(backlog) - (self._taken - settled)
-            self._room = 0  # what is given to submits is not there for a release
-            left = await self._release(room) if backlog.due else room
-            self._held_back = backlog.due and left <= 0
-            self._at_a_limit = backlog.due and left > 0
-            self._room = _share(left, most, among=backlog.gateways)
+            look = await self._look()
+            self._held_back = look.due and look.room <= 0
+            self._at_a_limit = look.due and look.room > 0
+            self._room = _share(look.room, look.most, among=look.gateways)
         except BaseException:
             self._room = 0
             raise
@@ -149,24 +143,58 @@ class Dispatcher:
             self._ended_at = time.monotonic()
         return min(_PASS_SECONDS_WHILE_HELD_BACK, self._pass_seconds) if self._held_back else None
 
-    async def _release(self, room: int) -> int:
-        """Put up what may start; returns how much room is left when nothing more may. None while others do this."""
-        if room <= 0:
-            return 0
+    async def _look(self) -> "_Look":
+        """How it stands when what may start has been put up, by this gateway or by another."""
+        # What was due a moment ago most likely is still: then one count will do.
+        look = await self._release() if self._held_back or self._at_a_limit else None
+        if look is None:
+            async with self._database.read() as reader:
+                look = await self._count(reader)
+            if look.due:
+                look = await self._release() or replace(look, room=0)
+        return look
+
+    async def _release(self) -> "_Look | None":
+        """Put up what may start; returns what is left then. None while others do this.
+
+        It is counted here whatever was counted before: others may have put up jobs until the lock was ours.
+        """
+        released = 0
         async with self._database.begin() as tx:
             if not await dispatch.is_mine(tx, Work.RELEASING):
-                return 0
-            released = await dispatch.release_due(
-                tx, room=room, most_of_a_tenant=self.most_of_a_tenant, together=self.together
-            )
+                return None
+            look = await self._count(tx)
+            if look.due and look.room > 0:
+                released = await dispatch.release_due(
+                    tx, room=look.room, most_of_a_tenant=self.most_of_a_tenant, together=self.together
+                )
         metrics.jobs_released.labels("dispatcher").inc(released)
-        return room - released
+        return replace(look, room=look.room - released)
+
+    async def _count(self, reader: Reader) -> "_Look":
+        settled = self._settled  # what commits later may be missing from the count
+        backlog = await dispatch.backlog(reader, silent_seconds=self._silent_seconds)
+        self.together = max(1, backlog.least_slots // _SLOTS_FOR_ONE_MORE)
+        most = backlog.slots + self._pace.ahead()
+        room = most - backlog.running - _in_the_way(backlog) - (self._taken - settled)
+        self._room = 0  # what is given to submits is not there for a release
+        return _Look(due=backlog.due, most=most, room=room, gateways=backlog.gateways)
 
     async def _tell_of_itself(self) -> None:
         if time.monotonic() - self._told_at >= _TELL_SECONDS:
             async with self._database.begin() as tx:
                 await gateways.seen(tx, self._id)
             self._told_at = time.monotonic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """How it stands."""
+
+    due: bool  #: something could start if there were room, or if its tenant had less under way
+    most: int  #: jobs that may be put up or run
+    room: int  #: what of that is left; if anything, no more may start
+    gateways: int  #: that live
 
 
 def _in_the_way(backlog: Backlog) -> int:

@@ -19,7 +19,7 @@ from gateway.deadlines import allowed_seconds
 from gateway.dispatcher import Dispatcher
 from gateway.errors import known, status_of
 from gateway.paging import foreign_token, position_of, token_of
-from gateway.quotas import Quotas
+from gateway.quotas import Quotas, Screening
 from gateway.validation import id_of, job_not_found
 from gateway.watching import Watchtower
 from imprimatur import metrics
@@ -106,8 +106,7 @@ class Jobs(JobServiceServicer):
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         """Accept one job."""
         who = caller()
-        checked = submissions.new_job(request, who, self._guard, datetime.now(UTC))
-        [new] = await self._with_images([checked])
+        new = self._checked(request, who, self._quotas.screen(who), rpc="SubmitJob")
         if isinstance(new, RequestError):
             raise new
         (submitted,) = await self._submit(who, [new], self._store_with_others)
@@ -119,45 +118,46 @@ class Jobs(JobServiceServicer):
         if not 1 <= len(request.items) <= submissions.MOST_BATCH_ITEMS:
             count, most = len(request.items), submissions.MOST_BATCH_ITEMS
             raise InvalidRequest("items", f"has {count} entries, must have 1 to {most}", reason="BATCH_SIZE")
-        outcomes: list[NewJob | RequestError] = [
-            self._checked(item, who, f"items[{place}].") async for place, item in _unhurried(enumerate(request.items))
-        ]
-        found = iter(await self._with_images([outcome for outcome in outcomes if isinstance(outcome, NewJob)]))
+        screening = self._quotas.screen(who)
         outcomes = [
-            _within(next(found), f"items[{place}].") if isinstance(outcome, NewJob) else outcome
-            for place, outcome in enumerate(outcomes)
+            self._checked(item, who, screening, rpc="BatchSubmitJobs") async for item in _unhurried(request.items)
         ]
         good = [outcome for outcome in outcomes if isinstance(outcome, NewJob)]
         submitted = iter(await self._submit(who, good, self._store_batch))
         return pb.BatchSubmitJobsResponse(
             results=[
-                pb.BatchSubmitJobsResult(error=status_of(outcome))
-                if isinstance(outcome, RequestError)
-                else _batch_result(next(submitted), who, f"items[{place}].")
+                _batch_result(next(submitted) if isinstance(outcome, NewJob) else outcome, who, f"items[{place}].")
                 async for place, outcome in _unhurried(enumerate(outcomes))
             ]
         )
 
-    def _checked(self, item: pb.SubmitJobRequest, who: Caller, path: str) -> NewJob | RequestError:
+    def _checked(
+        self, item: pb.SubmitJobRequest, who: Caller, screening: Screening, *, rpc: str
+    ) -> NewJob | RequestError:
+        """The job that is asked for; or why there can be none, for which it need not be looked at where the tenant is
+        at its rate."""
+        if (refusal := screening.refusal(item.request_id)) is not None:
+            return refusal
         try:
             return submissions.new_job(item, who, self._guard, datetime.now(UTC))
-        except RequestError as error:
-            return error.within(path)
-        except ImprimaturError as error:
-            return known(error, rpc="BatchSubmitJobs")
-
-    async def _with_images(self, new_jobs: Sequence[NewJob]) -> list[NewJob | RequestError]:
-        """With how long they may take; or what is wrong with the images that they name."""
-        return [
-            await self._estimates.put(new) if isinstance(new, NewJob) else new
-            for new in await with_their_images(self._database, new_jobs)
-        ]
+        except ImprimaturError as fault:
+            screening.invalid(item.request_id)
+            return known(fault, rpc=rpc)
 
     async def _submit(self, who: Caller, new_jobs: Sequence[NewJob], store: _Store) -> list[Submitted | RequestError]:
-        """What became of each, in their order: some may be refused by the tenant's limits."""
+        """What became of each, in their order: some may be refused by the tenant's limits, or for their images."""
         with await self._quotas.admit(who, new_jobs) as admission:
-            submitted = await store(admission.jobs) if admission.jobs else ()
-            return admission.answers(new_jobs, submitted)
+            ready = await self._made_ready(admission.jobs)
+            good = [one for one in ready if isinstance(one, NewJob)]
+            stored = iter(await store(good) if good else ())
+            return admission.answers(new_jobs, [next(stored) if isinstance(one, NewJob) else one for one in ready])
+
+    async def _made_ready(self, new_jobs: Sequence[NewJob]) -> list[NewJob | RequestError]:
+        """With how long they may take, as far as that is known; or what is wrong with the images that they name."""
+        return [
+            await self._estimates.put(one) if isinstance(one, NewJob) and one.estimated_seconds is None else one
+            for one in await with_their_images(self._database, new_jobs)
+        ]
 
     async def _store_with_others(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
         return [await self._together.add(new) for new in new_jobs]
@@ -332,9 +332,7 @@ class Jobs(JobServiceServicer):
                 reason="JOB_NOT_RETRYABLE",
                 state=old.state,
             )
-        [new] = await with_their_images(self._database, [repeats.retry_of(old, request_id, fresh=request.fresh)])
-        if isinstance(new, RequestError):
-            raise new
+        new = repeats.retry_of(old, request_id, fresh=request.fresh)
         (submitted,) = await self._submit(who, [new], self._store_with_others)
         return pb.RetryJobResponse(job=_accepted(submitted, who).job)
 
@@ -343,7 +341,7 @@ class Jobs(JobServiceServicer):
         who = caller()
         job_id = id_of(request.job_id)
         validation.without_nul(request)
-        appeal = await appeals.appeal_against(
+        new = await appeals.appeal_against(
             self._database,
             who,
             job_id,
@@ -351,9 +349,6 @@ class Jobs(JobServiceServicer):
             request_id=validation.text_within(request.request_id, "request_id", 200),
             retention=self._retention,
         )
-        [new] = await with_their_images(self._database, [appeal])
-        if isinstance(new, RequestError):
-            raise new
         (submitted,) = await self._submit(who, [new], lambda admitted: self._store_appeals(who, admitted))
         return pb.AppealJobResponse(job=_accepted(submitted, who).job)
 
@@ -440,11 +435,9 @@ async def _unhurried(items: Iterable[_Item]) -> AsyncIterator[_Item]:
             await asyncio.sleep(0)
 
 
-def _within(outcome: NewJob | RequestError, path: str) -> NewJob | RequestError:
-    return outcome.within(path) if isinstance(outcome, RequestError) else outcome
-
-
 def _batch_result(submitted: Submitted | RequestError, who: Caller, path: str) -> pb.BatchSubmitJobsResult:
+    if isinstance(submitted, RequestError):
+        return pb.BatchSubmitJobsResult(error=status_of(submitted.within(path)))
     try:
         return pb.BatchSubmitJobsResult(accepted=_accepted(submitted, who, path))
     except RequestError as error:

@@ -4,8 +4,9 @@ in hand, is `load`.
 A refusal says which limit it was, how much it is, and when to come again. Rates are counted by each gateway process
 for itself, so that of n gateways a tenant gets n times as much. Open jobs are counted in the database, by each gateway
 again and again and not at each submit; the limit may so be exceeded by what the other gateways accept between two
-counts. An accepted request id is answered whatever the limits are, and costs nothing; all else that is looked at in the
-database counts towards the rate, whatever becomes of it.
+counts. An accepted request id is answered whatever the limits are, and costs nothing, as a refusal does; all else that
+is looked at counts towards the rate, whatever becomes of it. What the rate has no room for is not looked at, unless it
+has a request id.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -23,7 +24,7 @@ import structlog
 from gateway.access import Caller
 from gateway.reading import SharedReads
 from imprimatur import metrics
-from imprimatur.errors import RequestError, ResourceExhausted
+from imprimatur.errors import InvalidRequest, RequestError, ResourceExhausted
 from imprimatur.job import Job, NewJob
 from imprimatur.storage import acceptance, jobs
 from imprimatur.storage.acceptance import Submitted
@@ -60,8 +61,8 @@ class Allowance:
 
     def of(self, tenant: Limits) -> "Allowance":
         """With a tenant's own limits."""
-        own = {name: limit for name, limit in asdict(tenant).items() if limit is not None}
-        return replace(self, **own)
+        own = {name: limit for name, limit in vars(tenant).items() if limit is not None}
+        return replace(self, **own) if own else self
 
 
 class Quotas:
@@ -80,6 +81,10 @@ class Quotas:
         await self._repeats.stop()
 
     # --- submits -----------------------------------------------------------------------------------------
+
+    def screen(self, who: Caller) -> "Screening":
+        """Which of the jobs that one request asks for are looked at."""
+        return Screening(self._account_of(who.tenant_id), self._allowance.of(who.limits))
 
     async def admit(self, who: Caller, new_jobs: Sequence[NewJob]) -> "Admission":
         """Which of these may be stored now, in their order, and the answers to the others.
@@ -205,13 +210,22 @@ class _Account:
         self._counting = counting
         counting.add_done_callback(_retrieved)
 
-    def room(self, allowed: Allowance) -> float:
-        """How many jobs may be submitted now."""
+    def tokens(self, allowed: Allowance) -> float:
+        """How many jobs the rate lets be submitted now."""
         now = time.monotonic()
         rate, most = allowed.submits_per_second, max(1.0, allowed.submits_per_second * allowed.burst_seconds)
         self._tokens = min(most, self._tokens + rate * (now - self._filled_at)) if rate else math.inf
         self._filled_at = now
-        return max(0.0, min(self._tokens, self._open_room(allowed)))
+        return self._tokens
+
+    def room(self, allowed: Allowance) -> float:
+        """How many jobs may be submitted now."""
+        return max(0.0, min(self.tokens(allowed), self._open_room(allowed)))
+
+    def spend_one(self, allowed: Allowance) -> None:
+        """One was looked at in vain. Nobody comes to owe for that."""
+        tokens = self.tokens(allowed)
+        self._tokens = min(tokens, max(0.0, tokens - 1.0))
 
     def take(self, number: int) -> None:
         """So many are being written."""
@@ -229,6 +243,10 @@ class _Account:
         if self._open_room(allowed) < self._tokens:
             what = "jobs of this tenant are queued or running"
             return refused("open_jobs", allowed.open_jobs, what, "TOO_MANY_OPEN_JOBS")
+        return self.too_fast(allowed, place)
+
+    def too_fast(self, allowed: Allowance, place: int) -> ResourceExhausted:
+        """For the `place`-th (from 1) of those for whom the rate has no room now."""
         rate = allowed.submits_per_second
         wait = max(0.05, (place - self._tokens) / rate)
         what = "jobs a second may be submitted by this tenant"
@@ -236,6 +254,30 @@ class _Account:
 
     def _open_room(self, allowed: Allowance) -> float:
         return allowed.open_jobs - self.open if allowed.open_jobs else math.inf
+
+
+class Screening:
+    """The jobs that one request asks for, in their order, before anything in them is looked at."""
+
+    def __init__(self, account: _Account, allowed: Allowance) -> None:
+        self._account = account
+        self._allowed = allowed
+        self._ahead = 0  #: without a request id, and not found to be invalid
+
+    def refusal(self, request_id: str) -> ResourceExhausted | None:
+        """The answer to the next one, if the rate has no room for it and no job can have been accepted for it before:
+        whatever it holds, it would not be stored now."""
+        if request_id:
+            return None
+        self._ahead += 1
+        if self._account.tokens(self._allowed) >= self._ahead:
+            return None
+        return self._account.too_fast(self._allowed, self._ahead)
+
+    def invalid(self, request_id: str) -> None:
+        """That one is no job; it counts towards the rate at once."""
+        self._ahead -= not request_id
+        self._account.spend_one(self._allowed)
 
 
 class Admission:
@@ -279,7 +321,8 @@ class Admission:
     ) -> list[Submitted | RequestError]:
         """One for each of all that were asked for, in their order; `stored`: what became of those to store."""
         looked_at = [one for one in stored if isinstance(one, Submitted)]
-        self._spent = sum(not one.repeated for one in looked_at)
+        invalid = sum(isinstance(one, InvalidRequest) for one in stored)
+        self._spent = sum(not one.repeated for one in looked_at) + invalid
         self._made = sum(one.created for one in looked_at)
         rest = iter(stored)
         return [self._answers[new.id] if new.id in self._answers else next(rest) for new in new_jobs]

@@ -6,6 +6,7 @@ Runs in every gateway, apart from the dispatcher: whatever holds up its passes h
 
 import time
 import uuid
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -13,12 +14,13 @@ import structlog
 from gateway.dispatcher import Dispatcher
 from imprimatur import metrics
 from imprimatur.broker import Broker
+from imprimatur.errors import Locked
 from imprimatur.job import Happening, JobType
 from imprimatur.policy import EngineFailure, decide_failure
 from imprimatur.runtime import Loop
 from imprimatur.storage import claims, dispatch, gateways, tenants, workers
 from imprimatur.storage.database import Database, Transaction
-from imprimatur.storage.dispatch import MOST_REISSUED_ASIDE, Hopeless, Idleness, Work
+from imprimatur.storage.dispatch import BEGINNING, MOST_REISSUED_ASIDE, Hopeless, Idleness, Work
 from imprimatur.wire.creatives import ai_result
 
 #: A changed row of the jobs table.
@@ -27,6 +29,8 @@ Row = Any
 log = structlog.get_logger(__name__)
 
 _SWEEP_LIMIT = 500
+#: So long a tenant's hopeless jobs keep those of the others waiting, when somebody has the tenant locked.
+_LOCK_SECONDS = 0.1
 #: A pass that comes so much later than it should tells of a pause.
 _LATE_SECONDS = 1.0
 #: Workers and gateways that were silent for so long are removed, so often.
@@ -65,6 +69,7 @@ class Recovery:
         self._loop = Loop("recovery", self.pass_once, interval_seconds=pass_seconds)
         # Apart: it waits for locks on tenants, and one tenant's shall hold up nobody else's jobs.
         self._giving_up = Loop("giving-up", self._give_up_hopeless, interval_seconds=pass_seconds)
+        self._come_to: dict[Hopeless, datetime] = {}
         self._contact_since: float | None = None
         self._last_contact = 0.0
         self._forgot_at = time.monotonic()
@@ -118,11 +123,20 @@ class Recovery:
     async def _give_up_hopeless(self) -> None:
         for hopeless in (dispatch.OVERDUE, *([dispatch.LOST_TOO_OFTEN] if self._in_contact() else [])):
             async with self._database.read() as reader:
-                owners = await dispatch.tenants_with(reader, hopeless, JobType.CREATIVE_REVIEW, limit=_SWEEP_LIMIT)
-            for tenant_id in owners:
+                owners = await dispatch.tenants_with(
+                    reader,
+                    hopeless,
+                    JobType.CREATIVE_REVIEW,
+                    behind=self._come_to.get(hopeless, BEGINNING),
+                    limit=_SWEEP_LIMIT,
+                )
+            self._come_to[hopeless] = owners.following
+            for tenant_id in owners.tenants:
                 try:
-                    async with self._database.begin() as tx:
+                    async with self._database.begin(lock_seconds=_LOCK_SECONDS) as tx:
                         given_up = await give_up(tx, hopeless, tenant_id)
+                except Locked as held_up:
+                    log.warning("a tenant's jobs wait to be given up", tenant_id=str(tenant_id), reason=str(held_up))
                 except Exception:  # a background loop's edge, once for each tenant
                     metrics.loop_failures.labels("giving-up").inc()
                     log.exception("a tenant's jobs could not be given up now", tenant_id=str(tenant_id))

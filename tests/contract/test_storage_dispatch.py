@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import select, update
@@ -12,7 +12,7 @@ from imprimatur.identity import new_id
 from imprimatur.job import AttemptOutcome, Happening, Job, JobType, NewJob, Priority, State
 from imprimatur.storage import clock, dispatch, schema, workers
 from imprimatur.storage.database import Database, OutboxRow
-from imprimatur.storage.dispatch import LOST_TOO_OFTEN, OVERDUE, Backlog, Hopeless, Work
+from imprimatur.storage.dispatch import BEGINNING, LOST_TOO_OFTEN, OVERDUE, Backlog, Hopeless, Work
 from imprimatur.wire.messages import Released, ReviewRequested
 from tests import makers
 from tests.contract.leasing import attempts_of, make_due, sweep_until_lost
@@ -224,7 +224,8 @@ async def give_up(
 ) -> list[Job]:
     rows = []
     async with database.begin() as tx:
-        for tenant_id in await dispatch.tenants_with(tx, hopeless, JobType.CREATIVE_REVIEW, limit=100):
+        owners = await dispatch.tenants_with(tx, hopeless, JobType.CREATIVE_REVIEW, limit=100)
+        for tenant_id in owners.tenants:
             rows += await dispatch.give_up(
                 tx,
                 hopeless,
@@ -280,6 +281,23 @@ async def test_no_more_are_ended_than_asked_for(database: Database) -> None:
     await waiting(database, *(makers.new_job(tenant, deadline_seconds=0.0) for _ in range(5)))
     assert [len(await give_up(database, OVERDUE, limit=2)) for _ in range(4)] == [2, 2, 1, 0]
     assert await makers.claim(database, new_id()) is None
+
+
+async def test_who_goes_on_from_age_to_age_comes_to_the_hopeless_jobs_of_every_tenant(database: Database) -> None:
+    first, second, third = [await makers.make_tenant(database) for _ in range(3)]
+    for age, tenant in enumerate((third, second, first), 1):
+        await waiting(database, *(makers.new_job(tenant) for _ in range(4 if tenant is first else 1)))
+        passed = datetime.now(UTC) - timedelta(hours=age)
+        async with database.begin() as tx:
+            of_tenant = update(schema.jobs).where(schema.jobs.c.tenant_id == tenant)
+            await tx.connection.execute(of_tenant.values(deadline_at=passed))
+    found, behind = [], BEGINNING
+    for _ in range(4):
+        async with database.read() as reader:
+            owners = await dispatch.tenants_with(reader, OVERDUE, JobType.CREATIVE_REVIEW, behind=behind, limit=2)
+        found.append(owners.tenants)
+        behind = owners.following
+    assert found == [[first], [second, third], [], [first]]
 
 
 async def test_a_job_that_lost_ten_workers_is_not_tried_any_more(database: Database) -> None:

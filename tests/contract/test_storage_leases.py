@@ -113,7 +113,7 @@ async def lose_nearly_all(database: Database, job_id: uuid.UUID) -> None:
 async def lost_too_often(database: Database) -> list[uuid.UUID]:
     async with database.read() as reader:
         hopeless, of_type = dispatch.LOST_TOO_OFTEN, JobType.CREATIVE_REVIEW
-        return await dispatch.tenants_with(reader, hopeless, of_type, limit=10)
+        return (await dispatch.tenants_with(reader, hopeless, of_type, limit=10)).tenants
 
 
 async def test_a_job_whose_lease_ran_out_is_queued_again_and_spends_no_attempt(database: Database) -> None:

@@ -35,6 +35,7 @@ from imprimatur.v1.job_service_pb2 import (
     JobFilter,
     RetryJobRequest,
     RetryJobsRequest,
+    SubmitJobRequest,
     WatchJobRequest,
     WatchJobsRequest,
 )
@@ -182,6 +183,58 @@ async def test_what_becomes_no_job_counts_towards_the_rate_too(system: System, h
         else:
             assert (await refusal(me.jobs.SubmitJob(twice))).reason == "KEY_BUSY"
         assert (await refusal(me.jobs.SubmitJob(twice))).reason == "SUBMIT_RATE_EXCEEDED"
+
+
+@on_sqlite
+@pytest.mark.parametrize("reason", ["FIELD_REQUIRED", "ASSET_NOT_FOUND"])
+@pytest.mark.parametrize("request_id", ["", "r-1"])
+async def test_what_is_invalid_counts_towards_the_rate_too(system: System, reason: str, request_id: str) -> None:
+    async with limited(system, TWO_AND_NO_MORE) as me:
+        for number in range(2):
+            name = request_id and f"{request_id}-{number}"
+            wrong = submission(creative_id="", request_id=name) if reason == "FIELD_REQUIRED" else imageless(name)
+            assert (await refusal(me.jobs.SubmitJob(wrong))).reason == reason
+        assert (await submit_refused(me)).reason == "SUBMIT_RATE_EXCEEDED"
+
+
+def imageless(request_id: str = "") -> SubmitJobRequest:
+    """A creative whose image was never uploaded."""
+    wrong = submission(request_id=request_id)
+    wrong.creative_review.creative.images.add(asset_id="0" * 64)
+    return wrong
+
+
+@on_sqlite
+async def test_what_the_rate_has_no_room_for_is_not_looked_at_unless_it_may_have_been_accepted_before(
+    system: System,
+) -> None:
+    async with limited(system, TWO_AND_NO_MORE) as me:
+        old = await me.submit(engines.APPROVE, request_id="old")
+        invalid = submission(creative_id="")
+        items = [submission(), submission(), invalid, imageless()]  # the first takes what is left
+        assert await outcomes(me, items) == ["accepted", *["SUBMIT_RATE_EXCEEDED"] * 3]
+        again = submission(request_id="old")
+        items = [invalid, submission(creative_id="", request_id="r-1"), imageless("r-2"), again, imageless()]
+        fast = "SUBMIT_RATE_EXCEEDED"
+        assert await outcomes(me, items) == [fast, "FIELD_REQUIRED", fast, "accepted", fast]
+        assert (await submit_refused(me, creative_id="")).reason == fast
+        assert (await me.jobs.SubmitJob(again)).job.id == old.id
+
+
+@on_sqlite
+async def test_an_invalid_item_takes_the_room_of_one_item_from_those_behind_it(system: System) -> None:
+    three = Allowance(submits_per_second=0.001, burst_seconds=3000.0, open_jobs=0)
+    async with limited(system, three) as me:
+        items = [submission(creative_id=""), submission(), imageless(), submission()]
+        expected = ["FIELD_REQUIRED", "accepted", "ASSET_NOT_FOUND", "SUBMIT_RATE_EXCEEDED"]
+        assert await outcomes(me, items) == expected
+        assert await outcomes(me, items) == ["SUBMIT_RATE_EXCEEDED"] * 4
+
+
+async def outcomes(me: Caller, items: list[SubmitJobRequest]) -> list[str]:
+    """Of a batch: accepted, or why not."""
+    results = (await me.jobs.BatchSubmitJobs(BatchSubmitJobsRequest(items=items))).results
+    return ["accepted" if one.HasField("accepted") else refusal_of(one.error).reason for one in results]
 
 
 @on_sqlite

@@ -54,7 +54,7 @@ async def pending_keys(reader: Reader, *, older_than_seconds: float, limit: int)
     """Events whose message should be stored by now, oldest first."""
     rows = await reader.connection.execute(
         select(job_events.c.job_id, job_events.c.version)
-        .where(job_events.c.webhook_pending, job_events.c.at < clock.after(-older_than_seconds))
+        .where(deliveries.IS_UNTOLD, job_events.c.at < clock.after(-older_than_seconds))
         .order_by(job_events.c.at)
         .limit(limit)
     )

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any
@@ -257,15 +257,41 @@ LOST_TOO_OFTEN = Hopeless(
 )
 
 
-async def tenants_with(reader: Reader, hopeless: Hopeless, job_type: JobType, *, limit: int) -> list[uuid.UUID]:
-    """The tenants of the `limit` oldest such jobs."""
-    return sorted(set((await reader.connection.execute(_owning(hopeless, job_type, limit))).scalars()))
+#: Where somebody begins who walks through hopeless jobs by their age.
+BEGINNING = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owners:
+    """Whose hopeless jobs were found; and behind which age to look next, or from the beginning again."""
+
+    tenants: list[uuid.UUID]
+    following: datetime
+
+
+async def tenants_with(
+    reader: Reader, hopeless: Hopeless, job_type: JobType, *, behind: datetime = BEGINNING, limit: int
+) -> Owners:
+    """The tenants of the `limit` oldest such jobs behind an age, and of those that are as old as the last of them.
+    Whoever goes on from there comes to everybody, and no look takes longer for how many jobs cannot be given up."""
+    found = await reader.connection.execute(_owning(hopeless, job_type, limit), {"behind": behind})
+    rows = found.all()
+    return Owners(
+        tenants=sorted(row.tenant_id for row in rows), following=(rows[0].last if rows else None) or BEGINNING
+    )
 
 
 @lru_cache(16)
 def _owning(hopeless: Hopeless, job_type: JobType, limit: int) -> Executable:
-    which = select(jobs.c.tenant_id).where(*hopeless.which, jobs.c.type == job_type)
-    return which.order_by(hopeless.by_age).limit(limit)
+    behind = hopeless.by_age > bindparam("behind", type_=hopeless.by_age.type)
+    which = (*hopeless.which, jobs.c.type == job_type, behind)
+    # By age alone, as the index has them: with ids to tell equals apart, all of them would be read and sorted.
+    some = select(hopeless.by_age.label("at")).where(*which).order_by(hopeless.by_age)
+    last = select(some.offset(limit - 1).limit(1).cte().c.at).scalar_subquery()
+    owners = select(jobs.c.tenant_id, last.label("last")).where(
+        *which, hopeless.by_age <= func.coalesce(last, clock.now())
+    )
+    return owners.distinct()
 
 
 async def give_up(
