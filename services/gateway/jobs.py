@@ -3,18 +3,14 @@
 import asyncio
 import re
 import uuid
-from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from itertools import count
-from typing import Any, TypeAlias, TypeVar
-
-import structlog
+from typing import Any, TypeVar
 
 from gateway import appeals, holds, repeats, statistics, submissions, validation
+from gateway.accepting import Accepting
 from gateway.access import Caller, caller
-from gateway.assets import with_their_images
 from gateway.deadlines import allowed_seconds
 from gateway.dispatcher import Dispatcher
 from gateway.errors import known, status_of
@@ -26,19 +22,16 @@ from imprimatur import metrics
 from imprimatur.broker import Broker
 from imprimatur.errors import (
     AlreadyExists,
-    Contended,
     FailedPrecondition,
     ImprimaturError,
     InvalidRequest,
     OutOfRange,
     RequestError,
-    Unavailable,
 )
-from imprimatur.gathering import LINGER_SECONDS, Gathering
 from imprimatur.guard import Guard
 from imprimatur.job import RETRYABLE, Job, NewJob, State
 from imprimatur.retention import Retention
-from imprimatur.storage import acceptance, attempts, jobs
+from imprimatur.storage import attempts, jobs
 from imprimatur.storage.acceptance import Submitted
 from imprimatur.storage.database import Database, Transaction
 from imprimatur.storage.keys import Ruling, Verdict
@@ -46,28 +39,12 @@ from imprimatur.v1 import job_service_pb2 as pb
 from imprimatur.v1.job_service_pb2_grpc import JobServiceServicer
 from imprimatur.wire.jobs import event_to_wire, job_to_wire
 
-log = structlog.get_logger(__name__)
-
 _DAY = timedelta(hours=24)
-#: Single submissions in one transaction.
-_SUBMITTED_TOGETHER = 128
-#: At full load a submit waits so long for company, and takes a third less of the processor for it.
-_LONGEST_LINGER_SECONDS = 0.02
-#: How long a batch waits for what others have locked, before its jobs go singly; and how many of them at a time, so
-#: that whoever submits a single one finds a place between them.
-_BATCH_LOCK_SECONDS = 0.2
-_SINGLY_TOGETHER = 32
-#: So often a transaction is tried in which others want the same concurrency keys, before its jobs go singly.
-_MOST_TRIES = 5
 _FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
 _SNAPSHOT_COMPLETE = pb.WatchJobsResponse(snapshot_complete=True).SerializeToString()
 #: Of a large batch so many are worked on before others have a turn of the event loop.
 _AT_A_STRETCH = 25
 _Item = TypeVar("_Item")
-#: Writes jobs that were admitted.
-_Store: TypeAlias = Callable[[Sequence[NewJob]], Awaitable[Sequence[Submitted | RequestError]]]
-#: Writes them in a transaction; so many of them may be put up for claiming in it.
-_Write: TypeAlias = Callable[[Transaction, Sequence[NewJob], int], Awaitable[list[Submitted]]]
 _VERSION = re.compile(r"[0-9]{1,18}")
 
 
@@ -93,13 +70,7 @@ class Jobs(JobServiceServicer):
         self._guard = guard
         self._retention = retention
         self._estimates = statistics.Estimates(database)
-        self._together: Gathering[NewJob, Submitted] = Gathering(
-            "submits",
-            self._store,
-            most=_SUBMITTED_TOGETHER,
-            linger_seconds=LINGER_SECONDS,
-            longest_linger_seconds=_LONGEST_LINGER_SECONDS,
-        )
+        self._accepting = Accepting(database, dispatcher, quotas, self._estimates)
 
     # --- accept ------------------------------------------------------------------------------------------
 
@@ -109,8 +80,7 @@ class Jobs(JobServiceServicer):
         new = self._checked(request, who, self._quotas.screen(who), rpc="SubmitJob")
         if isinstance(new, RequestError):
             raise new
-        (submitted,) = await self._submit(who, [new], self._store_with_others)
-        return _accepted(submitted, who)
+        return _accepted(await self._accepting.one(who, new), who)
 
     async def BatchSubmitJobs(self, request: pb.BatchSubmitJobsRequest, context: Any) -> pb.BatchSubmitJobsResponse:
         """Accept up to 1,000 jobs, each for itself."""
@@ -123,7 +93,7 @@ class Jobs(JobServiceServicer):
             self._checked(item, who, screening, rpc="BatchSubmitJobs") async for item in _unhurried(request.items)
         ]
         good = [outcome for outcome in outcomes if isinstance(outcome, NewJob)]
-        submitted = iter(await self._submit(who, good, self._store_batch))
+        submitted = iter(await self._accepting.batch(who, good))
         return pb.BatchSubmitJobsResponse(
             results=[
                 _batch_result(next(submitted) if isinstance(outcome, NewJob) else outcome, who, f"items[{place}].")
@@ -143,85 +113,6 @@ class Jobs(JobServiceServicer):
         except ImprimaturError as fault:
             screening.invalid(item.request_id)
             return known(fault, rpc=rpc)
-
-    async def _submit(self, who: Caller, new_jobs: Sequence[NewJob], store: _Store) -> list[Submitted | RequestError]:
-        """What became of each, in their order: some may be refused by the tenant's limits, or for their images."""
-        with await self._quotas.admit(who, new_jobs) as admission:
-            ready = await self._made_ready(admission.jobs)
-            good = [one for one in ready if isinstance(one, NewJob)]
-            stored = iter(await store(good) if good else ())
-            return admission.answers(new_jobs, [next(stored) if isinstance(one, NewJob) else one for one in ready])
-
-    async def _made_ready(self, new_jobs: Sequence[NewJob]) -> list[NewJob | RequestError]:
-        """With how long they may take, as far as that is known; or what is wrong with the images that they name."""
-        return [
-            await self._estimates.put(one) if isinstance(one, NewJob) and one.estimated_seconds is None else one
-            for one in await with_their_images(self._database, new_jobs)
-        ]
-
-    async def _store_with_others(self, new_jobs: Sequence[NewJob]) -> list[Submitted]:
-        return [await self._together.add(new) for new in new_jobs]
-
-    async def _store_batch(self, new_jobs: Sequence[NewJob]) -> list[Submitted | RequestError]:
-        """In one transaction; or, where some of them do not let that happen, each for itself, as if it came alone."""
-        try:
-            return [*await self._store(new_jobs, _BATCH_LOCK_SECONDS)]
-        except Unavailable:
-            raise
-        except Exception as fault:  # noqa: BLE001  # the item's own, which is found by asking each
-            log.warning("a batch is stored one by one", jobs=len(new_jobs), error=type(fault).__name__)
-        answers: dict[uuid.UUID, Submitted | RequestError] = {}
-        place = asyncio.Semaphore(_SINGLY_TOGETHER)
-
-        async def store_in_turn(alike: Sequence[NewJob]) -> None:
-            for new in alike:
-                try:
-                    async with place:
-                        answers[new.id] = await self._together.add(new)
-                except Exception as fault:  # noqa: BLE001  # becomes its answer
-                    answers[new.id] = known(fault, rpc="BatchSubmitJobs")
-
-        by_key: defaultdict[str | uuid.UUID, list[NewJob]] = defaultdict(list)
-        for new in new_jobs:
-            by_key[new.concurrency_key or new.id].append(new)
-        await asyncio.gather(*map(store_in_turn, by_key.values()))
-        return [answers[new.id] for new in new_jobs]
-
-    async def _store(
-        self, new_jobs: Sequence[NewJob], lock_seconds: float | None = None, write: _Write | None = None
-    ) -> list[Submitted]:
-        for tried in count(1):
-            try:
-                return await self._store_once(new_jobs, lock_seconds, write)
-            except Contended:
-                if tried == _MOST_TRIES:
-                    raise
-        raise AssertionError("counting never ends")
-
-    async def _store_once(
-        self, new_jobs: Sequence[NewJob], lock_seconds: float | None, write: _Write | None
-    ) -> list[Submitted]:
-        with self._dispatcher.room_for(len(new_jobs)) as fast:
-            async with self._database.begin(lock_seconds=lock_seconds) as tx:
-                if write is None:
-                    submitted = await acceptance.submit(
-                        tx,
-                        new_jobs,
-                        release_at_once=fast,
-                        together=self._dispatcher.together,
-                        most_of_a_tenant=self._dispatcher.most_of_a_tenant,
-                    )
-                else:
-                    submitted = await write(tx, new_jobs, fast)
-        if any(one.waits for one in submitted):
-            self._dispatcher.wake()
-        for one in submitted:
-            if one.created:
-                metrics.jobs_submitted.labels(one.job.type, one.job.priority.name.lower()).inc()
-            if one.superseded is not None:
-                metrics.jobs_finished.labels(one.superseded, State.CANCELLED).inc()
-        metrics.jobs_released.labels("at_once").inc(sum(one.released for one in submitted))
-        return submitted
 
     # --- find --------------------------------------------------------------------------------------------
 
@@ -333,8 +224,7 @@ class Jobs(JobServiceServicer):
                 state=old.state,
             )
         new = repeats.retry_of(old, request_id, fresh=request.fresh)
-        (submitted,) = await self._submit(who, [new], self._store_with_others)
-        return pb.RetryJobResponse(job=_accepted(submitted, who).job)
+        return pb.RetryJobResponse(job=_accepted(await self._accepting.one(who, new), who).job)
 
     async def AppealJob(self, request: pb.AppealJobRequest, context: Any) -> pb.AppealJobResponse:
         """Have a decided creative decided again, by another person."""
@@ -349,18 +239,15 @@ class Jobs(JobServiceServicer):
             request_id=validation.text_within(request.request_id, "request_id", 200),
             retention=self._retention,
         )
-        (submitted,) = await self._submit(who, [new], lambda admitted: self._store_appeals(who, admitted))
-        return pb.AppealJobResponse(job=_accepted(submitted, who).job)
 
-    async def _store_appeals(self, who: Caller, new_jobs: Sequence[NewJob]) -> list[Submitted]:
         async def write(tx: Transaction, admitted: Sequence[NewJob], room: int) -> list[Submitted]:
             most = self._dispatcher.most_of_a_tenant
-            return [await appeals.store(tx, who, new, release_at_once=room, most_of_a_tenant=most) for new in admitted]
+            return [await appeals.store(tx, who, one, release_at_once=room, most_of_a_tenant=most) for one in admitted]
 
-        submitted = await self._store(new_jobs, write=write)
-        for one in submitted:
-            appeals.count(one)
-        return submitted
+        submitted = await self._accepting.one(who, new, write)
+        if isinstance(submitted, Submitted):
+            appeals.count(submitted)
+        return pb.AppealJobResponse(job=_accepted(submitted, who).job)
 
     async def RetryJobs(self, request: pb.RetryJobsRequest, context: Any) -> pb.RetryJobsResponse:
         """Retry what matches and is not retried yet, up to a limit."""

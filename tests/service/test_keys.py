@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from grpc import StatusCode
 
-from gateway.jobs import Jobs
+from gateway.accepting import Accepting
 from imprimatur.errors import Contended
 from imprimatur.storage import acceptance
 from imprimatur.tenancy import Role
@@ -251,7 +251,7 @@ async def test_what_others_always_come_in_between_of_may_be_tried_again(
     async def never(*_: Any) -> Any:
         raise Contended("others came in between")
 
-    monkeypatch.setattr(Jobs, "_store_once", never)
+    monkeypatch.setattr(Accepting, "_store_once", never)
     seen = await refusal(me.jobs.SubmitJob(submission()))
     assert (seen.code, seen.reason) == (StatusCode.UNAVAILABLE, "KEY_CONTENDED")
     assert seen.retry_after_seconds == pytest.approx(0.1)
