@@ -3,6 +3,8 @@
 The classes are the one source: names, defaults and descriptions stand there and nowhere else.
 """
 
+from collections.abc import Mapping
+
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
@@ -17,13 +19,13 @@ class ServeSettings(EngineSettings, TracingSettings, RetentionSettings, AddressS
     """What `cli/servers.py` reads for `imprimatur serve`."""
 
 
-#: `serve` comes last: what it reads are settings of the others.
 SERVICES: dict[str, type[BaseSettings]] = {
     "gateway": GatewaySettings,
     "reviewer": ReviewerSettings,
     "notifier": NotifierSettings,
-    "serve": ServeSettings,
 }
+#: `serve` comes last: what it reads are settings of the others.
+_READERS: dict[str, type[BaseSettings]] = {**SERVICES, "serve": ServeSettings}
 
 
 def main() -> int:
@@ -33,8 +35,12 @@ def main() -> int:
 
 def settings() -> dict[str, tuple[FieldInfo, list[str]]]:
     """Every variable with its field and the services that read it, in the order of the classes."""
+    return _read_by(SERVICES)
+
+
+def _read_by(kinds: Mapping[str, type[BaseSettings]]) -> dict[str, tuple[FieldInfo, list[str]]]:
     found: dict[str, tuple[FieldInfo, list[str]]] = {}
-    for service, kind in SERVICES.items():
+    for service, kind in kinds.items():
         for name, field in kind.model_fields.items():
             variable = f"IMPRIMATUR_{name.upper()}"
             found.setdefault(variable, (field, []))[1].append(service)
@@ -52,17 +58,17 @@ def table() -> str:
         "| variable | read by | default | meaning |",
         "|---|---|---|---|",
     ]
-    for variable, (field, services) in settings().items():
-        readers = "all" if len(services) == len(SERVICES) else ", ".join(services)
-        lines.append(f"| `{variable}` | {readers} | {_default(field)} | {field.description} |")
+    for variable, (field, readers) in _read_by(_READERS).items():
+        named = "all" if len(readers) == len(_READERS) else ", ".join(readers)
+        lines.append(f"| `{variable}` | {named} | {_default(field)} | {field.description} |")
     return "\n".join(lines) + "\n"
 
 
 def example() -> str:
     """.env.example."""
     lines = ["# Every setting with its default. Generated from the settings classes by `make docs`."]
-    for variable, (field, services) in settings().items():
-        lines += ["", f"# {field.description} ({', '.join(services)})"]
+    for variable, (field, readers) in _read_by(_READERS).items():
+        lines += ["", f"# {field.description} ({', '.join(readers)})"]
         value = "" if field.is_required() or field.default is None else _plain(field.default)
         lines.append(f"{'' if field.is_required() else '# '}{variable}={value}")
     return "\n".join(lines) + "\n"
