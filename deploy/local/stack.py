@@ -359,7 +359,8 @@ def _tell(stack: Stack, prometheus: str, exporter: str) -> None:
     print(f"  gRPC      {stack.target}   (key and webhook secret: {stack.folder / 'client.json'})")
     for name, port in stack.ports.items():
         print(f"  {name:9} http://127.0.0.1:{port}/metrics   log: {stack.folder / name / 'log'}")
-    print(f"  database  {stack.environ['IMPRIMATUR_DATABASE_URL']}   metrics: {exporter}")
+    data = PrivatePostgres.attach(stack.folder / "postgresql").settings.data
+    print(f"  database  {stack.environ['IMPRIMATUR_DATABASE_URL']}   metrics: {exporter}   files: {data}")
     print(f"  broker    {stack.environ['IMPRIMATUR_BROKER_URL']}   metrics: http://{stack.rabbitmq_metrics}/metrics")
     print(f"  metrics   {prometheus}   (Prometheus, with the rules of deploy/prometheus)")
     print("Try:")

@@ -134,6 +134,10 @@ def _sum_up(screen: Screen, submitted: dict[str, Item], jobs: dict[str, Job], we
         f"Approved by the AI though they must not be: {sum(item.must_not_approve for item in approved)}. "
         f"Benign ones approved without a person: {sum(item.benign for item in approved)} of {benign}."
     )
+    screen.say(
+        "These examples are hard ones, and with this engine whatever has images waits for a person; of plain text ads "
+        "it approves about two in three (docs/evaluation.md)."
+    )
 
 
 async def _until_asked_to_stop(screen: Screen) -> int:

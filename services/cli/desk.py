@@ -6,8 +6,10 @@ claimed, and stays so while somebody looks at it.
 
 import asyncio
 import json
+import signal
 import time
-from contextlib import aclosing, suppress
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +33,7 @@ _LEASE = timedelta(minutes=15)
 _MOST_PASSED_OVER = 500
 _MOST_UNSENT = 5
 _LONGEST_REASON = 5000
+_TOLD_TO_LEAVE = (signal.SIGHUP, signal.SIGTERM)
 _REASONS: dict[str, list[str]] = {
     "approve": [
         "Complies with the policy.",
@@ -85,7 +88,31 @@ async def review(
             undo_seconds=undo_seconds,
             reasons=reasons_in(reasons) if reasons is not None else _REASONS,
         )
-        await desk.work()
+        with _left_when_told():
+            await desk.work()
+
+
+@contextmanager
+def _left_when_told() -> Iterator[None]:
+    """A closed terminal, and whoever ends the process, is obeyed as Ctrl-C is: what was claimed is given back."""
+    loop, task, told = asyncio.get_running_loop(), asyncio.current_task(), list[int]()
+    assert task is not None
+
+    def leave(number: int) -> None:
+        told.append(number)
+        task.cancel()
+
+    for number in _TOLD_TO_LEAVE:
+        loop.add_signal_handler(number, leave, number)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if told:
+            raise typer.Exit(128 + told[0]) from None
+        raise
+    finally:
+        for number in _TOLD_TO_LEAVE:
+            loop.remove_signal_handler(number)
 
 
 def reasons_in(file: Path) -> dict[str, list[str]]:
@@ -161,9 +188,6 @@ class Desk:
             await self._leave()
 
     async def _leave(self) -> None:
-        for unsent in [*self._unsent, *([self._held_back] if self._held_back else [])]:
-            self._tally.decided -= 1
-            tell(f"NOT sent: {unsent.review.job.id} {_word(unsent.decision)}; it waits on, and is not decided")
         for task in self._sending:
             task.cancel()
         with suppress(TimeoutError):
@@ -171,6 +195,10 @@ class Desk:
                 for held in self._hand:
                     await self._calls.release(held)
         self._hand.clear()
+        # After that: the terminal may be gone.
+        for unsent in [*self._unsent, *([self._held_back] if self._held_back else [])]:
+            self._tally.decided -= 1
+            tell(f"NOT sent: {unsent.review.job.id} {_word(unsent.decision)}; it waits on, and is not decided")
         tell(f"{self._tally.decided} decided")
 
     # --- one after the other -----------------------------------------------------------------------------
@@ -370,6 +398,9 @@ class Desk:
                     tell(f"{held.job.subject_id}: {fault}; any key goes on to the next")
 
     async def _save_images(self, review: PendingReview) -> None:
+        if not review.creative.images:
+            tell("it has no images")
+            return
         folder = await self._keys.line("folder for the images: ")
         if folder is None or not folder.strip():
             return

@@ -112,7 +112,7 @@ async def submit(
             complain(f"{file.path}: {outcome.message}")
     if watch_jobs:
         await watch.until_settled(session, [job for _, job in accepted], until_terminal=False)
-    else:
+    elif accepted or session.output.as_json:
         session.output.show({"results": [_result(*outcome) for outcome in outcomes]}, lambda: _accepted(accepted))
     if len(accepted) < len(outcomes):
         raise typer.Exit(1)

@@ -83,6 +83,8 @@ def _status(answer: GetSystemStatusResponse) -> RenderableType:
 def _dependency(found: DependencyStatus) -> str:
     if not found.up:
         return "down"
+    if not found.HasField("latency"):
+        return "up"
     latency = found.latency.seconds + found.latency.nanos / 1e9
     return f"up, answers in {latency * 1000:.1f} ms"
 

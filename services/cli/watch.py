@@ -23,7 +23,8 @@ _MOST_STREAMS = 100
 _REFRESHES_PER_SECOND = 5
 
 JobsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[JOB_ID…]", help="Default: all that are unfinished, and new ones.")
+    list[str] | None,
+    typer.Argument(metavar="[JOB_ID…]", help="Default: all that are unfinished, and what comes meanwhile."),
 ]
 TerminalOption = Annotated[bool, typer.Option("--until-terminal", help="Wait also for what a person has to decide.")]
 
@@ -139,7 +140,8 @@ class Board:
 def _as_line(job: Job) -> str:
     decision = tables.decision_of(job)
     words = (job.id, f"v{job.version}", tables.word(JobState, job.state), decision, job.subject_id)
-    return one_line(" ".join(filter(None, (*words, tables.progress_of(job)))))
+    told = tables.progress_of(job) or (tables.why(job) if is_settled(job) else "")
+    return one_line(" ".join(filter(None, (*words, told))))
 
 
 def _first(errors: BaseExceptionGroup[ClientError]) -> ClientError:

@@ -15,7 +15,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiohappyeyeballs import AddrInfoType, SocketFactoryType
-from aiohttp import ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from aiohttp import (
+    ClientConnectorDNSError,
+    ClientConnectorError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    TCPConnector,
+)
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
@@ -70,6 +78,15 @@ def as_forbidden(fault: BaseException) -> AddressForbidden | None:
             return cause
         cause = cause.__cause__
     return None
+
+
+def in_words(fault: Exception) -> str:
+    """Why there was no answer, in words of ours: another server's, or a resolver's, might tell of our network."""
+    if isinstance(fault, ClientConnectorDNSError):
+        return "the host name cannot be resolved"
+    if isinstance(fault, ClientConnectorError) and isinstance(fault.os_error, ConnectionRefusedError):
+        return "the connection was refused"
+    return f"no answer ({type(fault).__name__})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,8 @@ class Policy:
             InvalidRequest: an unknown key, mode or category, or thresholds out of order.
         """
         if unknown := set(document) - {field.name for field in fields(cls)}:
-            raise InvalidRequest(min(unknown), "is not a policy setting")
+            known = ", ".join(field.name for field in fields(cls))
+            raise InvalidRequest(min(unknown), f"is not a policy setting; there are {known}")
         values: dict[str, object] = dict(document)
         try:
             if "mode" in values:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from aiohttp import ClientConnectorDNSError, ClientError
+from aiohttp import ClientError
 
 from imprimatur import metrics
-from imprimatur.guard import Guard, GuardedClient, UrlForbidden, as_forbidden
+from imprimatur.guard import Guard, GuardedClient, UrlForbidden, as_forbidden, in_words
 from notifier.schedule import retry_after
 
 #: Read so that the connection can serve again; a receiver that sends more has its connection closed.
@@ -91,9 +91,6 @@ def _of_status(status: int, retry_after_seconds: float | None) -> Answer:
 
 
 def _of_fault(fault: Exception) -> Answer:
-    """The kind of fault, in words of ours: a receiver's or resolver's own might tell of our network."""
     if forbidden := as_forbidden(fault):
         return Answer(outcome=Outcome.BLOCKED, error=str(forbidden))
-    if isinstance(fault, ClientConnectorDNSError):
-        return Answer(outcome=Outcome.FAILED, error="the host name cannot be resolved")
-    return Answer(outcome=Outcome.FAILED, error=f"no answer ({type(fault).__name__})")
+    return Answer(outcome=Outcome.FAILED, error=in_words(fault))

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from deploy.local.postgres import PrivatePostgres
+from imprimatur.client import ClientError
 from imprimatur.storage.database import Database
 from imprimatur.v1.creative_pb2 import DECISION_REJECTED
 from imprimatur.v1.job_pb2 import (
@@ -220,6 +221,7 @@ async def test_a_message_over_4_mebibytes_is_refused(world: World) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await world.me.jobs.SubmitJob(submission("x" * (4 * 1024 * 1024)))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "have 4 MiB together: upload images" in ClientError.of(caught.value).message
     assert (await world.me.get(world.ids["queued"])).state == JOB_STATE_QUEUED  # and the connection lives
 
 

@@ -4,6 +4,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from sqlalchemy import text
 
 from imprimatur.tenancy import Role
@@ -210,6 +211,20 @@ async def test_interrupted_it_says_what_it_has_not_sent_and_gives_back_what_it_h
         await terminal.expect("NOT sent: ")
         assert await terminal.ended() == 130
     assert (await claimed(me))["cr-2"] == ""
+
+
+@pytest.mark.parametrize("told", [signal.SIGHUP, signal.SIGTERM])
+@on_sqlite
+async def test_a_desk_whose_terminal_is_closed_gives_back_what_it_holds(
+    system: System, me: Caller, told: signal.Signals
+) -> None:
+    await waiting(me, system, "cr-1")
+    async with desk(system) as terminal:
+        await terminal.expect(PROMPT)
+        assert await claimed(me) == {"cr-1": "ada"}
+        terminal.process.send_signal(told)
+        assert await terminal.ended() == 128 + told
+    assert await claimed(me) == {"cr-1": ""}
 
 
 @on_sqlite

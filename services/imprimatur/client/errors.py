@@ -14,6 +14,8 @@ DETAILS_TRAILER = "grpc-status-details-bin"
 
 _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
+_TOO_LARGE = "SERVER: Received message larger than max"
+
 
 class ClientError(ImprimaturError):
     """A call was refused, or no answer came.
@@ -73,7 +75,10 @@ class ClientError(ImprimaturError):
         status = _status_in(error)
         if status is not None:
             return cls.of_status(status, code=error.code())
-        return cls(error.code(), error.details() or f"the call ended with {error.code().name}")
+        message = error.details() or f"the call ended with {error.code().name}"
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in message:  # gRPC's own, with no reason
+            message += "; texts and inline images of one call have 4 MiB together: upload images, or send less at once"
+        return cls(error.code(), message)
 
     @classmethod
     def of_status(cls, status: status_pb2.Status, *, code: grpc.StatusCode | None = None) -> "ClientError":

@@ -9,7 +9,7 @@ from aiohttp import ClientError, ClientResponse
 
 from imprimatur import metrics
 from imprimatur.errors import AttemptError, TransientError, UnreviewableInput
-from imprimatur.guard import Guard, GuardedClient, UrlForbidden, as_forbidden
+from imprimatur.guard import Guard, GuardedClient, UrlForbidden, as_forbidden, in_words
 from reviewer.images.decoding import STAGE
 
 UNAVAILABLE = "image_unavailable"  #: the error code of an attempt whose image could not be fetched this time
@@ -121,10 +121,9 @@ async def _read(response: ClientResponse, field: str, remaining: Remaining, most
 
 
 def _explained(fault: Exception, field: str) -> AttemptError:
-    """In words of ours: another server's or a resolver's own might tell of our network."""
     if forbidden := as_forbidden(fault):
         return _refusal(field, str(forbidden))
-    return _unavailable(field, f"cannot be fetched ({type(fault).__name__})")
+    return _unavailable(field, f"cannot be fetched: {in_words(fault)}")
 
 
 def _refusal(field: str, message: str) -> UnreviewableInput:
