@@ -27,6 +27,9 @@ _LEAST_PAUSE_SECONDS = _PASS_SECONDS_WHILE_HELD_BACK / 2
 #: no slot waits for the next pass; and no more, since what is put up stands before everybody who comes later.
 _AHEAD_SECONDS = 2 * _PASS_SECONDS_WHILE_HELD_BACK
 _MOST_AHEAD = 512
+#: The pace is counted over so long: jobs are claimed many at a time, and by the pace of such a moment alone the slots of
+#: the next seconds would be given away, before whoever comes then.
+_COUNTED_SECONDS = 0.5
 #: Of many jobs one message asks for as many as a worker has sixteenths of its slots: what a message costs all who touch
 #: it is shared then, and no worker gets more with it than it finds room for in a moment.
 _SLOTS_FOR_ONE_MORE = 16
@@ -40,7 +43,7 @@ _NO_ENDS = frozenset({_STARTED, f"state.{SUBMITTED}", "state.progress"})
 
 
 class Pace:
-    """How many jobs start in a second, over all workers, as the broker tells of them. Rises at once, falls slowly."""
+    """How many jobs start in a second, over all workers, as the broker tells of them. Falls slowly."""
 
     def __init__(self) -> None:
         self._starts = 0
@@ -55,7 +58,7 @@ class Pace:
         """How many jobs to put up beyond the free slots; at least one."""
         now = time.monotonic()
         passed = now - self._counted_at
-        if passed >= _PASS_SECONDS_WHILE_HELD_BACK / 2:
+        if passed >= _COUNTED_SECONDS:
             self._per_second = max(self._starts / passed, self._per_second * math.exp(-passed))
             self._starts, self._counted_at = 0, now
         return min(_MOST_AHEAD, 1 + math.ceil(self._per_second * _AHEAD_SECONDS))
