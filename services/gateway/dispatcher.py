@@ -27,8 +27,8 @@ _LEAST_PAUSE_SECONDS = _PASS_SECONDS_WHILE_HELD_BACK / 2
 #: no slot waits for the next pass; and no more, since what is put up stands before everybody who comes later.
 _AHEAD_SECONDS = 2 * _PASS_SECONDS_WHILE_HELD_BACK
 _MOST_AHEAD = 512
-#: The pace is counted over so long: jobs are claimed many at a time, and by the pace of such a moment alone the slots of
-#: the next seconds would be given away, before whoever comes then.
+#: The pace is counted over so long: jobs are claimed many at a time, and by the pace of such a moment alone a whole
+#: round of slots would be given away before whoever comes next.
 _COUNTED_SECONDS = 0.5
 #: Of many jobs one message asks for as many as a worker has sixteenths of its slots: what a message costs all who touch
 #: it is shared then, and no worker gets more with it than it finds room for in a moment.
